@@ -1,0 +1,30 @@
+"""Errors of the engine layer.
+
+EngineError
+|-- ModelError          the model or what the job says of it is wrong
+|-- AccuracyError       no engine reaches the accuracy that the job demands
+|-- EngineCorruptError  a stored engine is not what was published, or computes something else
+`-- LockTimeoutError    another process has been building the same engine for too long
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of all errors that the engine layer raises on purpose."""
+
+
+class ModelError(EngineError):
+    """The model cannot be loaded, exported, or does not fit its description."""
+
+
+class AccuracyError(EngineError):
+    """Every candidate failed, or missed the gate on held-out rows."""
+
+
+class EngineCorruptError(EngineError):
+    """A stored engine differs from its manifest, or its probe batch gives other results."""
+
+
+class LockTimeoutError(EngineError):
+    """The lock on a build was not free in time."""

@@ -1,0 +1,136 @@
+"""The model as a float ONNX graph with a dynamic batch, wherever it comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.errors import ModelError
+from engines.model import ModelSpec, load_torch_model
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+OPSET = 20
+"""Known by ONNX Runtime, OpenVINO and TensorRT 11."""
+MIN_OPSET = 13
+"""Softmax and Q/DQ per channel mean what we mean from here on."""
+
+
+def load_core(spec: ModelSpec) -> onnx.ModelProto:
+    """The model as ONNX, float32 in and out, checked against its description.
+
+    Raises:
+        ModelError: It cannot be loaded or exported, or has another input than described.
+    """
+    if spec.is_torch:
+        core = export_torch(load_torch_model(spec.source), spec.input.model_row_shape)
+    else:
+        core = _load_onnx(Path(spec.source))
+    _check_input(core, spec)
+    return _simplify(core)
+
+
+def export_torch(model: torch.nn.Module, row_shape: tuple[int, ...]) -> onnx.ModelProto:
+    """Export with torch's dynamo exporter and a dynamic batch.
+
+    Args:
+        model: Takes float32 [batch, *row_shape].
+        row_shape: Shape of one row.
+    """
+    import torch
+
+    example = torch.zeros((2, *row_shape))
+    with _quiet():
+        program = torch.onnx.export(
+            model.eval(),
+            (example,),
+            input_names=["input"],
+            output_names=["output"],
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    if program is None:
+        raise ModelError("torch.onnx.export: no program; expected one from the dynamo exporter.")
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of its own internals, which no user can change."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _load_onnx(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except OSError as error:
+        raise ModelError(f"model {path}: {error.strerror}; expected an ONNX file.") from None
+    except (DecodeError, onnx.checker.ValidationError) as error:
+        reason = str(error).strip().splitlines()[0] or "not an ONNX file"
+        raise ModelError(f"model {path}: {reason}; expected a valid ONNX file.") from None
+    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset < MIN_OPSET:
+        model = onnx.version_converter.convert_version(model, OPSET)
+    return model
+
+
+def _check_input(model: onnx.ModelProto, spec: ModelSpec) -> None:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [entry for entry in model.graph.input if entry.name not in constants]
+    if len(inputs) != 1:
+        names = ", ".join(entry.name for entry in inputs)
+        raise ModelError(f"model {spec.source}: inputs {names}; expected exactly one.")
+    kind = inputs[0].type.tensor_type
+    dims = tuple(dim.dim_value or None for dim in kind.shape.dim)
+    wanted = spec.input.model_row_shape
+    fits = len(dims) == len(wanted) + 1 and all(
+        found in (None, size) for found, size in zip(dims[1:], wanted, strict=True)
+    )
+    if kind.elem_type != 1 or not fits:
+        shown = "x".join("?" if dim is None else str(dim) for dim in dims)
+        raise ModelError(
+            f"model {spec.source}: input {inputs[0].name} has type {kind.elem_type} and shape "
+            f"{shown}; expected float32 batchx{'x'.join(map(str, wanted))}. Check the job's "
+            "`model.size` or feature columns."
+        )
+
+
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """The batch that the graph is bound to, or None when it takes any."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    entry = next(entry for entry in model.graph.input if entry.name not in constants)
+    return entry.type.tensor_type.shape.dim[0].dim_value or None
+
+
+def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Fold constants and infer shapes: the quantiser needs both."""
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        raw, simple = Path(folder, "raw.onnx"), Path(folder, "simple.onnx")
+        onnx.save(model, raw)
+        quant_pre_process(raw, simple, skip_symbolic_shape=True)
+        return onnx.load(simple)

@@ -1,0 +1,93 @@
+"""The accuracy gate and the race: what an engine answers against fp32, and how fast it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from engines.model import Head
+from engines.runner import Array, Outputs, Runner
+
+RACE_ROUNDS = 3
+RACE_S = 0.25
+"""Seconds for each runner in each round."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateSpec:
+    """What an engine must reach on held-out rows before it may score."""
+
+    num_rows: int = 512
+    min_agreement: float = 0.97
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accuracy:
+    """How the answers of an engine compare with those of fp32 on the same held-out rows."""
+
+    num_rows: int
+    agreement: float
+    """Classes: share of rows with the same best class. Scores: the lowest correlation (Pearson)
+    of any output column."""
+    mean_abs_diff: float
+    """Of the best class's probability, or of the scores."""
+    max_abs_diff: float
+
+    def passes(self, gate: GateSpec) -> bool:
+        """Whether the agreement is high enough."""
+        return self.agreement >= gate.min_agreement
+
+
+def compare(head: Head, reference: Outputs, found: Outputs) -> Accuracy:
+    """Judge outputs [rows, k] against the reference's."""
+    difference = np.abs(found[-1].astype(np.float64) - reference[-1].astype(np.float64))
+    if head == "classes":
+        agreement = float(np.mean(reference[0][:, 0] == found[0][:, 0]))
+        difference = difference[:, 0]
+    else:
+        columns = range(reference[0].shape[1])
+        agreement = min(_correlation(reference[0][:, i], found[0][:, i]) for i in columns)
+    if not np.isfinite(difference).all():  # NaN scores agree with nothing
+        agreement = 0.0
+    return Accuracy(
+        num_rows=len(reference[0]),
+        agreement=agreement,
+        mean_abs_diff=float(difference.mean()),
+        max_abs_diff=float(difference.max()),
+    )
+
+
+def _correlation(expected: Array, found: Array) -> float:
+    if np.std(expected) == 0 or np.std(found) == 0:  # undefined: constant scores agree or do not
+        return 1.0 if np.allclose(expected, found, rtol=1e-2) else 0.0
+    return float(np.corrcoef(expected, found)[0, 1])
+
+
+def run_rows(runner: Runner, rows: Array) -> Outputs:
+    """Outputs for any number of rows; the last batch is padded."""
+    outputs = list(runner.infer(_batches(rows, runner.batch_size)))
+    return tuple(np.concatenate(parts)[: len(rows)] for parts in zip(*outputs, strict=True))
+
+
+def _batches(rows: Array, batch_size: int) -> Iterator[Array]:
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        if len(batch) < batch_size:
+            batch = np.resize(batch, (batch_size, *batch.shape[1:]))
+        yield batch
+
+
+def race(runners: Mapping[str, Runner], rows: Array) -> dict[str, float]:
+    """Rows per second of each runner: alone, in interleaved rounds, medians."""
+    speeds: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(RACE_ROUNDS):
+        for name, runner in runners.items():
+            num_rows, started = 0, time.perf_counter()
+            while (elapsed_s := time.perf_counter() - started) < RACE_S:
+                num_rows += len(run_rows(runner, rows)[0])
+            speeds[name].append(num_rows / elapsed_s)
+    return {name: median(values) for name, values in speeds.items()}

@@ -1,0 +1,118 @@
+"""Wrap a float graph into an engine's graph: raw rows in, finished answers out, one batch size."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from engines.errors import ModelError
+from engines.model import ImageInput, ModelSpec
+from engines.runner import TensorSpec
+
+INPUT = "rows"
+PREFIX = "nightscore_"
+"""Of every name that is added, so that none collides with the model's own."""
+
+
+def wrap(core: onnx.ModelProto, spec: ModelSpec, batch_size: int) -> onnx.ModelProto:
+    """Add normalisation before the model and its head after it, and fix the batch.
+
+    Args:
+        core: Float graph, one input and at least one output (the first is used).
+        spec: The model's description.
+        batch_size: Rows of every batch.
+
+    Returns:
+        A graph with the input `rows` and the outputs of `spec.head`.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(core)
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    model_input = next(entry.name for entry in graph.input if entry.name not in constants)
+    before = _preprocessing(graph, spec, model_input)
+    after = _head(graph, spec, graph.output[0].name)
+    nodes = [*before, *graph.node, *after]
+    del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    rows = input_spec(spec, batch_size)
+    kinds = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+    graph.input.append(helper.make_tensor_value_info(rows.name, kinds[rows.dtype], rows.shape))
+    for name, dtype in _output_types(spec):
+        graph.output.append(helper.make_tensor_value_info(name, kinds[dtype], None))
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    onnx.checker.check_model(model)
+    return model
+
+
+def input_spec(spec: ModelSpec, batch_size: int) -> TensorSpec:
+    """The engine's input."""
+    shape = (batch_size, *spec.input.row_shape)
+    return TensorSpec(name=INPUT, dtype=spec.input.dtype, shape=shape)
+
+
+def output_specs(model: onnx.ModelProto, spec: ModelSpec) -> tuple[TensorSpec, ...]:
+    """The outputs of a wrapped graph.
+
+    Raises:
+        ModelError: The head does not fit the model's output.
+    """
+    inferred = {entry.name: entry.type.tensor_type.shape.dim for entry in model.graph.output}
+    batch_size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    specs = []
+    for name, dtype in _output_types(spec):
+        width = inferred[name][1].dim_value if len(inferred[name]) == 2 else 0
+        if not width:
+            raise ModelError(
+                f"model {spec.source}: its output cannot be read as [batch, n]; expected "
+                f"{'logits' if spec.head == 'classes' else 'scores'}. Check `model.head`."
+            )
+        specs.append(TensorSpec(name=name, dtype=dtype, shape=(batch_size, width)))
+    return tuple(specs)
+
+
+def _output_types(spec: ModelSpec) -> list[tuple[str, str]]:
+    if spec.head == "scores":
+        return [("score", "float32")]
+    return [("class_id", "int32"), ("probability", "float32")]
+
+
+def _constant(graph: onnx.GraphProto, name: str, values: object, dtype: type) -> str:
+    array = np.asarray(values, dtype)
+    graph.initializer.append(numpy_helper.from_array(array, f"{PREFIX}{name}"))
+    return f"{PREFIX}{name}"
+
+
+def _preprocessing(
+    graph: onnx.GraphProto, spec: ModelSpec, model_input: str
+) -> list[onnx.NodeProto]:
+    if not isinstance(spec.input, ImageInput):
+        return [helper.make_node("Identity", [INPUT], [model_input], name=f"{PREFIX}input")]
+    mean = _constant(graph, "mean", np.reshape(spec.input.mean, (1, 3, 1, 1)), np.float32)
+    scale = 1.0 / np.reshape(spec.input.std, (1, 3, 1, 1))
+    factor = _constant(graph, "factor", scale, np.float32)
+    pixels, planes, centred = (f"{PREFIX}{name}" for name in ("pixels", "planes", "centred"))
+    return [
+        helper.make_node("Cast", [INPUT], [pixels], name=pixels, to=TensorProto.FLOAT),
+        helper.make_node("Transpose", [pixels], [planes], name=planes, perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", [planes, mean], [centred], name=centred),
+        helper.make_node("Mul", [centred, factor], [model_input], name=f"{PREFIX}normalised"),
+    ]
+
+
+def _head(graph: onnx.GraphProto, spec: ModelSpec, model_output: str) -> list[onnx.NodeProto]:
+    if spec.head == "scores":
+        shape = _constant(graph, "score_shape", [0, -1], np.int64)
+        return [
+            helper.make_node("Reshape", [model_output, shape], ["score"], name=f"{PREFIX}score")
+        ]
+    k = _constant(graph, "k", [spec.top_k], np.int64)
+    shares, indices = f"{PREFIX}softmax", f"{PREFIX}indices"
+    return [
+        helper.make_node("Softmax", [model_output], [shares], name=shares, axis=1),
+        helper.make_node("TopK", [shares, k], ["probability", indices], name=f"{PREFIX}top_k"),
+        helper.make_node(
+            "Cast", [indices], ["class_id"], name=f"{PREFIX}class_id", to=TensorProto.INT32
+        ),
+    ]

@@ -1,0 +1,89 @@
+"""Open an engine for scoring: checked by hash before use, and by a probe batch after loading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from engines.errors import EngineCorruptError
+from engines.runner import Array, Outputs, Runner, TensorSpec
+from engines.store import StoredEngine
+
+PROBE_SEED = 20261120
+PROBE_TOLERANCE = 0.02
+"""Absolute: more than kernels differ from call to call, much less than other weights do."""
+
+
+def make_runner(
+    runtime: str,
+    graph: Path,
+    input: TensorSpec,
+    outputs: tuple[TensorSpec, ...],
+    num_threads: int,
+) -> Runner:
+    """The runner of a runtime for a graph; nothing is loaded yet."""
+    if runtime == "openvino":
+        from engines.ovino import OpenVinoRunner
+
+        return OpenVinoRunner(graph, input, outputs, num_threads)
+    from engines.onnxrt import OnnxrtRunner
+
+    return OnnxrtRunner(graph, input, outputs, num_threads)
+
+
+def probe_batch(spec: TensorSpec) -> Array:
+    """A seeded batch: noise over pixels, or standard normal features."""
+    rng = np.random.default_rng(PROBE_SEED)
+    if spec.dtype == "uint8":
+        return rng.integers(0, 256, spec.shape, dtype=np.uint8)
+    return rng.standard_normal(spec.shape, dtype=np.float32)
+
+
+def probe_answer(runner: Runner) -> tuple[float, ...]:
+    """The first column of the runner's float output for the probe batch."""
+    (outputs,) = runner.infer([probe_batch(runner.input)])
+    return tuple(float(value) for value in outputs[-1][:, 0])
+
+
+def open_runner(engine: StoredEngine) -> Runner:
+    """A runner for a stored engine; the checks are made when it is entered."""
+    return CheckedRunner(engine)
+
+
+class CheckedRunner:
+    """Runs a stored engine, unless it is not what was published."""
+
+    def __init__(self, engine: StoredEngine) -> None:
+        manifest = engine.manifest
+        self.batch_size = manifest.batch_size
+        self.input = manifest.input
+        self.outputs = manifest.outputs
+        self._engine = engine
+        self._runner = make_runner(
+            manifest.runtime,
+            engine.graph,
+            manifest.input,
+            manifest.outputs,
+            manifest.num_threads,
+        )
+
+    def __enter__(self) -> CheckedRunner:
+        self._engine.check()
+        self._runner.__enter__()
+        expected, found = self._engine.manifest.probe, probe_answer(self._runner)
+        if not np.allclose(expected, found, rtol=0, atol=PROBE_TOLERANCE):
+            self._runner.__exit__()
+            raise EngineCorruptError(
+                f"engine {self._engine.key[:12]}: its probe batch gives {found[:3]}; expected "
+                f"{expected[:3]}. Remove it from the store; the next run builds it again."
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.__exit__()
+
+    def infer(self, batches: Iterable[Array | None]) -> Iterator[Outputs]:
+        """See `engines.runner.Runner.infer`."""
+        return self._runner.infer(batches)

@@ -1,0 +1,155 @@
+"""The model as a job describes it, and the fingerprint of all that decides what it answers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from engines.errors import ModelError
+from engines.keys import digest
+
+if TYPE_CHECKING:
+    import torch
+
+Head = Literal["classes", "scores"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageInput:
+    """uint8 RGB pixels, NHWC; the graph computes (x - mean) / std and goes on in NCHW."""
+
+    height: int
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row of the engine's input."""
+        return (self.height, self.width, 3)
+
+    @property
+    def model_row_shape(self) -> tuple[int, ...]:
+        """Shape of one row of the model's own input."""
+        return (3, self.height, self.width)
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the engine's input."""
+        return "uint8"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureInput:
+    """float32 features, [batch, num_features]."""
+
+    num_features: int
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row of the engine's input."""
+        return (self.num_features,)
+
+    @property
+    def model_row_shape(self) -> tuple[int, ...]:
+        """Shape of one row of the model's own input."""
+        return (self.num_features,)
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the engine's input."""
+        return "float32"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """A model, and what its graph does before and after it."""
+
+    source: str
+    """An ONNX file, or `module:callable` that returns a `torch.nn.Module`."""
+    input: ImageInput | FeatureInput
+    head: Head
+    """`classes`: logits [b, C] -> class_id int32 [b, k], probability float32 [b, k].
+    `scores`: output [b] or [b, m] -> score float32 [b, m]."""
+    top_k: int = 1
+
+    @property
+    def is_torch(self) -> bool:
+        """Whether the source is `module:callable`."""
+        return not self.source.endswith(".onnx") and ":" in self.source
+
+
+def fingerprint_model(spec: ModelSpec) -> str:
+    """sha256 over weights, graph or code, input and head: equal only for equal answers.
+
+    An ONNX file is hashed as it lies there (external data too). A torch model has to be made for
+    it, which costs the import of torch: its weights may come from anywhere, so nothing less would
+    notice a new version.
+
+    Raises:
+        ModelError: The model is not there or cannot be made.
+    """
+    content = _hash_torch(spec) if spec.is_torch else _hash_onnx(Path(spec.source))
+    return digest(["model", content, spec.input, spec.head, spec.top_k])
+
+
+def _hash_onnx(path: Path) -> str:
+    try:
+        hasher = hashlib.sha256(path.read_bytes())
+    except OSError as error:
+        raise ModelError(
+            f"model {path}: {error.strerror}; expected an ONNX file or module:callable. "
+            "Check `model.source`."
+        ) from None
+    # External data lie beside the file under names that only the graph knows; torch and onnx
+    # write `<file>.data`. Other names are refused when the model is loaded.
+    sibling = path.with_name(f"{path.name}.data")
+    if sibling.exists():
+        hasher.update(sibling.read_bytes())
+    return hasher.hexdigest()
+
+
+def _hash_torch(spec: ModelSpec) -> str:
+    model = load_torch_model(spec.source)
+    hasher = hashlib.sha256(repr(model).encode())
+    for name, tensor in model.state_dict().items():
+        array = tensor.detach().cpu().contiguous()
+        hasher.update(f"{name}:{array.dtype}:{tuple(array.shape)}".encode())
+        hasher.update(array.flatten().view(_byte_type()).numpy().data)
+    module = importlib.import_module(spec.source.partition(":")[0])
+    for code in (module, type(model)):
+        hasher.update(inspect.getsource(code).encode())
+    return hasher.hexdigest()
+
+
+def _byte_type() -> torch.dtype:
+    import torch
+
+    return torch.uint8
+
+
+def load_torch_model(source: str) -> torch.nn.Module:
+    """Call `module:callable` and return its model in evaluation mode.
+
+    Raises:
+        ModelError: There is no such callable, it fails, or returns something else.
+    """
+    import torch
+
+    module, _, name = source.partition(":")
+    try:
+        model = getattr(importlib.import_module(module), name)()
+    except Exception as error:  # the user's code may raise anything
+        raise ModelError(
+            f"model {source}: {type(error).__name__}: {error}; expected module:callable that "
+            "returns a torch.nn.Module. Check `model.source` and PYTHONPATH."
+        ) from error
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(
+            f"model {source}: returned {type(model).__name__}; expected a torch.nn.Module."
+        )
+    return model.eval()

@@ -1,0 +1,72 @@
+"""ONNX Runtime: runs a graph on the CPU, one single-threaded call on each core."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from engines.runner import Array, Outputs, TensorSpec, check_batch
+
+
+class OnnxrtRunner:
+    """Runs an ONNX graph with fixed shapes; whole batches in parallel beat parallel operators.
+
+    Args:
+        graph: ONNX file.
+        input: The graph's input.
+        outputs: The graph's outputs, in order.
+        num_threads: Batches that may be computed at once.
+    """
+
+    def __init__(
+        self, graph: Path, input: TensorSpec, outputs: tuple[TensorSpec, ...], num_threads: int
+    ) -> None:
+        self.batch_size = input.shape[0]
+        self.input = input
+        self.outputs = outputs
+        self._graph = graph
+        self._num_threads = num_threads
+
+    def __enter__(self) -> OnnxrtRunner:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        # Spinning threads would steal the cores of the other stages.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            self._graph, options, providers=["CPUExecutionProvider"]
+        )
+        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="onnxruntime")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        del self._session
+
+    def infer(self, batches: Iterable[Array | None]) -> Iterator[Outputs]:
+        """See `engines.runner.Runner.infer`."""
+        running: deque[Future[Outputs]] = deque()
+        try:
+            for batch in batches:
+                if batch is None:
+                    while running:
+                        yield running.popleft().result()
+                    continue
+                if len(running) > self._num_threads:
+                    yield running.popleft().result()
+                running.append(self._pool.submit(self._run, check_batch(batch, self.input)))
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+    def _run(self, batch: Array) -> Outputs:
+        names = [output.name for output in self.outputs]
+        return tuple(np.asarray(out) for out in self._session.run(names, {self.input.name: batch}))

@@ -1,0 +1,61 @@
+"""What the pipeline sees of an engine: fixed batches in, outputs out, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.errors import EngineError
+
+Array = npt.NDArray[Any]
+Outputs = tuple[Array, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """One input or output of an engine."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    """With the batch first."""
+
+
+class Runner(Protocol):
+    """Executes one engine; a context manager that touches the device only once entered."""
+
+    batch_size: int
+    input: TensorSpec
+    outputs: tuple[TensorSpec, ...]
+
+    def __enter__(self) -> Runner:
+        """Load and compile."""
+
+    def __exit__(self, *_: object) -> None:
+        """Free the device."""
+
+    def infer(self, batches: Iterable[Array | None]) -> Iterator[Outputs]:
+        """Run every batch; yield outputs in order, as arrays that the caller may keep.
+
+        Batches are drawn ahead, a few at a time, so that copying and computing overlap. An input
+        array must not change until its outputs have come out.
+
+        Args:
+            batches: C-contiguous arrays of exactly the input's dtype and shape. None says that no
+                batch is at hand for now: whatever is in flight is finished and yielded before the
+                next one is asked for.
+        """
+
+
+def check_batch(batch: Array, spec: TensorSpec) -> Array:
+    """`batch`, if it is what the engine takes; EngineError otherwise: that is our own defect."""
+    if batch.shape != spec.shape or batch.dtype != np.dtype(spec.dtype):
+        raise EngineError(
+            f"engine input {spec.name}: {batch.dtype} {batch.shape}; expected {spec.dtype} "
+            f"{spec.shape}. Pad the last batch."
+        )
+    return np.ascontiguousarray(batch)

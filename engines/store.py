@@ -1,0 +1,244 @@
+"""The engine store: immutable engines by key, and a pointer for each question asked of it.
+
+    <root>/engines/<engine key>/{graph.onnx, manifest.json}   published by one atomic rename
+    <root>/current/<request key>.json                         which engine answers a request
+    <root>/locks/<request key>.lock                           held while an engine is built
+
+An engine's key covers all that decides what it answers and where it is valid. A request's key
+covers what a job asks for on this device, so that the next night finds the engine again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.errors import EngineCorruptError, EngineError, LockTimeoutError
+from engines.gate import Accuracy
+from engines.keys import digest_bytes
+from engines.runner import TensorSpec
+
+GRAPH = "graph.onnx"
+MANIFEST = "manifest.json"
+LOCK_POLL_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rung:
+    """One candidate of the ladder, as it was measured."""
+
+    runtime: str
+    precision: str
+    rows_per_s: float
+    accuracy: Accuracy | None
+    """None when the candidate failed."""
+    passed: bool
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineManifest:
+    """What an engine is, where it is valid, and why it was chosen."""
+
+    key: str
+    request_key: str
+    model_source: str
+    model_fingerprint: str
+    runtime: str
+    runtime_version: str
+    precision: str
+    batch_size: int
+    input: TensorSpec
+    outputs: tuple[TensorSpec, ...]
+    graph_sha256: str
+    graph_bytes: int
+    device: str
+    num_threads: int
+    calibration_rows: int
+    calibration_sha256: str
+    """Of the rows that the scales were taken from."""
+    min_agreement: float
+    accuracy: Accuracy
+    rungs: tuple[Rung, ...]
+    reason: str
+    build_s: float
+    created_at: str
+    """ISO 8601, UTC."""
+    probe: tuple[float, ...]
+    """Float output of the probe batch, first column; see engines/load.py."""
+
+    def to_json(self) -> bytes:
+        """UTF-8 JSON."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredEngine:
+    """An engine on disk."""
+
+    folder: str
+    manifest: EngineManifest
+
+    @property
+    def key(self) -> str:
+        """The engine's key."""
+        return self.manifest.key
+
+    @property
+    def graph(self) -> Path:
+        """The graph's file."""
+        return Path(self.folder, GRAPH)
+
+    def check(self) -> None:
+        """Compare the graph with its manifest.
+
+        Raises:
+            EngineCorruptError: A byte has changed, or the file is gone.
+        """
+        try:
+            found = digest_bytes(self.graph.read_bytes())
+        except OSError as error:
+            raise EngineCorruptError(
+                f"engine {self.key[:12]}: {error.strerror}; expected {self.graph}."
+            ) from None
+        if found != self.manifest.graph_sha256:
+            raise EngineCorruptError(
+                f"engine {self.key[:12]}: sha256 {found[:12]}; expected "
+                f"{self.manifest.graph_sha256[:12]}. The file was changed after it was stored."
+            )
+
+
+class EngineStore:
+    """A folder of engines that several processes may use at once."""
+
+    def __init__(self, root: str | Path) -> None:
+        self._root = Path(root)
+
+    def find(self, request_key: str) -> StoredEngine | None:
+        """The engine that answers a request, not yet checked; None when there is none."""
+        try:
+            pointer = json.loads((self._root / "current" / f"{request_key}.json").read_bytes())
+            return self._load(self._root / "engines" / pointer["key"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def list(self) -> list[StoredEngine]:
+        """All engines, newest first; folders that cannot be read are left out."""
+        engines = []
+        for folder in (self._root / "engines").glob("[0-9a-f]*"):
+            try:
+                engines.append(self._load(folder))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return sorted(engines, key=lambda engine: engine.manifest.created_at, reverse=True)
+
+    def get(self, key: str) -> StoredEngine:
+        """The engine whose key begins with `key`.
+
+        Raises:
+            EngineError: None, or several.
+        """
+        found = [engine for engine in self.list() if engine.key.startswith(key)]
+        if len(found) != 1:
+            raise EngineError(
+                f"engine {key}: {len(found)} in {self._root}; expected one. "
+                "`score engine list` shows their keys."
+            )
+        return found[0]
+
+    def publish(self, manifest: EngineManifest, graph: bytes) -> StoredEngine:
+        """Store an engine and let it answer its request from now on."""
+        folder = self._root / "engines" / manifest.key
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".publishing-", dir=folder.parent))
+        try:
+            _write(staged / GRAPH, graph)
+            _write(staged / MANIFEST, manifest.to_json())
+            if folder.exists() and not _is_intact(folder):
+                shutil.rmtree(folder)  # damaged, and we hold the lock of its request
+            try:
+                os.rename(staged, folder)
+            except OSError:
+                if not _is_intact(folder):
+                    raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        pointer = self._root / "current" / f"{manifest.request_key}.json"
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        temporary = pointer.with_suffix(f".{os.getpid()}.tmp")
+        _write(temporary, json.dumps({"key": manifest.key}).encode())
+        os.replace(temporary, pointer)
+        return self._load(folder)
+
+    @contextmanager
+    def lock(self, request_key: str, timeout_s: float = 3600.0) -> Iterator[None]:
+        """Hold the build lock of a request; the kernel frees it when its owner dies.
+
+        Raises:
+            LockTimeoutError: Somebody else has held it for longer than `timeout_s`.
+        """
+        path = self._root / "locks" / f"{request_key}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + timeout_s
+        with path.open("w") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise LockTimeoutError(
+                            f"{path}: held by another process for {timeout_s:.0f} s; expected its "
+                            "build to end. Look for a hanging `score` process."
+                        ) from None
+                    time.sleep(LOCK_POLL_S)
+            yield
+
+    def _load(self, folder: Path) -> StoredEngine:
+        fields = json.loads((folder / MANIFEST).read_bytes())
+        return StoredEngine(folder=str(folder), manifest=_manifest_from(fields))
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        manifest = _manifest_from(json.loads((folder / MANIFEST).read_bytes()))
+        StoredEngine(folder=str(folder), manifest=manifest).check()
+    except (OSError, ValueError, KeyError, TypeError, EngineCorruptError):
+        return False
+    return True
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _manifest_from(fields: dict[str, Any]) -> EngineManifest:
+    def tensor(spec: dict[str, Any]) -> TensorSpec:
+        return TensorSpec(**{**spec, "shape": tuple(spec["shape"])})
+
+    def rung(entry: dict[str, Any]) -> Rung:
+        accuracy = entry["accuracy"]
+        return Rung(**{**entry, "accuracy": Accuracy(**accuracy) if accuracy else None})
+
+    return EngineManifest(
+        **{
+            **fields,
+            "input": tensor(fields["input"]),
+            "outputs": tuple(map(tensor, fields["outputs"])),
+            "accuracy": Accuracy(**fields["accuracy"]),
+            "rungs": tuple(map(rung, fields["rungs"])),
+            "probe": tuple(fields["probe"]),
+        }
+    )

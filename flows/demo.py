@@ -1,0 +1,62 @@
+"""`score demo`: a night's worth of real pictures (or users), made here and scored."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from flows.demo_data import write_pictures, write_users
+from flows.night import run_night
+from flows.shipped import shipped_config
+from pipeline.config import Job, load_job
+from pipeline.publish import read_manifest
+from pipeline.report import RunReport
+from pipeline.storage import open_storage
+
+FIRST_DATE = datetime.date(2026, 11, 20)
+
+
+def demo_job(config: str, folder: str) -> Job:
+    """A demo job with its input, engines and output below `folder`."""
+    job = load_job(shipped_config(config))
+    default = "nightscore-demo"
+    moved = {
+        "input.uri": job.input.uri,
+        "engine.store": job.engine.store,
+        "output.uri": job.output.uri,
+        "model.source": job.model.source,
+    }
+    overrides = [f"{key}={value.replace(default, folder, 1)}" for key, value in moved.items()]
+    return load_job(shipped_config(config), overrides)
+
+
+def run_demo(folder: str, num_rows: int, observer: Any, started: float) -> RunReport:
+    """Make the pictures of the first date that is not published yet, and score them."""
+    job = demo_job("demo.yaml", folder)
+    date = next_date(job)
+    observer.say(f"making {num_rows:,} pictures for {date} in {job.input.uri}")
+    write_pictures(Path(job.input.uri), date, num_rows=num_rows)
+    return run_night(job, date, observer, started=started)
+
+
+def next_date(job: Job) -> str:
+    """The first date from FIRST_DATE on without a published run."""
+    output = open_storage(job.output.uri)
+    date = FIRST_DATE
+    while read_manifest(output, job.name, date.isoformat()) is not None:
+        date += datetime.timedelta(days=1)
+    return date.isoformat()
+
+
+def make_features_demo(folder: str, date: str, num_rows: int) -> Job:
+    """Data and model of configs/demo-features.yaml."""
+    from engines.demo_models import write_ranking_onnx
+
+    job = demo_job("demo-features.yaml", folder)
+    write_users(Path(job.input.uri), date, num_rows=num_rows)
+    model = Path(job.model.source)
+    if not model.exists():
+        model.parent.mkdir(parents=True, exist_ok=True)
+        write_ranking_onnx(model)
+    return job

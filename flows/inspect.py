@@ -1,0 +1,195 @@
+"""Facts for `score plan`, `status` and `engine`, and how they look on a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from engines.store import EngineStore
+from flows.devices import lane_devices
+from pipeline.config import Job
+from pipeline.engine import find_engine, request_for
+from pipeline.ledger import Ledger
+from pipeline.plan import make_plan, run_id_of
+from pipeline.publish import published_folder, read_manifest
+from pipeline.storage import MANIFEST, open_storage
+
+Facts = dict[str, Any]
+
+
+def plan_facts(job: Job, date: str) -> Facts:
+    """What a run of `date` would do; reads footers, the ledger and the engine store only."""
+    output = open_storage(job.output.uri)
+    plan = make_plan(job, date, open_storage(job.input.uri))
+    device = lane_devices(job)[0]
+    request = request_for(job, plan.num_features, device.num_threads)
+    engine = find_engine(request, EngineStore(job.engine.store))
+    run_id = run_id_of(plan, job, engine.key) if engine else None
+    done = Ledger(output, job.name, run_id).records() if run_id else {}
+    sizes = sorted(shard.num_rows for shard in plan.shards)
+    return {
+        "job": job.name,
+        "date": date,
+        "published": read_manifest(output, job.name, date) is not None,
+        "run_id": run_id,
+        "files": len(plan.files),
+        "input_bytes": sum(file.num_bytes for file in plan.files),
+        "rows": plan.num_rows,
+        "shards": len(plan.shards),
+        "shards_done": len(done),
+        "smallest_shard_rows": sizes[0],
+        "largest_shard_rows": sizes[-1],
+        "engine": engine.key if engine else None,
+        "engine_rows_per_s": _chosen_rate(engine.manifest) if engine else None,
+        "device": device.name,
+        "threads": device.num_threads,
+    }
+
+
+def _chosen_rate(manifest: Any) -> float:
+    chosen = (manifest.runtime, manifest.precision)
+    rates = [rung.rows_per_s for rung in manifest.rungs if (rung.runtime, rung.precision) == chosen]
+    return float(rates[0])
+
+
+def render_plan(facts: Facts) -> RenderableType:
+    """Two columns: what, and how much."""
+    table = Table(show_header=False, box=None)
+    table.add_row("run", facts["run_id"] or "its engine is not built yet")
+    table.add_row(
+        "input", f"{facts['rows']:,} rows, {facts['files']:,} files, {facts['input_bytes']:,} bytes"
+    )
+    sizes = f"{facts['smallest_shard_rows']:,} to {facts['largest_shard_rows']:,} rows each"
+    table.add_row("shards", f"{facts['shards']:,} ({sizes}), {facts['shards_done']:,} done")
+    if facts["engine"]:
+        rate = facts["engine_rows_per_s"]
+        table.add_row("engine", f"{facts['engine'][:12]}, {rate:,.0f} rows/s alone when built")
+    else:
+        table.add_row("engine", "must be built first, about a minute")
+    table.add_row("device", f"{facts['device']}, {facts['threads']} threads")
+    table.add_row("published", "yes: a run would do nothing" if facts["published"] else "no")
+    return table
+
+
+def status_facts(job: Job) -> Facts:
+    """All dates of a job that are published or begun."""
+    output = open_storage(job.output.uri)
+    files = output.list_files(job.name)
+    runs = [
+        _unfinished(output, job, info.path) for info in files if info.path.endswith("/run.json")
+    ]
+    dates = [
+        info.path.split("/")[-2].removeprefix("dt=")
+        for info in files
+        if info.path.endswith(f"/{MANIFEST}") and info.path == _manifest_path(job, info.path)
+    ]
+    published = []
+    for date in sorted(dates):
+        manifest = read_manifest(output, job.name, date)
+        assert manifest is not None
+        keys = ("date", "run_id", "rows", "scored", "quarantined", "published_at")
+        published.append({key: manifest[key] for key in keys})
+    finished = {entry["run_id"] for entry in published}
+    return {
+        "job": job.name,
+        "published": published,
+        "unfinished": [run for run in runs if run["run_id"] not in finished],
+    }
+
+
+def _manifest_path(job: Job, path: str) -> str:
+    date = path.split("/")[-2].removeprefix("dt=")
+    return f"{published_folder(job.name, date)}/{MANIFEST}"
+
+
+def _unfinished(output: Any, job: Job, path: str) -> Facts:
+    import json
+
+    run = json.loads(output.read(path))
+    ledger = Ledger(output, job.name, run["run_id"])
+    records = ledger.records()
+    return {
+        "date": run["date"],
+        "run_id": run["run_id"],
+        "shards": run["num_shards"],
+        "shards_done": len(records),
+        "rows": sum(file["num_rows"] for file in run["files"]),
+        "rows_done": sum(record.num_rows for record in records.values()),
+        "attempts": len(ledger.attempts()),
+        "last_commit": max((record.committed_at for record in records.values()), default=None),
+    }
+
+
+def render_status(facts: Facts) -> RenderableType:
+    """One line for each date."""
+    if not facts["published"] and not facts["unfinished"]:
+        return Text(f"{facts['job']}: nothing published and nothing begun")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("date", "state", "rows", "quarantined", "run"):
+        table.add_column(heading, justify="right" if heading in ("rows", "quarantined") else "left")
+    for entry in facts["published"]:
+        quarantined = f"{entry['quarantined']:,}"
+        table.add_row(
+            entry["date"], "published", f"{entry['rows']:,}", quarantined, entry["run_id"]
+        )
+    for entry in facts["unfinished"]:
+        state = f"{entry['shards_done']:,}/{entry['shards']:,} shards"
+        rows = f"{entry['rows_done']:,}"
+        table.add_row(entry["date"], state, rows, "", entry["run_id"])
+    return table
+
+
+def engine_facts(job: Job) -> list[Facts]:
+    """The engines in the job's store."""
+    return [dataclasses.asdict(engine.manifest) for engine in EngineStore(job.engine.store).list()]
+
+
+def one_engine_facts(job: Job, key: str) -> Facts:
+    """One engine by the first characters of its key."""
+    return dataclasses.asdict(EngineStore(job.engine.store).get(key).manifest)
+
+
+def render_engines(engines: list[Facts]) -> RenderableType:
+    """One line for each engine."""
+    if not engines:
+        return Text("no engine is built yet; `score run` builds one when it needs it")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("key", "model", "runtime", "precision", "batch", "agreement", "built"):
+        table.add_column(heading)
+    for engine in engines:
+        table.add_row(
+            engine["key"][:12],
+            str(engine["model_source"]).rpartition(":")[2].rpartition("/")[2],
+            engine["runtime"],
+            engine["precision"],
+            str(engine["batch_size"]),
+            f"{engine['accuracy']['agreement']:.4f}",
+            engine["created_at"][:16],
+        )
+    return table
+
+
+def render_engine(engine: Facts) -> RenderableType:
+    """What an engine is, and the ladder that it was chosen from."""
+    about = Table(show_header=False, box=None, pad_edge=False)
+    for name in ("key", "model_source", "model_fingerprint", "device", "num_threads", "created_at"):
+        about.add_row(name.replace("_", " "), str(engine[name]))
+    runtime = f"{engine['runtime']} {engine['runtime_version']}, {engine['precision']}"
+    about.add_row("runtime", f"{runtime}, batches of {engine['batch_size']}")
+    about.add_row("chosen", engine["reason"])
+    ladder = Table(box=None, pad_edge=False)
+    for heading in ("rung", "rows/s", "agreement", "gate"):
+        ladder.add_column(heading)
+    for rung in engine["rungs"]:
+        accuracy = rung["accuracy"]
+        ladder.add_row(
+            f"{rung['runtime']} {rung['precision']}",
+            f"{rung['rows_per_s']:,.0f}",
+            f"{accuracy['agreement']:.4f}" if accuracy else "-",
+            "passed" if rung["passed"] else rung["error"] or "failed",
+        )
+    return Group(about, Text(), ladder)

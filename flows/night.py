@@ -1,0 +1,185 @@
+"""One night, composed: plan and engine from the pipeline, lanes on devices, shards onto lanes.
+
+The command line and the Prefect flow both call `run_night`; they differ in how groups of shards
+are handed out (`MapGroups`) and in who is told of the progress (`Observer`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from flows.devices import lane_devices
+from flows.shipped import shipped_config
+from pipeline.config import Job
+from pipeline.cost import find_price, load_prices, own_price
+from pipeline.lane import Lane, add_times
+from pipeline.plan import Shard
+from pipeline.publish import read_manifest
+from pipeline.report import Price, RunReport, StageTimes
+from pipeline.run import (
+    PreparedRun,
+    RunClock,
+    already_published,
+    finish_run,
+    lane_setup,
+    prepare_run,
+)
+from pipeline.storage import open_storage
+
+Group = Sequence[Shard]
+GROUPS_PER_LANE = 8
+"""Tasks stay coarse: a Prefect server does not like thousands, and the ledger keeps the details."""
+CALLERS_PER_LANE = 2
+"""Groups that a lane has at once, so that it never runs dry between two."""
+PROGRESS_PERIOD_S = 0.25
+
+
+class Observer(Protocol):
+    """Is told how the night goes."""
+
+    def say(self, text: str) -> None:
+        """Something that takes a while has begun or ended."""
+
+    def start(self, num_rows: int, num_done: int) -> None:
+        """Scoring begins; `num_done` rows were committed by an earlier attempt."""
+
+    def update(self, times: dict[str, StageTimes]) -> None:
+        """Stage times until now; called a few times a second."""
+
+    def stop(self) -> None:
+        """Scoring has ended, well or not."""
+
+
+class MapGroups(Protocol):
+    """Runs a function over all groups, `num_callers` at a time, and raises what it raises."""
+
+    def __call__(
+        self, score: Callable[[Group], None], groups: Sequence[Group], num_callers: int
+    ) -> None:
+        """Return when every group is done."""
+
+
+def run_night(
+    job: Job,
+    date: str,
+    observer: Observer,
+    map_groups: MapGroups | None = None,
+    started: float | None = None,
+) -> RunReport:
+    """Score one date of a job and publish it; a published date is left as it is.
+
+    Args:
+        job: The job.
+        date: ISO date.
+        observer: Is told of the progress.
+        map_groups: How groups of shards are handed to lanes; threads by default.
+        started: `time.monotonic()` when the process began; now by default.
+
+    Returns:
+        The report; its status says whether this call published.
+    """
+    clock = RunClock(started=started if started is not None else time.monotonic())
+    price = price_of(job, date)
+    if read_manifest(open_storage(job.output.uri), job.name, date) is not None:
+        return already_published(job, date)
+    devices = lane_devices(job)
+    with open_lanes([Lane(device) for device in devices]) as lanes:
+        run = prepare_run(job, date, devices[0], clock, observer.say)
+        _score(run, lanes, observer, map_groups or map_in_threads)
+    return finish_run(run, lanes, price)
+
+
+def price_of(job: Job, date: str) -> Price:
+    """The price of this machine: the job's own, or that of its entry in configs/prices.yaml."""
+    cost = job.cost
+    if cost.usd_per_hour is not None:
+        return own_price(cost.instance, cost.usd_per_hour, as_of=date)
+    return find_price(load_prices(Path(shipped_config("prices.yaml"))), cost.instance, cost.market)
+
+
+@contextmanager
+def open_lanes(lanes: list[Lane]) -> Iterator[list[Lane]]:
+    """Close the lanes after use, or end their processes at once when something went wrong."""
+    try:
+        yield lanes
+    except BaseException:
+        for lane in lanes:
+            lane.abort()
+        raise
+    for lane in lanes:
+        lane.close()
+
+
+def _score(run: PreparedRun, lanes: list[Lane], observer: Observer, map_groups: MapGroups) -> None:
+    num_todo = sum(shard.num_rows for shard in run.todo)
+    num_rows = run.plan.num_rows
+    if not run.todo:
+        observer.say(f"all {len(run.plan.shards)} shards were committed before")
+        return
+    for lane in lanes:
+        lane.open(lane_setup(run, lane.device))
+    groups = split(run.todo, GROUPS_PER_LANE * len(lanes))
+
+    def score_group(group: Group) -> None:
+        min(lanes, key=lambda lane: lane.num_pending).score(group)
+
+    observer.start(num_rows, num_rows - num_todo)
+    with _watch(lanes, observer):
+        map_groups(score_group, groups, CALLERS_PER_LANE * len(lanes))
+
+
+@contextmanager
+def _watch(lanes: list[Lane], observer: Observer) -> Iterator[None]:
+    done = threading.Event()
+
+    def tell() -> None:
+        while not done.wait(PROGRESS_PERIOD_S):
+            observer.update(add_times(lane.times() for lane in lanes))
+
+    watcher = threading.Thread(target=tell, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        observer.stop()
+
+
+def map_in_threads(
+    score: Callable[[Group], None], groups: Sequence[Group], num_callers: int
+) -> None:
+    """Hand out groups from plain threads; no Prefect needed."""
+    pool = ThreadPoolExecutor(num_callers, thread_name_prefix="group")
+    try:
+        for _ in pool.map(score, groups):
+            pass
+    finally:
+        # Whoever called us ends the lanes when we raise; then the waiting threads end too.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def split(shards: Sequence[Shard], num_groups: int) -> list[Group]:
+    """Consecutive groups of about equal numbers of shards, at most `num_groups`."""
+    num_groups = min(num_groups, len(shards))
+    bounds = [round(i * len(shards) / num_groups) for i in range(num_groups + 1)]
+    return [shards[bounds[i] : bounds[i + 1]] for i in range(num_groups)]
+
+
+def process_start() -> float:
+    """When this process began, as `time.monotonic` counts: interpreter start and imports included.
+
+    From /proc on Linux; elsewhere the moment of the call.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        return time.monotonic() - age_s
+    return time.monotonic()

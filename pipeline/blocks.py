@@ -1,0 +1,99 @@
+"""What travels between the stages of a lane: blocks of rows of one shard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.plan import Shard
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadRow:
+    """Why a row could not be scored."""
+
+    stage: str
+    """Stage that found it: `screen` or `decode`."""
+    reason: str
+    """Short code, for counting."""
+    message: str
+    """What the decoder said, or what was found."""
+    sha256: str
+    """Of the row's encoded image or of its features' bytes; empty for a null image."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Some consecutive rows as they were read."""
+
+    shard: Shard
+    first_row: int
+    """Index within the shard of the block's first row."""
+    rows: pa.RecordBatch
+    """Passthrough columns and what the decoder needs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodedBlock:
+    """The engine's input for a block; bad rows hold a placeholder whose score is never let out."""
+
+    shard: Shard
+    first_row: int
+    passthrough: pa.RecordBatch
+    inputs: Array
+    """[rows, ...] in the engine's input dtype."""
+    bad_rows: Mapping[int, BadRow]
+    """Position in the block -> why."""
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.passthrough.num_rows)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredBlock:
+    """The engine's outputs for a block, still with the bad rows' slots."""
+
+    shard: Shard
+    first_row: int
+    passthrough: pa.RecordBatch
+    outputs: tuple[Array, ...]
+    bad_rows: Mapping[int, BadRow]
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.passthrough.num_rows)
+
+
+class Decoder(Protocol):
+    """Turns a record batch into the engine's input; one bad row costs one row."""
+
+    columns: tuple[str, ...]
+    """Columns that must be read."""
+    block_rows: int
+    """Most rows that `decode` takes at once."""
+
+    def __enter__(self) -> Decoder:
+        """Load what is needed; nothing is touched before."""
+
+    def __exit__(self, *_: object) -> None:
+        """Free it."""
+
+    def decode(self, rows: pa.RecordBatch) -> tuple[Array, dict[int, BadRow]]:
+        """The input [rows, ...] and, for each position that holds a placeholder, why."""
+
+
+def pad(inputs: Array, num_rows: int) -> Array:
+    """`inputs` with zero rows added up to `num_rows`: engines take full batches only."""
+    if len(inputs) == num_rows:
+        return inputs
+    padded = np.zeros((num_rows, *inputs.shape[1:]), inputs.dtype)
+    padded[: len(inputs)] = inputs
+    return padded

@@ -1,0 +1,276 @@
+"""The job: one YAML file that says what is scored every night, checked when it is loaded."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import Field
+
+from pipeline.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Rgb = tuple[float, float, float]
+
+
+class Section(pydantic.BaseModel):
+    """Base of all sections: immutable, and unknown keys are refused."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class ImagesInput(Section):
+    """Encoded images in a binary column."""
+
+    column: str
+    """Binary column with JPEG or PNG files."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """Side of the central square that is kept, relative to the image's shorter side."""
+    interpolation: Literal["linear", "cubic", "lanczos3"] = "linear"
+    """Resize filter, antialiased: the one that the model was trained or evaluated with."""
+    max_pixels: Annotated[int, Field(gt=0)] = 40_000_000
+    """Larger images are quarantined before they are decoded (decompression bombs)."""
+
+
+class FeaturesInput(Section):
+    """Numeric features: several columns, or one column of fixed-size lists."""
+
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Column names or globs such as `f*`, expanded in the order of the file's schema."""
+    fill_missing: float | None = None
+    """Value for nulls and NaN; without it such a row is quarantined."""
+
+
+class InputSection(Section):
+    """Where the rows are, and what of them is read."""
+
+    uri: str
+    """Folder of the dataset, local or `s3://bucket/prefix`."""
+    partition: str | None = "dt={date}"
+    """Sub-folder of one night, with `{date}`; null: the whole folder is scored every time."""
+    passthrough: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Columns copied to the output; they must tell rows apart there."""
+    images: ImagesInput | None = None
+    features: FeaturesInput | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _one_kind(self) -> InputSection:
+        if (self.images is None) == (self.features is None):
+            raise ValueError("expected exactly one of `images` and `features`")
+        if self.partition is not None and "{date}" not in self.partition:
+            raise ValueError(
+                f"partition: {self.partition!r} has no {{date}}; expected `dt={{date}}`"
+            )
+        return self
+
+
+class ModelSection(Section):
+    """The model and what its graph does before and after it."""
+
+    source: str
+    """An ONNX file, or `module:callable` that returns a `torch.nn.Module`."""
+    size: tuple[int, int] = (224, 224)
+    """Height and width of the model's input (images)."""
+    mean: Rgb = (0.0, 0.0, 0.0)
+    std: Rgb = (255.0, 255.0, 255.0)
+    """The graph computes (pixel - mean) / std on RGB values from 0 to 255."""
+    head: Literal["classes", "scores"] = "classes"
+    """`classes`: logits, softmax and the best k in the graph. `scores`: the output as it is."""
+    top_k: Annotated[int, Field(ge=1, le=100)] = 1
+    class_names: str | None = None
+    """A text file with one name a line, or `module:callable` that returns the names."""
+
+
+class CalibrationSection(Section):
+    """The rows of the job's own input from which int8 scales are taken."""
+
+    rows: Annotated[int, Field(ge=8)] = 256
+    seed: int = 0
+
+
+class GateSection(Section):
+    """What an engine must reach on held-out rows, against fp32, before it may score."""
+
+    rows: Annotated[int, Field(ge=8)] = 512
+    min_agreement: Share = 0.97
+    """Share of rows with the same top-1 class; for scores the correlation."""
+
+
+class EngineSection(Section):
+    """Where engines are kept, and how they are built."""
+
+    store: str = ".nightscore/engines"
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Rows per engine call; null: what suits the device."""
+    calibration: CalibrationSection = CalibrationSection()
+    gate: GateSection = GateSection()
+
+
+class OutputSection(Section):
+    """Where scores go: `<uri>/<job>/dt=<date>/`."""
+
+    uri: str
+    compression: Literal["zstd", "snappy", "none"] = "zstd"
+
+
+class LimitsSection(Section):
+    """Guards: beyond these, nothing is published (exit 3)."""
+
+    max_quarantined: Share = 0.01
+    """Share of rows that may be quarantined."""
+
+
+class LanesSection(Section):
+    """How the machine is used."""
+
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of a lane; null: all cores that this process may use."""
+    shard_rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows of a shard, about: what a crash costs at most per lane. Null: 1,024 images or
+    1,048,576 feature rows. A shard never splits a row group."""
+
+
+class CostSection(Section):
+    """What an hour of this machine costs: an entry of configs/prices.yaml, or your own price."""
+
+    instance: str
+    market: Literal["on_demand", "spot"] = "on_demand"
+    usd_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Your own price: used instead of the price list."""
+
+
+class Job(Section):
+    """One job file."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    """Folder below the output and name in reports: lower case, digits, `-` and `_`."""
+    description: str = ""
+    input: InputSection
+    model: ModelSection
+    output: OutputSection
+    engine: EngineSection = EngineSection()
+    limits: LimitsSection = LimitsSection()
+    lanes: LanesSection = LanesSection()
+    cost: CostSection
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows that a shard aims at."""
+        default = 1_024 if self.input.images else 1_048_576
+        return self.lanes.shard_rows or default
+
+
+def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
+    """Read and check a job file.
+
+    Args:
+        path: The YAML file.
+        overrides: `dotted.key=value` pairs that replace or add values; the value is YAML.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or breaks the schema; one sentence that
+            names the line and the way out.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}; expected a job file. "
+            "See configs/demo.yaml for one to start from."
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text; expected a YAML job file.") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise ConfigError(f"{path}{line}: {problem}; expected YAML.") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: {type(data).__name__}; expected a mapping such as `name: ...`.")
+    for override in overrides:
+        _apply_override(data, override)
+    try:
+        return Job.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise ConfigError(_first_problem(path, root, error)) from None
+
+
+def parse_date(text: str) -> str:
+    """An ISO date such as 2026-11-20, as given; ConfigError when it is none."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ConfigError(f"date: {text!r}; expected an ISO date such as 2026-11-20.") from None
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    dotted, separator, value = override.partition("=")
+    if not separator or not dotted:
+        raise ConfigError(f"--set {override}: no `=`; expected dotted.key=value.")
+    *parents, last = dotted.split(".")
+    section = data
+    for key in parents:
+        child = section.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override}: `{key}` is a value; expected a section.")
+        section = child
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not YAML.") from None
+
+
+def _first_problem(path: str, root: yaml.Node | None, error: pydantic.ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    location = problem["loc"]
+    dotted = ".".join(str(key) for key in location)
+    line = _line_of(root, location)
+    where = f"{path}, line {line}: {dotted}" if line else f"{path}: {dotted}"
+    more = f" ({error.error_count() - 1} more problems.)" if error.error_count() > 1 else ""
+    match problem["type"]:
+        case "extra_forbidden":
+            allowed = _allowed_keys(location[:-1])
+            close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+            hint = f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(allowed)}."
+            return f"{where}: unknown key. {hint}{more}"
+        case "missing":
+            return f"{where}: missing; expected a value.{more}"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = problem["input"]
+    found = "" if isinstance(shown, Mapping) else f" {shown!r};"
+    return f"{where}:{found} {message[0].lower()}{message[1:].rstrip('.')}.{more}"
+
+
+def _line_of(node: yaml.Node | None, location: Sequence[int | str]) -> int | None:
+    """Line, from 1, of the deepest part of `location` that is in the file."""
+    line = None
+    for key in location:
+        if isinstance(node, yaml.MappingNode):
+            pairs = {name.value: (name, value) for name, value in node.value}
+            if key not in pairs:
+                break
+            name, node = pairs[key]
+            line = name.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _allowed_keys(location: Sequence[int | str]) -> list[str]:
+    section: Any = Job
+    for key in location:
+        annotation = section.model_fields[str(key)].annotation
+        choices = getattr(annotation, "__args__", None) or (annotation,)
+        section = next(choice for choice in choices if choice is not type(None))
+    return list(section.model_fields)

@@ -1,0 +1,76 @@
+"""Assemble numeric feature columns into the engine's input, without a loop over rows."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.blocks import Array, BadRow
+from pipeline.config import FeaturesInput
+
+BLOCK_ROWS = 1 << 16
+"""Rows assembled at once: 8 MiB for 32 features, a few of which are alive at a time."""
+
+
+class FeatureDecoder:
+    """Numeric columns, or one column of fixed-size lists -> float32 [rows, features].
+
+    A row with a null or a NaN is bad unless the job gives a value to fill in; infinity is always
+    bad. Bad rows hold zeros.
+    """
+
+    block_rows = BLOCK_ROWS
+
+    def __init__(
+        self, features: FeaturesInput, columns: tuple[str, ...], num_features: int
+    ) -> None:
+        self.columns = columns
+        self._fill = features.fill_missing
+        self._num_features = num_features
+
+    def __enter__(self) -> FeatureDecoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def decode(self, rows: pa.RecordBatch) -> tuple[Array, dict[int, BadRow]]:
+        """Assemble at most `block_rows` rows; see `pipeline.blocks.Decoder`."""
+        matrix = self._assemble(rows)
+        if np.isfinite(matrix.sum(dtype=np.float64)):  # one pass; an overflow only costs a look
+            return matrix, {}
+        if self._fill is not None:
+            matrix[np.isnan(matrix)] = self._fill
+        bad_rows: dict[int, BadRow] = {}
+        for row in np.flatnonzero(~np.isfinite(matrix).all(axis=1)).tolist():
+            feature = int(np.flatnonzero(~np.isfinite(matrix[row]))[0])
+            missing = bool(np.isnan(matrix[row, feature]))
+            bad_rows[row] = BadRow(
+                stage="decode",
+                reason="feature_missing" if missing else "feature_infinite",
+                message=f"{self._name(feature)} is {'null or NaN' if missing else 'infinite'}",
+                sha256=hashlib.sha256(matrix[row].tobytes()).hexdigest(),
+            )
+        matrix[list(bad_rows)] = 0
+        return matrix, bad_rows
+
+    def _assemble(self, rows: pa.RecordBatch) -> Array:
+        matrix = np.empty((rows.num_rows, self._num_features), np.float32)
+        first = rows.column(self.columns[0])
+        if pa.types.is_fixed_size_list(first.type):
+            # `flatten` leaves null lists out, so they are put in as rows of NaN.
+            values = first.flatten().to_numpy(zero_copy_only=False)
+            valid = first.is_valid().to_numpy(zero_copy_only=False)
+            matrix[valid] = values.reshape(-1, self._num_features)
+            matrix[~valid] = np.nan
+        else:
+            for position, name in enumerate(self.columns):
+                matrix[:, position] = rows.column(name).to_numpy(zero_copy_only=False)
+        return matrix
+
+    def _name(self, feature: int) -> str:
+        if len(self.columns) == 1:
+            return f"{self.columns[0]}[{feature}]"
+        return self.columns[feature]

@@ -1,0 +1,111 @@
+"""The job's engine: what is asked of the engine layer, with rows of the job's own input."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from engines.build import (
+    CalibrationSpec,
+    EngineRequest,
+    ResolvedEngine,
+    request_key,
+    resolve_engine,
+)
+from engines.gate import GateSpec
+from engines.model import FeatureInput, ImageInput, ModelSpec, fingerprint_model
+from engines.store import EngineStore, StoredEngine
+from pipeline.blocks import Array
+from pipeline.config import Job
+from pipeline.errors import ConfigError, InputError
+from pipeline.lane_child import make_decoder
+from pipeline.plan import Plan
+from pipeline.read import sample_rows
+from pipeline.storage import Storage
+
+
+def request_for(job: Job, num_features: int, num_threads: int) -> EngineRequest:
+    """The engine that a job asks for on a CPU with `num_threads` threads."""
+    model = job.model
+    shape: ImageInput | FeatureInput
+    if job.input.images is not None:
+        height, width = model.size
+        shape = ImageInput(height=height, width=width, mean=model.mean, std=model.std)
+    else:
+        shape = FeatureInput(num_features=num_features)
+    calibration, gate = job.engine.calibration, job.engine.gate
+    return EngineRequest(
+        model=ModelSpec(source=model.source, input=shape, head=model.head, top_k=model.top_k),
+        calibration=CalibrationSpec(num_rows=calibration.rows, seed=calibration.seed),
+        gate=GateSpec(num_rows=gate.rows, min_agreement=gate.min_agreement),
+        num_threads=num_threads,
+        batch_size=job.engine.batch_size,
+    )
+
+
+def find_engine(request: EngineRequest, store: EngineStore) -> StoredEngine | None:
+    """The engine that would score tonight, or None when one must be built."""
+    return store.find(request_key(request, fingerprint_model(request.model)))
+
+
+def get_engine(
+    job: Job, plan: Plan, source: Storage, request: EngineRequest, say: Callable[[str], None]
+) -> ResolvedEngine:
+    """Take the job's engine from its store, or build it from rows of this input."""
+
+    def rows(num_rows: int, seed: int) -> Array:
+        return decoded_sample(job, plan, source, num_rows, seed, request.num_threads)
+
+    return resolve_engine(request, EngineStore(job.engine.store), rows, say)
+
+
+def decoded_sample(
+    job: Job, plan: Plan, source: Storage, num_rows: int, seed: int, num_threads: int
+) -> Array:
+    """Engine inputs of up to `num_rows` good rows, decoded exactly as at night.
+
+    Raises:
+        InputError: No row of the sample can be decoded.
+    """
+    decoder = make_decoder(job, plan.feature_columns, plan.num_features, num_threads)
+    table = sample_rows(plan, source, decoder.columns, num_rows, seed).combine_chunks()
+    good: list[Array] = []
+    with decoder:
+        for rows in table.to_batches(max_chunksize=decoder.block_rows):
+            inputs, bad_rows = decoder.decode(rows)
+            good.append(np.delete(inputs, list(bad_rows), axis=0))
+    sample = np.concatenate(good)
+    if len(sample) == 0:
+        raise InputError(
+            f"{source.uri}: none of {len(table)} sampled rows can be decoded; expected good rows "
+            "to calibrate the engine with. Look at the data."
+        )
+    return sample
+
+
+def load_class_names(names: str | None) -> tuple[str, ...]:
+    """Names of the classes, from a text file or a `module:callable`; empty for None.
+
+    Raises:
+        ConfigError: The file is missing, or the callable is not there.
+    """
+    if names is None:
+        return ()
+    module, separator, function = names.partition(":")
+    if not separator:
+        try:
+            return tuple(Path(names).read_text(encoding="utf-8").splitlines())
+        except OSError as error:
+            raise ConfigError(
+                f"model.class_names: {names}: {error.strerror}; expected a text file with one "
+                "name a line, or module:callable."
+            ) from None
+    try:
+        return tuple(getattr(importlib.import_module(module), function)())
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"model.class_names: {names}: {error}; expected module:callable that returns names."
+        ) from None

@@ -1,0 +1,60 @@
+"""Errors of the pipeline.
+
+PipelineError
+|-- ConfigError            the job file or the command is wrong: exit 2
+|-- InputError             the data is wrong: exit 1
+|   `-- InputChangedError  an input file is not the one that the run started with
+|-- StorageError           the output store refused or broke: exit 1
+|-- LaneError              a worker process died more often than is allowed: exit 1
+|-- VerifyError            published output does not agree with its input: exit 1
+|-- GuardError             a limit of the job file stopped publication: exit 3
+`-- Interrupted            stopped from outside; the same command resumes: exit 75
+
+Messages read `<what>: <found>; expected <what>. <what to do>.` and fit in one sentence or two.
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Base of all errors that the pipeline raises on purpose; `exit_code` is the command's."""
+
+    exit_code = 1
+
+
+class ConfigError(PipelineError):
+    """The job file, the prices file or a command-line value is wrong."""
+
+    exit_code = 2
+
+
+class InputError(PipelineError):
+    """The input dataset cannot be scored as it is."""
+
+
+class InputChangedError(InputError):
+    """An input file has another size or version than when the run was planned."""
+
+
+class StorageError(PipelineError):
+    """The store failed, or cannot promise create-if-absent."""
+
+
+class LaneError(PipelineError):
+    """A lane's process died, or reported an error that is not one row's fault."""
+
+
+class VerifyError(PipelineError):
+    """What was published does not agree with the input, or is damaged."""
+
+
+class GuardError(PipelineError):
+    """A limit of the job was exceeded; nothing was published."""
+
+    exit_code = 3
+
+
+class Interrupted(PipelineError):
+    """The run was stopped from outside; committed shards stay, the same command goes on."""
+
+    exit_code = 75

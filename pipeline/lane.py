@@ -1,0 +1,194 @@
+"""A lane: one supervised process bound to one device, which keeps engine and decoder warm.
+
+The process dies with its parent. When it dies by itself, its unfinished shards go to a new one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from pipeline.errors import Interrupted, LaneError
+from pipeline.lane_child import (
+    Committed,
+    Failed,
+    LaneSetup,
+    Progress,
+    Ready,
+    lane_main,
+)
+from pipeline.ledger import CommitRecord
+from pipeline.plan import Shard
+from pipeline.report import Ceilings, StageTimes
+
+MAX_RESTARTS = 2
+"""Deaths of a lane's process that are survived; a shard that kills it each time is not endless."""
+JOIN_TIMEOUT_S = 10.0
+NO_TIME = StageTimes(busy_s=0.0, wait_s=0.0, items=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaneDevice:
+    """What a lane is bound to."""
+
+    name: str
+    num_threads: int
+
+
+class Lane:
+    """Starts its process at once, so that it imports its libraries while the run is planned.
+
+    `score` may be called from several threads; shards of all callers form one stream, so that the
+    process never runs dry between two groups.
+    """
+
+    def __init__(self, device: LaneDevice) -> None:
+        self.device = device
+        self.num_restarts = 0
+        self.ceilings: Ceilings | None = None
+        self._lock = threading.RLock()
+        self._setup: LaneSetup | None = None
+        self._pending: dict[int, tuple[Shard, Future[CommitRecord]]] = {}
+        self._closing = False
+        self._past_times: dict[str, StageTimes] = {}
+        self._times: dict[str, StageTimes] = {}
+        self._start()
+
+    def _start(self) -> None:
+        # Spawned, not forked: s3fs, DALI and the runtimes do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=lane_main, args=(theirs,), name=self.device.name)
+        self._process.start()
+        theirs.close()
+        self._receiver = threading.Thread(target=self._receive, name="lane-receiver", daemon=True)
+        self._receiver.start()
+
+    def open(self, setup: LaneSetup) -> None:
+        """Tell the process what to score with."""
+        with self._lock:
+            self._setup = setup
+            self._send(setup)
+
+    def score(self, shards: Iterable[Shard]) -> list[CommitRecord]:
+        """Score shards and wait for their commit records.
+
+        Raises:
+            PipelineError: What stopped the lane; LaneError when its process died too often;
+                Interrupted after `abort`.
+        """
+        with self._lock:
+            futures = [self._submit(shard) for shard in shards]
+        return [future.result() for future in futures]
+
+    def _submit(self, shard: Shard) -> Future[CommitRecord]:
+        future: Future[CommitRecord] = Future()
+        if self._closing:
+            future.set_exception(Interrupted("the lane is closed; run the same command again."))
+            return future
+        self._pending[shard.index] = (shard, future)
+        self._send(shard)
+        return future
+
+    @property
+    def num_pending(self) -> int:
+        """Shards that were handed in and are not committed yet."""
+        return len(self._pending)
+
+    def times(self) -> dict[str, StageTimes]:
+        """Stage times over all processes that this lane has had."""
+        with self._lock:
+            return add_times([self._past_times, self._times])
+
+    def close(self) -> None:
+        """End the process after the shards that it has; then `times` are final."""
+        with self._lock:
+            self._closing = True
+            self._send(None)
+        self._process.join(JOIN_TIMEOUT_S)
+        self._end_process()
+
+    def abort(self) -> None:
+        """End the process at once. Committed shards stay; the others raise Interrupted."""
+        with self._lock:
+            self._closing = True
+        self._end_process()
+        self._fail(Interrupted("interrupted; the same command goes on where this one stopped."))
+
+    def _end_process(self) -> None:
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+        self._receiver.join()
+        self._connection.close()
+
+    def _send(self, message: LaneSetup | Shard | None) -> None:
+        try:
+            self._connection.send(message)
+        except OSError:
+            # The process is dead: the receiver notices and sends it all again to a new one.
+            return
+
+    def _receive(self) -> None:
+        connection = self._connection
+        while True:
+            try:
+                message = connection.recv()
+            except (EOFError, OSError):
+                break
+            match message:
+                case Ready():
+                    self.ceilings = self.ceilings or message.ceilings
+                case Progress():
+                    self._times = message.times
+                case Committed():
+                    self._finish(message.record)
+                case Failed():
+                    self._fail(message.error)
+        self._process.join()
+        self._replace_process()
+
+    def _finish(self, record: CommitRecord) -> None:
+        with self._lock:
+            _, future = self._pending.pop(record.shard)
+        future.set_result(record)
+
+    def _fail(self, error: Exception) -> None:
+        with self._lock:
+            self._closing = True
+            pending, self._pending = self._pending, {}
+        for _, future in pending.values():
+            future.set_exception(error)
+
+    def _replace_process(self) -> None:
+        with self._lock:
+            self._past_times = add_times([self._past_times, self._times])
+            self._times = {}
+            if self._closing or (self._setup is not None and not self._pending):
+                return
+            if self._setup is None or self.num_restarts == MAX_RESTARTS:
+                self._fail(
+                    LaneError(
+                        f"{self.device.name}: its process died {self.num_restarts + 1} times (exit "
+                        f"code {self._process.exitcode}); expected it to live. Committed shards "
+                        "are kept; see the log for what it said last."
+                    )
+                )
+                return
+            self.num_restarts += 1
+            self._start()
+            self._send(self._setup)
+            for shard, _ in self._pending.values():
+                self._send(shard)
+
+
+def add_times(several: Iterable[dict[str, StageTimes]]) -> dict[str, StageTimes]:
+    """Sum of stage times, stage by stage, in order of first appearance."""
+    total: dict[str, StageTimes] = {}
+    for times in several:
+        for name, stage in times.items():
+            total[name] = total.get(name, NO_TIME) + stage
+    return total

@@ -1,0 +1,191 @@
+"""What runs inside a lane's process: shards come in over a pipe, commit records go back."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+
+from engines.load import open_runner
+from engines.store import StoredEngine
+from pipeline.blocks import Decoder
+from pipeline.config import Job
+from pipeline.errors import LaneError
+from pipeline.ledger import CommitRecord, Ledger
+from pipeline.part import OutputLayout
+from pipeline.plan import Shard
+from pipeline.report import Ceilings, StageTimes
+from pipeline.score_shards import ScoringTools, ShardScoring, measure_ceilings
+from pipeline.storage import open_storage
+
+PROGRESS_PERIOD_S = 0.25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaneSetup:
+    """Everything that a lane's process must know; sent once to each process."""
+
+    job: Job
+    engine: StoredEngine
+    feature_columns: tuple[str, ...]
+    num_features: int
+    layout: OutputLayout
+    run_id: str
+    attempt: str
+    num_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The lane has loaded everything and measured its limits."""
+
+    ceilings: Ceilings
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Stage times of this process until now."""
+
+    times: dict[str, StageTimes]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A shard's record is in the ledger."""
+
+    record: CommitRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The lane cannot go on; its process ends."""
+
+    error: Exception
+
+
+Message = Ready | Progress | Committed | Failed
+SendMessage = Callable[[Message], None]
+
+
+def lane_main(connection: Connection) -> None:
+    """Entry point of the process; ends when the parent closes its inbox or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group: the parent decides
+    threading.Thread(target=_die_with_parent, name="watch-parent", daemon=True).start()
+    import_heavy_modules()
+    setup = connection.recv()
+    if setup is None:
+        return
+    send_lock = threading.Lock()
+
+    def send(message: Message) -> None:
+        with send_lock:
+            connection.send(message)
+
+    inbox: queue.Queue[Shard | None] = queue.Queue()
+    receiver = threading.Thread(target=_receive, args=(connection, inbox), daemon=True)
+    receiver.start()
+    try:
+        _score(setup, inbox, send)
+    except Exception as error:  # the boundary of the process: the parent raises it again
+        send(Failed(_portable(error)))
+
+
+def import_heavy_modules() -> None:
+    """Import while the parent plans: DALI and its friends take a second."""
+    import pipeline.decode_images  # noqa: F401
+
+
+def make_decoder(
+    job: Job, feature_columns: tuple[str, ...], num_features: int, num_threads: int
+) -> Decoder:
+    """The decoder for the job's kind of input."""
+    if job.input.images is not None:
+        from pipeline.decode_images import ImageDecoder
+
+        return ImageDecoder(job.input.images, job.model.size, num_threads)
+    from pipeline.decode_features import FeatureDecoder
+
+    assert job.input.features is not None
+    return FeatureDecoder(job.input.features, feature_columns, num_features)
+
+
+def _score(setup: LaneSetup, inbox: queue.Queue[Shard | None], send: SendMessage) -> None:
+    job = setup.job
+    with ExitStack() as opened:
+        decoder = make_decoder(job, setup.feature_columns, setup.num_features, setup.num_threads)
+        tools = ScoringTools(
+            source=open_storage(job.input.uri),
+            ledger=Ledger(open_storage(job.output.uri), job.name, setup.run_id),
+            decoder=opened.enter_context(decoder),
+            runner=opened.enter_context(open_runner(setup.engine)),
+            layout=setup.layout,
+            passthrough=job.input.passthrough,
+            owner=setup.attempt,
+        )
+        first = inbox.get()
+        if first is None:
+            return
+        send(Ready(measure_ceilings(first, tools)))
+        scoring = opened.enter_context(ShardScoring(_shards(first, inbox), tools))
+        stopped = threading.Event()
+        reporter = threading.Thread(target=_report, args=(scoring, send, stopped), daemon=True)
+        reporter.start()
+        try:
+            for record in scoring:
+                send(Committed(record))
+        finally:
+            stopped.set()
+            reporter.join()
+        send(Progress(scoring.times()))
+
+
+def _shards(first: Shard, inbox: queue.Queue[Shard | None]) -> Iterator[Shard | None]:
+    """Shards as they come; None before each time that the next one has to be waited for."""
+    yield first
+    while True:
+        if inbox.empty():
+            yield None
+        shard = inbox.get()
+        if shard is None:
+            return
+        yield shard
+
+
+def _receive(connection: Connection, inbox: queue.Queue[Shard | None]) -> None:
+    while True:
+        try:
+            shard = connection.recv()
+        except (EOFError, OSError):
+            shard = None
+        inbox.put(shard)
+        if shard is None:
+            return
+
+
+def _report(scoring: ShardScoring, send: SendMessage, stopped: threading.Event) -> None:
+    while not stopped.wait(PROGRESS_PERIOD_S):
+        send(Progress(scoring.times()))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself when it survives pickling (our own do), else its text."""
+    from pipeline.errors import PipelineError
+
+    if isinstance(error, PipelineError):
+        return error
+    notes = "; ".join(getattr(error, "__notes__", []))
+    return LaneError(f"{type(error).__name__}: {error} ({notes})" if notes else repr(error))
+
+
+def _die_with_parent() -> None:
+    """End this process when the parent is gone, so that nothing keeps the device."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,126 @@
+"""Build the Parquet bytes of one shard: its scored rows, and its quarantined ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.blocks import Array, BadRow, ScoredBlock
+from pipeline.plan import Shard
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+    ]
+)
+"""Fixed, so that a night without messages reads like any other. `row` counts within `file`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputLayout:
+    """How engine outputs become columns."""
+
+    head: str
+    """`classes` or `scores`, as in the job."""
+    class_names: tuple[str, ...]
+    """Name of each class index; empty when the job names none."""
+    compression: str
+    metadata: Mapping[str, str]
+    """Provenance for the file's footer: run id, engine key, model hash, input fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardParts:
+    """The bytes of a shard's output, before they are stored."""
+
+    part: bytes
+    quarantine: bytes | None
+    """None when every row was scored."""
+    num_scored: int
+    num_quarantined: int
+    reasons: Mapping[str, int]
+
+
+def build_parts(shard: Shard, blocks: Sequence[ScoredBlock], layout: OutputLayout) -> ShardParts:
+    """Turn all blocks of a shard into its part and its quarantine part, in memory."""
+    tables = [_scored_rows(block, layout) for block in blocks]
+    bad = {block.first_row + slot: row for block in blocks for slot, row in block.bad_rows.items()}
+    scored = pa.Table.from_batches(tables)
+    return ShardParts(
+        part=_to_parquet(scored, layout),
+        quarantine=_to_parquet(_quarantined_rows(shard, bad), layout) if bad else None,
+        num_scored=scored.num_rows,
+        num_quarantined=len(bad),
+        reasons=dict(Counter(row.reason for row in bad.values())),
+    )
+
+
+def _scored_rows(block: ScoredBlock, layout: OutputLayout) -> pa.RecordBatch:
+    columns = dict(zip(block.passthrough.schema.names, block.passthrough.columns, strict=True))
+    columns |= _output_columns(block.outputs, layout)
+    rows = pa.RecordBatch.from_pydict(columns)
+    if not block.bad_rows:
+        return rows
+    is_scored = np.ones(block.num_rows, bool)
+    is_scored[list(block.bad_rows)] = False
+    return rows.filter(pa.array(is_scored))
+
+
+def _output_columns(outputs: tuple[Array, ...], layout: OutputLayout) -> dict[str, pa.Array]:
+    if layout.head == "scores":
+        (scores,) = outputs
+        return {"score": _column(scores)}
+    class_ids, probabilities = outputs
+    best = pa.array(class_ids[:, 0])
+    columns = {"class_id": best}
+    if layout.class_names:
+        columns["class_name"] = pa.array(layout.class_names).take(best)
+    columns["probability"] = pa.array(probabilities[:, 0])
+    if class_ids.shape[1] > 1:
+        columns["top_class_ids"] = _column(class_ids)
+        columns["top_probabilities"] = _column(probabilities)
+    return columns
+
+
+def _column(values: Array) -> pa.Array:
+    """[rows, 1] as a plain column, [rows, k] as lists of fixed size."""
+    if values.shape[1] == 1:
+        return pa.array(np.ascontiguousarray(values[:, 0]))
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def _quarantined_rows(shard: Shard, bad: Mapping[int, BadRow]) -> pa.Table:
+    rows = [
+        {
+            "file": shard.file.path,
+            "shard": shard.index,
+            "row": shard.first_row + position,
+            "stage": row.stage,
+            "reason": row.reason,
+            "message": row.message,
+            "sha256": row.sha256,
+        }
+        for position, row in sorted(bad.items())
+    ]
+    return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
+
+
+def _to_parquet(table: pa.Table, layout: OutputLayout) -> bytes:
+    metadata = {f"nightscore.{name}": value for name, value in layout.metadata.items()}
+    table = table.replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table, sink, compression=layout.compression, write_page_checksum=True, write_statistics=True
+    )
+    return bytes(sink.getvalue())

@@ -1,0 +1,148 @@
+"""Publish a run: check that every row is accounted for, then one create-only manifest."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.config import Job
+from pipeline.errors import GuardError, InputError, VerifyError
+from pipeline.ledger import CommitRecord, Ledger, StoredFile, utc_now
+from pipeline.plan import Plan
+from pipeline.report import RunReport, report_from_dict
+from pipeline.report_html import render_html
+from pipeline.storage import MANIFEST, Storage
+
+MANIFEST_FORMAT = 1
+QUARANTINE_FOLDER = "_quarantine"
+"""Readers ignore names that begin with `_`, so that `dt=*/*.parquet` is one schema."""
+REPORT_JSON = "_report.json"
+REPORT_HTML = "_report.html"
+
+
+def published_folder(job: str, date: str) -> str:
+    """Where readers find a run, below the output's root."""
+    return f"{job}/dt={date}"
+
+
+def read_manifest(output: Storage, job: str, date: str) -> dict[str, Any] | None:
+    """The manifest of a published run, or None when the date is not published."""
+    data = output.read(f"{published_folder(job, date)}/{MANIFEST}")
+    if data is None:
+        return None
+    manifest: dict[str, Any] = json.loads(data)
+    return manifest
+
+
+def read_report(output: Storage, job: str, date: str) -> RunReport:
+    """The report of a published run, from its manifest.
+
+    Raises:
+        InputError: The date is not published.
+    """
+    manifest = read_manifest(output, job, date)
+    if manifest is None:
+        raise InputError(
+            f"{output.uri}/{published_folder(job, date)}: not published; expected a finished run. "
+            f"Run `score run JOB --date {date}` first."
+        )
+    return report_from_dict(manifest["report"])
+
+
+def check_complete(plan: Plan, records: Mapping[int, CommitRecord], job: Job) -> None:
+    """Every shard committed, every row scored or quarantined, and few enough of the latter.
+
+    Raises:
+        VerifyError: The sums do not agree.
+        GuardError: Too many rows are in quarantine.
+    """
+    missing = [shard.name for shard in plan.shards if shard.index not in records]
+    if missing:
+        raise VerifyError(
+            f"{len(missing)} of {len(plan.shards)} shards have no commit record (first: "
+            f"{missing[0]}); expected all. Run the same command again."
+        )
+    for shard in plan.shards:
+        record = records[shard.index]
+        accounted = record.num_scored + record.num_quarantined
+        if (record.file, accounted) != (shard.file.path, shard.num_rows):
+            raise VerifyError(
+                f"shard {shard.name}: {accounted} rows of {record.file} in the ledger; expected "
+                f"{shard.num_rows} of {shard.file.path}. Report this: it is a defect."
+            )
+    num_quarantined = sum(record.num_quarantined for record in records.values())
+    share = num_quarantined / plan.num_rows
+    if share > job.limits.max_quarantined:
+        reasons = count_reasons(records)
+        worst = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+        raise GuardError(
+            f"{num_quarantined:,} of {plan.num_rows:,} rows ({share:.2%}) are in quarantine "
+            f"({worst}); expected at most {job.limits.max_quarantined:.2%}. Nothing was "
+            "published; look at the input, or raise `limits.max_quarantined` and run again."
+        )
+
+
+def count_reasons(records: Mapping[int, CommitRecord]) -> dict[str, int]:
+    """Quarantined rows by reason, most frequent first."""
+    total: Counter[str] = Counter()
+    for record in records.values():
+        total.update(record.reasons)
+    return dict(total.most_common())
+
+
+def publish(
+    job: Job,
+    plan: Plan,
+    ledger: Ledger,
+    records: Mapping[int, CommitRecord],
+    report: RunReport,
+    output: Storage,
+) -> bool:
+    """Make the run appear for readers; False when another run of the date was first."""
+    folder = published_folder(job.name, plan.date)
+    parts = [_manifest_entry(records[shard.index]) for shard in plan.shards]
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "run_id": ledger.run_id,
+        "job": job.name,
+        "date": plan.date,
+        "published_at": utc_now(),
+        "rows": report.rows,
+        "scored": report.scored,
+        "quarantined": report.quarantined,
+        "input": {"uri": job.input.uri, "files": [asdict(file) for file in plan.files]},
+        "passthrough": list(job.input.passthrough),
+        "parts": parts,
+        "report": report.to_dict(),
+    }
+    files = {
+        path: ledger.part_path(file)
+        for record in records.values()
+        for path, file in _published_files(record)
+    }
+    return output.publish(files, json.dumps(manifest, indent=1).encode(), folder)
+
+
+def write_reports(output: Storage, report: RunReport) -> None:
+    """`_report.json` and `_report.html` beside the parts; harmless when they are there already."""
+    folder = published_folder(report.job, report.date)
+    output.create(f"{folder}/{REPORT_JSON}", report.to_json().encode())
+    output.create(f"{folder}/{REPORT_HTML}", render_html(report).encode())
+
+
+def _published_files(record: CommitRecord) -> list[tuple[str, StoredFile]]:
+    files = [(record.part.name, record.part)]
+    if record.quarantine is not None:
+        files.append((f"{QUARANTINE_FOLDER}/{record.quarantine.name}", record.quarantine))
+    return files
+
+
+def _manifest_entry(record: CommitRecord) -> dict[str, Any]:
+    entry = asdict(record)
+    for (path, _), key in zip(_published_files(record), ("part", "quarantine"), strict=False):
+        entry[key]["path"] = path
+        del entry[key]["name"]
+    return entry

@@ -1,0 +1,188 @@
+"""What a run did, as one value: the object that `score run --json` prints and `_report.json` keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageTimes:
+    """How one stage of the overlapped pipeline spent its time, summed over lanes."""
+
+    busy_s: float
+    """Working. The stage with the largest share is the bottleneck."""
+    wait_s: float
+    """Blocked: its input was empty (the stage before is slow) or its output full (the one after)."""
+    items: int
+    """Rows that passed; for `write` the rows of committed parts."""
+
+    def __add__(self, other: StageTimes) -> StageTimes:
+        return StageTimes(
+            busy_s=self.busy_s + other.busy_s,
+            wait_s=self.wait_s + other.wait_s,
+            items=self.items + other.items,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ceilings:
+    """Rows per second of single stages alone, measured on this run's own rows and device."""
+
+    decode_per_sec: float
+    """Decoding only: reading, inference and writing stand still."""
+    engine_per_sec: float
+    """The engine on one prepared batch, again and again: no copying, no decoding."""
+    engine_with_copies_per_sec: float
+    """The engine fed as in the run: blocks cut into batches, outputs copied out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineRung:
+    """One candidate of the engine ladder as measured when the engine was built."""
+
+    runtime: str
+    precision: str
+    rows_per_s: float
+    agreement: float | None
+    """Share of held-out rows with the fp32 answer (or correlation of scores); None: not measured."""
+    passed: bool
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineFacts:
+    """The engine that scored the run, and why it was chosen."""
+
+    key: str
+    runtime: str
+    precision: str
+    batch_size: int
+    agreement: float
+    min_agreement: float
+    num_held_out: int
+    reason: str
+    rungs: tuple[EngineRung, ...]
+    built: bool
+    """True: built during this run; False: taken from the store."""
+    build_s: float
+    """Seconds that this run spent building; 0 when the engine came from the store."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Price:
+    """What an hour of the machine costs, and who says so."""
+
+    instance: str
+    market: str
+    """`on_demand`, `spot` or `own`."""
+    usd_per_hour: float
+    source: str
+    as_of: str
+    """ISO date on which the price was read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """Wall-clock seconds of the machine times its price; all attempts of the run count."""
+
+    price: Price
+    usd: float
+    usd_per_100k: float
+    scoring_usd: float
+    building_usd: float
+    other_usd: float
+    """Start-up, planning, publishing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phases:
+    """Wall-clock seconds of this attempt, one after the other."""
+
+    startup_s: float
+    plan_s: float
+    engine_s: float
+    score_s: float
+    publish_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuarantineSample:
+    """One quarantined row, to show what was odd."""
+
+    file: str
+    row: int
+    """Row index within `file`."""
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunReport:
+    """Everything that the morning wants to know about one run."""
+
+    run_id: str
+    job: str
+    date: str
+    status: str
+    """`published`, or `already_published` when the command found the work done."""
+    rows: int
+    scored: int
+    quarantined: int
+    quarantined_by_reason: dict[str, int]
+    quarantine_samples: tuple[QuarantineSample, ...]
+    shards: int
+    shards_reused: int
+    """Shards whose parts an earlier, interrupted attempt had committed."""
+    attempts: int
+    examples_per_sec: float
+    """rows / wall_s: everything included, engine build too."""
+    wall_s: float
+    """Wall-clock seconds of all attempts, from process start to publication."""
+    phases: Phases
+    usd_per_100k: float
+    cost: Cost
+    engine: EngineFacts
+    stages: dict[str, StageTimes]
+    ceilings: Ceilings | None
+    """None when no row was scored in this attempt."""
+    bottleneck: str
+    """The stage with the largest busy share, or `none`."""
+    device: str
+    """Name of the CPU or GPU, with the number of lanes and threads."""
+    started_at: str
+    finished_at: str
+    """ISO 8601, UTC."""
+    output: str
+    manifest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+
+def report_from_dict(data: dict[str, Any]) -> RunReport:
+    """The inverse of `RunReport.to_dict`; KeyError or TypeError when `data` is something else."""
+    engine = data["engine"]
+    cost = data["cost"]
+    ceilings = data["ceilings"]
+    return RunReport(
+        **{
+            **data,
+            "phases": Phases(**data["phases"]),
+            "cost": Cost(**{**cost, "price": Price(**cost["price"])}),
+            "engine": EngineFacts(
+                **{**engine, "rungs": tuple(EngineRung(**rung) for rung in engine["rungs"])}
+            ),
+            "stages": {name: StageTimes(**times) for name, times in data["stages"].items()},
+            "ceilings": Ceilings(**ceilings) if ceilings else None,
+            "quarantine_samples": tuple(
+                QuarantineSample(**sample) for sample in data["quarantine_samples"]
+            ),
+        }
+    )

@@ -1,0 +1,212 @@
+"""The report as one self-contained page: no script, nothing loaded, fit for a phone."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from pipeline import report_tables as tables
+from pipeline import report_words as words
+from pipeline.report import RunReport, StageTimes
+from pipeline.report_markup import (
+    Markup,
+    bar,
+    fact_list,
+    legend,
+    linked,
+    section,
+    stacked,
+    table,
+    tag,
+    with_bars,
+)
+
+# Even if something slipped through the escaping, the page could neither run nor load it.
+CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+COST_COLORS = ("main", "second", "rest")
+PHASE_COLORS = ("rest", "rest", "second", "main", "third")
+
+
+def render_html(report: RunReport) -> str:
+    """The whole page."""
+    sections = [
+        _time(report),
+        _limits(report),
+        _cost(report),
+        _engine(report),
+        _quarantine(report),
+        _run(report),
+    ]
+    style = resources.files("pipeline").joinpath("report.css").read_text(encoding="utf-8")
+    head = tag(
+        "head",
+        Markup(
+            '<meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">'
+            '<link rel="icon" href="data:,">'
+        ),
+        tag("title", f"{words.plain(report.job)} {words.plain(report.date)}: nightscore"),
+        tag("style", Markup(style)),
+    )
+    main = tag("main", _header(report), *(section for section in sections if section))
+    page = tag("html", head, tag("body", main), lang="en")
+    return f"<!doctype html>\n{page}\n"
+
+
+def _header(report: RunReport) -> Markup:
+    return tag(
+        "header",
+        tag(
+            "p",
+            tag("b", "nightscore"),
+            f" \N{MIDDLE DOT} {words.plain(report.job)} \N{MIDDLE DOT} {words.plain(report.date)}",
+            class_="eyebrow",
+        ),
+        tag("h1", words.headline(report)),
+        tag("p", words.subline(report), class_="lead"),
+        _tiles(report),
+    )
+
+
+def _tiles(report: RunReport) -> Markup:
+    scoring = words.scoring_per_s(report)
+    while_scoring = f", {words.amount(scoring)} while scoring" if scoring else ""
+    quarantined = words.percent(report.quarantined / report.rows) if report.rows else "0%"
+    price = report.cost.price
+    return tag(
+        "dl",
+        _tile("Rows scored", words.count(report.scored), f"of {words.count(report.rows)}"),
+        _tile(
+            "Quarantined",
+            words.count(report.quarantined),
+            f"{quarantined} of all rows",
+            mood="odd" if report.quarantined else "good",
+        ),
+        _tile(
+            "Examples per second",
+            words.amount(report.examples_per_sec),
+            f"everything included{while_scoring}",
+        ),
+        _tile(
+            "Cost per 100,000 rows",
+            words.usd(report.usd_per_100k),
+            f"{words.plain(price.instance)}, {words.market(price)}",
+        ),
+        class_="tiles",
+    )
+
+
+def _tile(name: str, value: str, note: str, *, mood: str = "") -> Markup:
+    return tag(
+        "div",
+        tag("dt", name),
+        tag("dd", tag("span", value, class_="value"), tag("span", note, class_="note")),
+        class_=f"tile {mood}".strip(),
+    )
+
+
+def _time(report: RunReport) -> Markup:
+    phases = words.phases(report)
+    content = [stacked(phases, PHASE_COLORS), legend(phases, PHASE_COLORS, words.duration)]
+    if report.stages:
+        columns = {"stage": "", "": "wide"}
+        columns |= dict.fromkeys(("busy", "waiting", "rows", "busy share"), "number")
+        bars = [_busy_bar(times) for times in report.stages.values()]
+        strong = [name == report.bottleneck for name in report.stages]
+        rows = with_bars(tables.stage_rows(report), bars)
+        content.append(
+            table(
+                "Stages run at the same time: busy (coloured) and waiting (grey)",
+                columns,
+                rows,
+                strong,
+            )
+        )
+    return section("Where the time went", words.bottleneck_sentence(report), *content)
+
+
+def _limits(report: RunReport) -> Markup:
+    limits = words.limits(report)
+    if not limits:
+        return Markup()
+    scoring = words.scoring_per_s(report)
+    speed = f"The run scored {words.amount(scoring)} rows per second. " if scoring else ""
+    columns = {"ceiling": "", "": "wide", "rows per second": "number", "reached": "number"}
+    bars = [bar((limit.reached or 0.0, "main")) for limit in limits]
+    return section(
+        "How near to the limit",
+        f"{speed}What single stages do alone, on this device and with rows of this run:",
+        table("", columns, with_bars(tables.limit_rows(report), bars)),
+    )
+
+
+def _cost(report: RunReport) -> Markup:
+    costs = words.costs_per_100k(report)
+    price = report.cost.price
+    source = (linked(words.plain(price.source)), f", as of {words.plain(price.as_of)}")
+    return section(
+        "What it cost",
+        f"{words.usd(report.usd_per_100k)} per 100,000 rows; "
+        f"{words.usd(report.cost.usd)} for the whole run.",
+        stacked(costs, COST_COLORS),
+        legend(costs, COST_COLORS, words.usd),
+        fact_list({"Price": words.hourly(price), "Source": tag("span", *source)}),
+    )
+
+
+def _engine(report: RunReport) -> Markup:
+    engine = report.engine
+    facts = {
+        "Engine": f"{words.engine_name(engine)}, {words.engine_origin(engine)}",
+        "Agreement": words.agreement_sentence(engine),
+        "Key": tag("code", words.plain(engine.key)),
+    }
+    content = [fact_list(facts)]
+    if engine.rungs:
+        columns = {"candidate": "", "rows/s": "number", "agreement": "number", "result": "message"}
+        strong = [tables.is_chosen(rung, engine) for rung in engine.rungs]
+        content.append(
+            table("Candidates on this device", columns, tables.rung_rows(report), strong)
+        )
+    return section("The engine", _sentence(words.plain(engine.reason)), *content)
+
+
+def _quarantine(report: RunReport) -> Markup:
+    if not report.quarantined:
+        return Markup()
+    bars = [bar((num_rows / report.quarantined, "second")) for _, num_rows in words.reasons(report)]
+    columns = {"reason": "", "": "wide", "rows": "number"}
+    content = [table("", columns, with_bars(tables.reason_rows(report), bars))]
+    if report.quarantine_samples:
+        columns = {"file": "", "row": "number", "reason": "", "message": "message"}
+        content.append(table("Some of them", columns, tables.sample_rows(report), class_="stack"))
+    return section(
+        "What was odd",
+        f"{words.count(report.quarantined)} of {words.plural(report.rows, 'row')} could not be "
+        "scored; each is kept apart with its reason.",
+        *content,
+    )
+
+
+def _run(report: RunReport) -> Markup:
+    reused = f", {words.count(report.shards_reused)} of them from an earlier attempt"
+    facts = {
+        "Run": tag("code", words.plain(report.run_id)),
+        "Output": tag("code", words.plain(report.output)),
+        "Manifest": tag("code", words.plain(report.manifest)),
+        "Shards": words.count(report.shards) + (reused if report.shards_reused else ""),
+        "Attempts": words.count(report.attempts),
+        "Device": words.plain(report.device),
+        "Started": words.plain(report.started_at),
+        "Finished": words.plain(report.finished_at),
+    }
+    return section("This run", "", fact_list(facts))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
+
+
+def _busy_bar(times: StageTimes) -> Markup:
+    busy = words.busy_share(times)
+    return bar((busy, "main"), (1 - busy if times.wait_s else 0.0, "rest"))

@@ -1,0 +1,78 @@
+"""The rows of the report's tables as cells of text, the same for terminal, Markdown and page."""
+
+from __future__ import annotations
+
+from pipeline import report_words as words
+from pipeline.report import EngineFacts, EngineRung, RunReport
+
+Rows = list[tuple[str, ...]]
+
+
+def stage_rows(report: RunReport) -> Rows:
+    """Stage, busy, waiting, rows, busy share; in the order of the stages."""
+    return [
+        (
+            words.plain(name),
+            words.duration(times.busy_s),
+            words.duration(times.wait_s),
+            words.count(times.items),
+            words.percent(words.busy_share(times)),
+        )
+        for name, times in report.stages.items()
+    ]
+
+
+def limit_rows(report: RunReport) -> Rows:
+    """Ceiling, rows per second, share reached; in the order of `report_words.limits`."""
+    return [
+        (
+            limit.name,
+            words.amount(limit.per_s),
+            "unknown" if limit.reached is None else words.percent(limit.reached),
+        )
+        for limit in words.limits(report)
+    ]
+
+
+def rung_rows(report: RunReport) -> Rows:
+    """Candidate, rows per second, agreement, result."""
+    return [
+        (
+            f"{words.plain(rung.runtime)} {words.plain(rung.precision)}",
+            words.amount(rung.rows_per_s) if rung.rows_per_s else "-",
+            words.agreement(rung.agreement),
+            _result(rung, report.engine),
+        )
+        for rung in report.engine.rungs
+    ]
+
+
+def reason_rows(report: RunReport) -> Rows:
+    """Reason, rows; in the order of `report_words.reasons`."""
+    return [(words.plain(reason), words.count(rows)) for reason, rows in words.reasons(report)]
+
+
+def sample_rows(report: RunReport) -> Rows:
+    """File, row index, reason, message."""
+    return [
+        (
+            words.plain(sample.file),
+            words.count(sample.row),
+            words.plain(sample.reason),
+            words.message(sample.message),
+        )
+        for sample in report.quarantine_samples
+    ]
+
+
+def is_chosen(rung: EngineRung, engine: EngineFacts) -> bool:
+    """Whether this candidate became the engine."""
+    return rung.passed and (rung.runtime, rung.precision) == (engine.runtime, engine.precision)
+
+
+def _result(rung: EngineRung, engine: EngineFacts) -> str:
+    if rung.error:
+        return words.message(rung.error)
+    if not rung.passed:
+        return "failed the gate"
+    return "chosen" if is_chosen(rung, engine) else "passed"

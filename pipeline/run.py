@@ -1,0 +1,281 @@
+"""A run from plan to report; whoever has lanes (flows/) scores the shards in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from engines.build import ResolvedEngine
+from pipeline.config import Job
+from pipeline.cost import cost_of
+from pipeline.engine import get_engine, load_class_names, request_for
+from pipeline.lane import Lane, LaneDevice, add_times
+from pipeline.lane_child import LaneSetup
+from pipeline.ledger import Attempt, CommitRecord, Ledger, utc_now
+from pipeline.part import OutputLayout
+from pipeline.plan import Plan, Shard, make_plan, run_id_of
+from pipeline.publish import (
+    check_complete,
+    count_reasons,
+    publish,
+    published_folder,
+    read_report,
+    write_reports,
+)
+from pipeline.quarantine import read_samples
+from pipeline.report import (
+    EngineFacts,
+    EngineRung,
+    Phases,
+    Price,
+    RunReport,
+    StageTimes,
+)
+from pipeline.storage import MANIFEST, open_storage, probe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedRun:
+    """A run that is planned, pinned and has its engine; nothing is scored yet."""
+
+    job: Job
+    plan: Plan
+    resolved: ResolvedEngine
+    ledger: Ledger
+    attempt: Attempt
+    todo: tuple[Shard, ...]
+    """Shards without a commit record."""
+    clock: RunClock
+
+
+@dataclass(slots=True)
+class RunClock:
+    """When the phases of this attempt began; seconds of `time.monotonic`."""
+
+    started: float
+    """Process start."""
+    ready: float = 0.0
+    planned: float = 0.0
+    prepared: float = 0.0
+    scored: float = 0.0
+
+
+def prepare_run(
+    job: Job, date: str, device: LaneDevice, clock: RunClock, say: Callable[[str], None]
+) -> PreparedRun:
+    """Plan the date, check the store, get the engine and open the ledger.
+
+    Args:
+        job: The job.
+        date: ISO date of the run.
+        device: What the lanes run on; decides the engine.
+        clock: Gets the times of the phases.
+        say: Is told in a few words what takes long.
+    """
+    clock.ready = time.monotonic()
+    source, output = open_storage(job.input.uri), open_storage(job.output.uri)
+    load_class_names(job.model.class_names)  # a wrong name fails now, not after the engine build
+    plan = make_plan(job, date, source)
+    probe(output, f"{job.name}/_runs")
+    clock.planned = time.monotonic()
+    request = request_for(job, plan.num_features, device.num_threads)
+    resolved = get_engine(job, plan, source, request, say)
+    clock.prepared = time.monotonic()
+    ledger = Ledger(output, job.name, run_id_of(plan, job, resolved.engine.key))
+    attempt = _open_attempt(ledger, job, plan, resolved, clock)
+    done = ledger.records()
+    todo = tuple(shard for shard in plan.shards if shard.index not in done)
+    return PreparedRun(
+        job=job,
+        plan=plan,
+        resolved=resolved,
+        ledger=ledger,
+        attempt=attempt,
+        todo=todo,
+        clock=clock,
+    )
+
+
+def _open_attempt(
+    ledger: Ledger, job: Job, plan: Plan, resolved: ResolvedEngine, clock: RunClock
+) -> Attempt:
+    began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(
+        seconds=time.monotonic() - clock.started
+    )
+    attempt = Attempt(
+        id=uuid.uuid4().hex[:12],
+        started_at=began.isoformat(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+    )
+    description = {
+        "run_id": ledger.run_id,
+        "date": plan.date,
+        "job": job.model_dump(mode="json"),
+        "engine": resolved.engine.key,
+        "files": [asdict(file) for file in plan.files],
+        "num_shards": len(plan.shards),
+    }
+    ledger.open(description, attempt)
+    return attempt
+
+
+def lane_setup(run: PreparedRun, device: LaneDevice) -> LaneSetup:
+    """What a lane must be told to score shards of the run."""
+    job, plan, manifest = run.job, run.plan, run.resolved.engine.manifest
+    layout = OutputLayout(
+        head=job.model.head,
+        class_names=load_class_names(job.model.class_names),
+        compression=job.output.compression,
+        metadata={
+            "run_id": run.ledger.run_id,
+            "engine_key": manifest.key,
+            "model_fingerprint": manifest.model_fingerprint,
+            "input_fingerprint": plan.input_fingerprint,
+        },
+    )
+    return LaneSetup(
+        job=job,
+        engine=run.resolved.engine,
+        feature_columns=plan.feature_columns,
+        num_features=plan.num_features,
+        layout=layout,
+        run_id=run.ledger.run_id,
+        attempt=run.attempt.id,
+        num_threads=device.num_threads,
+    )
+
+
+def finish_run(run: PreparedRun, lanes: Sequence[Lane], price: Price) -> RunReport:
+    """Check the ledger, publish, and write the report.
+
+    Raises:
+        GuardError: A limit of the job was exceeded; nothing was published.
+        VerifyError: The ledger does not account for every row.
+    """
+    run.clock.scored = time.monotonic()
+    output = open_storage(run.job.output.uri)
+    records = run.ledger.records()
+    check_complete(run.plan, records, run.job)
+    report = _make_report(run, lanes, records, price)
+    if not publish(run.job, run.plan, run.ledger, records, report, output):
+        return already_published(run.job, run.plan.date)
+    write_reports(output, report)
+    return report
+
+
+def already_published(job: Job, date: str) -> RunReport:
+    """The report of a date that has been published before, marked as such."""
+    output = open_storage(job.output.uri)
+    report = read_report(output, job.name, date)
+    write_reports(output, report)  # a crash after publication may have left them out
+    return dataclasses.replace(report, status="already_published")
+
+
+def _make_report(
+    run: PreparedRun, lanes: Sequence[Lane], records: Mapping[int, CommitRecord], price: Price
+) -> RunReport:
+    job, plan, clock = run.job, run.plan, run.clock
+    output = open_storage(job.output.uri)
+    attempts = run.ledger.attempts()
+    now = time.monotonic()
+    earlier_s = sum(_seconds_of(past, records) for past in attempts if past.id != run.attempt.id)
+    wall_s = now - clock.started + earlier_s
+    build_s = run.resolved.build_s if run.resolved.built else 0.0
+    score_s = clock.scored - clock.prepared
+    cost = cost_of(
+        price, wall_s=wall_s, score_s=score_s + earlier_s, build_s=build_s, rows=plan.num_rows
+    )
+    stages = add_times(lane.times() for lane in lanes)
+    num_scored = sum(record.num_scored for record in records.values())
+    folder = f"{output.uri}/{published_folder(job.name, plan.date)}"
+    return RunReport(
+        run_id=run.ledger.run_id,
+        job=job.name,
+        date=plan.date,
+        status="published",
+        rows=plan.num_rows,
+        scored=num_scored,
+        quarantined=plan.num_rows - num_scored,
+        quarantined_by_reason=count_reasons(records),
+        quarantine_samples=read_samples(run.ledger, records, output),
+        shards=len(plan.shards),
+        shards_reused=len(plan.shards) - len(run.todo),
+        attempts=len(attempts),
+        examples_per_sec=plan.num_rows / wall_s,
+        wall_s=wall_s,
+        phases=Phases(
+            startup_s=clock.ready - clock.started,
+            plan_s=clock.planned - clock.ready,
+            engine_s=clock.prepared - clock.planned,
+            score_s=score_s,
+            publish_s=now - clock.scored,
+        ),
+        usd_per_100k=cost.usd_per_100k,
+        cost=cost,
+        engine=_engine_facts(run.resolved, build_s),
+        stages=stages,
+        ceilings=next((lane.ceilings for lane in lanes if lane.ceilings), None),
+        bottleneck=bottleneck_of(stages),
+        device=_describe(lanes, run),
+        started_at=run.attempt.started_at,
+        finished_at=utc_now(),
+        output=folder,
+        manifest=f"{folder}/{MANIFEST}",
+    )
+
+
+def bottleneck_of(stages: Mapping[str, StageTimes]) -> str:
+    """The stage that was busy for the longest time."""
+    return max(stages, key=lambda name: stages[name].busy_s, default="none")
+
+
+def _seconds_of(attempt: Attempt, records: Mapping[int, CommitRecord]) -> float:
+    """Wall-clock seconds of an attempt that did not finish: until its last commit."""
+    commits = [record.committed_at for record in records.values() if record.owner == attempt.id]
+    if not commits:
+        return 0.0
+    began, ended = map(datetime.datetime.fromisoformat, (attempt.started_at, max(commits)))
+    return (ended - began).total_seconds()
+
+
+def _engine_facts(resolved: ResolvedEngine, build_s: float) -> EngineFacts:
+    manifest = resolved.engine.manifest
+    accuracy = manifest.accuracy
+    return EngineFacts(
+        key=manifest.key,
+        runtime=manifest.runtime,
+        precision=manifest.precision,
+        batch_size=manifest.batch_size,
+        agreement=accuracy.agreement,
+        min_agreement=manifest.min_agreement,
+        num_held_out=accuracy.num_rows,
+        reason=manifest.reason,
+        rungs=tuple(
+            EngineRung(
+                runtime=rung.runtime,
+                precision=rung.precision,
+                rows_per_s=rung.rows_per_s,
+                agreement=rung.accuracy.agreement if rung.accuracy else None,
+                passed=rung.passed,
+                error=rung.error,
+            )
+            for rung in manifest.rungs
+        ),
+        built=resolved.built,
+        build_s=build_s,
+    )
+
+
+def _describe(lanes: Sequence[Lane], run: PreparedRun) -> str:
+    name = run.resolved.engine.manifest.device
+    if not lanes:
+        return f"{name}, nothing left to score"
+    plural = "lanes" if len(lanes) > 1 else "lane"
+    return f"{name}, {len(lanes)} {plural} of {lanes[0].device.num_threads} threads"

@@ -1,0 +1,39 @@
+"""The report survives JSON unchanged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.report import RunReport, StageTimes, report_from_dict
+
+
+def test_a_report_read_back_from_json_is_the_same(a_report: Callable[..., RunReport]) -> None:
+    report = a_report()
+    assert report_from_dict(json.loads(report.to_json())) == report
+
+
+def test_a_report_without_stages_and_ceilings_reads_back(
+    a_report: Callable[..., RunReport],
+) -> None:
+    report = a_report(stages={}, ceilings=None, quarantine_samples=(), quarantined_by_reason={})
+    assert report_from_dict(json.loads(report.to_json())) == report
+
+
+def test_json_keeps_foreign_characters_readable(a_report: Callable[..., RunReport]) -> None:
+    assert "Zürich" in a_report(device="Zürich 1").to_json()
+
+
+@pytest.mark.parametrize("key", ["run_id", "cost", "engine"])
+def test_an_incomplete_object_is_refused(a_report: Callable[..., RunReport], key: str) -> None:
+    data = a_report().to_dict()
+    del data[key]
+    with pytest.raises((KeyError, TypeError)):
+        report_from_dict(data)
+
+
+def test_stage_times_of_lanes_add_up() -> None:
+    one = StageTimes(busy_s=1.0, wait_s=2.0, items=3)
+    assert one + one == StageTimes(busy_s=2.0, wait_s=4.0, items=6)

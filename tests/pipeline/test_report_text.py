@@ -1,0 +1,110 @@
+"""The terminal's and Prefect's report read well, whatever the data contains."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from pipeline.report import QuarantineSample, RunReport
+from pipeline.report_text import render_markdown, render_text
+
+Build = Callable[..., RunReport]
+EMPTY = {
+    "rows": 0,
+    "scored": 0,
+    "quarantined": 0,
+    "quarantined_by_reason": {},
+    "quarantine_samples": (),
+    "stages": {},
+    "ceilings": None,
+    "bottleneck": "none",
+}
+
+
+def printed(report: RunReport, *, encoding: str = "utf-8") -> str:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    Console(file=stream, width=80, color_system=None).print(render_text(report))
+    stream.seek(0)
+    return stream.read()
+
+
+def a_sample(message: str) -> QuarantineSample:
+    return QuarantineSample(file="a.parquet", row=1, reason="corrupt", message=message)
+
+
+def test_the_terminal_report_has_what_the_morning_wants_to_know(a_report: Build) -> None:
+    text = printed(a_report())
+    for fact in (
+        "3,992 of 4,000 rows scored, 8 quarantined",
+        "93.7, everything included; 526 while scoring",
+        "$0.0252: scoring $0.00449",
+        "c6i.large, on demand, $0.085 an hour",
+        "The bottleneck was decode: busy 97.1% of its time.",
+        "openvino int8, batches of 8, built in 31.4 s",
+        "0.9921 with fp32 on 512 held-out rows",
+        "failed the gate",
+        "demo-2026-11-20-7d1f03c9",
+        "s3://lake/scores/demo/dt=2026-11-20/_MANIFEST.json",
+    ):
+        assert fact in text
+
+
+def test_the_terminal_report_fits_80_columns_without_colour(a_report: Build) -> None:
+    text = printed(a_report())
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "\x1b" not in text
+
+
+def test_a_terminal_that_knows_only_ascii_gets_the_report_too(a_report: Build) -> None:
+    assert "3,992 of 4,000 rows scored" in printed(a_report(), encoding="ascii")
+
+
+@pytest.mark.parametrize("render", [printed, render_markdown])
+def test_a_published_run_says_that_nothing_was_left_to_do(
+    a_report: Build, render: Callable[[RunReport], str]
+) -> None:
+    text = render(a_report(status="already_published"))
+    assert "Already published: 3,992 of 4,000 rows scored" in text
+    assert "Nothing was left to do" in text
+
+
+@pytest.mark.parametrize("render", [printed, render_markdown])
+def test_a_run_without_rows_has_a_report(
+    a_report: Build, render: Callable[[RunReport], str]
+) -> None:
+    text = render(a_report(**EMPTY))
+    assert "No rows to score" in text
+    assert "Quarantined rows" not in text
+
+
+def test_console_markup_and_escape_sequences_in_messages_stay_text(a_report: Build) -> None:
+    text = printed(a_report(quarantine_samples=(a_sample("[red]x[/] \x1b[2J [/nope]"),)))
+    assert "[red]x[/]" in text
+    assert "\x1b" not in text
+
+
+def test_markdown_tables_keep_their_columns_whatever_a_message_contains(a_report: Build) -> None:
+    sample = a_sample("a | b \\| c <script>\n| d `e` [f](g)")
+    lines = render_markdown(a_report(quarantine_samples=(sample,))).splitlines()
+    (line,) = (line for line in lines if "script" in line)
+    assert len(re.split(r"(?<!\\)(?:\\\\)*\|", line)) == len(
+        "| file | row | reason | message |".split("|")
+    )
+    assert "<script" not in line.replace("\\<", "")
+    assert "[f](g)" not in line
+
+
+def test_markdown_has_one_headline_and_the_sections(a_report: Build) -> None:
+    lines = render_markdown(a_report()).splitlines()
+    assert lines[0] == "# 3,992 of 4,000 rows scored, 8 quarantined"
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## The bottleneck was decode: busy 97.1% of its time.",
+        "## Ceilings of this device",
+        "## Engine candidates",
+        "## Quarantined rows",
+        "## This run",
+    ]

@@ -1,0 +1,111 @@
+"""Numbers and sentences are for people, and never flatter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pipeline import report_words as words
+from pipeline.report import Ceilings, Phases, RunReport, StageTimes
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.01234, "0.0123"),
+        (97.06, "97.1"),
+        (999.6, "1,000"),
+        (1_234.5, "1,234"),
+        (12_345_678.0, "12,345,678"),
+    ],
+)
+def test_amounts_have_three_significant_digits(value: float, text: str) -> None:
+    assert words.amount(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "$0"), (0.01234, "$0.0123"), (0.5, "$0.500"), (1.5, "$1.50"), (1_234.5, "$1,234.50")],
+)
+def test_dollars_show_cents_or_three_digits(value: float, text: str) -> None:
+    assert words.usd(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0.00 s"),
+        (0.424, "0.42 s"),
+        (12.34, "12.3 s"),
+        (185.2, "3 min 05 s"),
+        (3_599.9, "1 h 00 min"),
+        (7_450.0, "2 h 04 min"),
+    ],
+)
+def test_durations_use_the_unit_that_fits(seconds: float, text: str) -> None:
+    assert words.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0%"), (0.0000001, "<0.1%"), (0.5, "50.0%"), (0.9999, ">99.9%"), (1.0, "100%")],
+)
+def test_percentages_round_neither_to_nothing_nor_to_all(share: float, text: str) -> None:
+    assert words.percent(share) == text
+
+
+def test_agreement_that_misses_its_limit_does_not_look_as_if_it_met_it() -> None:
+    assert words.agreement(0.969999) == "0.9699"
+
+
+def test_foreign_text_loses_control_characters_and_line_breaks() -> None:
+    assert words.plain("a\nb\x1b[31m\ud800\u202e") == "a b\ufffd[31m\ufffd\ufffd"
+
+
+def test_long_messages_are_cut_but_long_paths_are_not() -> None:
+    assert len(words.message("x" * 1_000)) == words.MAX_MESSAGE_CHARACTERS
+    assert words.plain("x" * 1_000) == "x" * 1_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "3,992 of 4,000 rows scored, 8 quarantined"),
+        ({"scored": 4_000, "quarantined": 0}, "All 4,000 rows scored"),
+        ({"rows": 0, "scored": 0, "quarantined": 0}, "No rows to score"),
+        (
+            {"scored": 4_000, "quarantined": 0, "status": "already_published"},
+            "Already published: all 4,000 rows scored",
+        ),
+    ],
+)
+def test_the_headline_says_what_happened(
+    a_report: Callable[..., RunReport], changes: dict[str, object], text: str
+) -> None:
+    assert words.headline(a_report(**changes)) == text
+
+
+def test_ceilings_are_compared_with_the_speed_while_scoring(
+    a_report: Callable[..., RunReport],
+) -> None:
+    report = a_report(
+        phases=Phases(startup_s=1, plan_s=1, engine_s=96, score_s=2, publish_s=0),
+        stages={"write": StageTimes(busy_s=1, wait_s=1, items=1_000)},
+        ceilings=Ceilings(
+            decode_per_sec=1_000.0, engine_per_sec=2_000.0, engine_with_copies_per_sec=0.0
+        ),
+    )
+    assert [limit.reached for limit in words.limits(report)] == [0.5, 0.25, None]
+
+
+def test_costs_per_100k_add_up_to_the_headline(a_report: Callable[..., RunReport]) -> None:
+    report = a_report()
+    total = sum(part.amount for part in words.costs_per_100k(report))
+    assert total == pytest.approx(report.cost.usd_per_100k)
+    assert sum(part.share for part in words.costs_per_100k(report)) == pytest.approx(1.0)
+
+
+def test_reasons_are_ordered_by_frequency(a_report: Callable[..., RunReport]) -> None:
+    assert words.reasons(a_report())[0] == ("format_not_accepted", 3)
