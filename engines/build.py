@@ -1,6 +1,4 @@
-"""Build the engine that a job asks for: calibrate once, race the candidates, keep the fastest
-that passes the gate.
-"""
+"""Build a job's engine: calibrate, race the candidates, keep the fastest that passes."""
 
 from __future__ import annotations
 

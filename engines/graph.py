@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import ModelError
 from engines.model import ImageInput, ModelSpec
-from engines.runner import TensorSpec
+from engines.runner import Array, TensorSpec
 
 INPUT = "rows"
 PREFIX = "nightscore_"
@@ -79,7 +79,7 @@ def _output_types(spec: ModelSpec) -> list[tuple[str, str]]:
 
 
 def _constant(graph: onnx.GraphProto, name: str, values: object, dtype: type) -> str:
-    array = np.asarray(values, dtype)
+    array: Array = np.asarray(values, dtype)
     graph.initializer.append(numpy_helper.from_array(array, f"{PREFIX}{name}"))
     return f"{PREFIX}{name}"
 

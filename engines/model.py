@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -142,7 +144,9 @@ def load_torch_model(source: str) -> torch.nn.Module:
 
     module, _, name = source.partition(":")
     try:
-        model = getattr(importlib.import_module(module), name)()
+        # Whatever the user's code prints must not end up in our own (JSON) output.
+        with contextlib.redirect_stdout(sys.stderr):
+            model = getattr(importlib.import_module(module), name)()
     except Exception as error:  # the user's code may raise anything
         raise ModelError(
             f"model {source}: {type(error).__name__}: {error}; expected module:callable that "

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from engines.bias_correction import correct_biases
 from engines.model import ImageInput, ModelSpec
 from engines.runner import Array
 
@@ -34,8 +35,9 @@ def quantize_for_cpu(
     """
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
-        onnx.save(core, source)
-        name = core.graph.input[0].name
+        batch_rows = fixed_batch or CALIBRATION_BATCH_ROWS
+        corrected = correct_biases(core, _Rows(spec, core, rows, batch_rows).feeds())
+        onnx.save(corrected, source)
         quiet = logging.getLogger()
         level = quiet.level
         quiet.setLevel(logging.ERROR)  # the quantiser advises what has been done already
@@ -43,7 +45,7 @@ def quantize_for_cpu(
             quantize_static(
                 source,
                 target,
-                _Rows(name, spec, rows, fixed_batch or CALIBRATION_BATCH_ROWS),
+                _Rows(spec, core, rows, batch_rows),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
@@ -66,18 +68,22 @@ def normalised(spec: ModelSpec, rows: Array) -> Array:
 class _Rows(CalibrationDataReader):  # type: ignore[misc]
     """Calibration rows in batches, as ONNX Runtime's quantiser asks for them."""
 
-    def __init__(self, name: str, spec: ModelSpec, rows: Array, batch_rows: int) -> None:
-        self._feeds = self._batches(name, spec, rows, batch_rows)
+    def __init__(
+        self, spec: ModelSpec, core: onnx.ModelProto, rows: Array, batch_rows: int
+    ) -> None:
+        self._name = core.graph.input[0].name
+        self._spec = spec
+        self._rows = rows
+        self._batch_rows = batch_rows
+        self._left = self.feeds()
 
-    @staticmethod
-    def _batches(
-        name: str, spec: ModelSpec, rows: Array, batch_rows: int
-    ) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(rows), batch_rows):
-            batch = rows[start : start + batch_rows]
-            if len(batch) < batch_rows:  # repeating rows moves no minimum and no maximum
-                batch = np.resize(batch, (batch_rows, *batch.shape[1:]))
-            yield {name: normalised(spec, batch)}
+    def feeds(self) -> Iterator[dict[str, Any]]:
+        """All batches, as the graph takes them."""
+        for start in range(0, len(self._rows), self._batch_rows):
+            batch = self._rows[start : start + self._batch_rows]
+            if len(batch) < self._batch_rows:  # repeating rows moves no minimum and no maximum
+                batch = np.resize(batch, (self._batch_rows, *batch.shape[1:]))
+            yield {self._name: normalised(self._spec, batch)}
 
     def get_next(self) -> dict[str, Any] | None:
-        return next(self._feeds, None)
+        return next(self._left, None)

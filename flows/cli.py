@@ -85,7 +85,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted`, so that lanes end and exit code 75 says resume."""
+    """Turn SIGINT and SIGTERM into `Interrupted`: lanes end, and exit code 75 says resume."""
 
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # once is enough; cleaning up must not be disturbed
@@ -205,10 +205,9 @@ def demo(
 ) -> None:
     """Make a night's worth of real pictures and score them; another date each time."""
     from flows.demo import run_demo
-    from flows.night import process_start
 
     with interruptible():
-        result = run_demo(folder, rows, observer(quiet=json), process_start())
+        result = run_demo(folder, rows, observer(quiet=json))
     show_report(result, as_json=json)
 
 

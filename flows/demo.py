@@ -31,13 +31,16 @@ def demo_job(config: str, folder: str) -> Job:
     return load_job(shipped_config(config), overrides)
 
 
-def run_demo(folder: str, num_rows: int, observer: Any, started: float) -> RunReport:
-    """Make the pictures of the first date that is not published yet, and score them."""
+def run_demo(folder: str, num_rows: int, observer: Any) -> RunReport:
+    """Make the pictures of the first date that is not published yet, and score them.
+
+    The report's clock starts when the pictures are there: a job finds its input made.
+    """
     job = demo_job("demo.yaml", folder)
     date = next_date(job)
     observer.say(f"making {num_rows:,} pictures for {date} in {job.input.uri}")
     write_pictures(Path(job.input.uri), date, num_rows=num_rows)
-    return run_night(job, date, observer, started=started)
+    return run_night(job, date, observer)
 
 
 def next_date(job: Job) -> str:

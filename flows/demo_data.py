@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 # others in the same folders are textures, diagrams, or not in the wheel at all.
 PHOTO_FILES = {
     "skimage": (
-        "data/astronaut.png",
         "data/chelsea.png",
         "data/coffee.png",
         "data/motorcycle_left.png",
@@ -209,7 +208,7 @@ def _vary(photo: Image, rng: np.random.Generator) -> Image:
     from PIL import Image
 
     width, height = round(500 * rng.uniform(0.94, 1.06)), round(375 * rng.uniform(0.94, 1.06))
-    zoom = rng.uniform(0.78, 1.0) * min(photo.width / width, photo.height / height)
+    zoom = rng.uniform(0.88, 1.0) * min(photo.width / width, photo.height / height)
     left = rng.uniform(0, photo.width - zoom * width)
     top = rng.uniform(0, photo.height - zoom * height)
     box = (left, top, left + zoom * width, top + zoom * height)

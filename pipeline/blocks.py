@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +80,7 @@ class Decoder(Protocol):
     block_rows: int
     """Most rows that `decode` takes at once."""
 
-    def __enter__(self) -> Decoder:
+    def __enter__(self) -> Self:
         """Load what is needed; nothing is touched before."""
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""What a run did, as one value: the object that `score run --json` prints and `_report.json` keeps."""
+"""What a run did, as one value: what `score run --json` prints and `_report.json` keeps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class StageTimes:
     busy_s: float
     """Working. The stage with the largest share is the bottleneck."""
     wait_s: float
-    """Blocked: its input was empty (the stage before is slow) or its output full (the one after)."""
+    """Blocked: its input was empty (the stage before is slow) or its output full (that after)."""
     items: int
     """Rows that passed; for `write` the rows of committed parts."""
 
@@ -47,7 +47,7 @@ class EngineRung:
     precision: str
     rows_per_s: float
     agreement: float | None
-    """Share of held-out rows with the fp32 answer (or correlation of scores); None: not measured."""
+    """Share of held-out rows with the fp32 answer, or correlation of scores; None: not run."""
     passed: bool
     error: str | None
 

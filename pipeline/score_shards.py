@@ -118,8 +118,9 @@ def measure_ceilings(shard: Shard, tools: ScoringTools) -> Ceilings:
     """Rates of decoder and engine alone, on the first rows of a shard; warms both up too."""
     columns = tools.decoder.columns
     blocks = read_blocks([shard], tools.source, columns, tools.decoder.block_rows)
-    rows = next(blocks).rows
-    blocks.close()
+    first = next(iter(blocks))
+    assert first is not None  # a plan has no empty shard
+    rows = first.rows
     inputs, _ = tools.decoder.decode(rows)
     decode_per_sec = _rate(lambda: len(tools.decoder.decode(rows)[0]))
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -140,16 +142,17 @@ class LocalStorage:
         for parent, _, names in os.walk(folder):
             for name in names:
                 path = Path(parent, name)
-                status = path.stat()
-                found.append(self._info(path, status))
+                with suppress(FileNotFoundError):  # somebody's temporary file, gone since
+                    found.append(self._info(path, path.stat()))
         return sorted(found, key=lambda info: info.path)
 
     def info(self, path: str) -> FileInfo | None:
         full = self._root / path
         try:
-            return self._info(full, full.stat())
-        except FileNotFoundError:
+            status = full.stat()
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        return self._info(full, status) if stat.S_ISREG(status.st_mode) else None
 
     def _info(self, path: Path, status: os.stat_result) -> FileInfo:
         relative = path.relative_to(self._root).as_posix()
@@ -161,7 +164,7 @@ class LocalStorage:
     def read(self, path: str) -> bytes | None:
         try:
             return (self._root / path).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:

