@@ -108,7 +108,9 @@ def observer(*, quiet: bool) -> Any:
 
     if errors.is_terminal and not quiet:
         return LiveProgress(errors)
-    return LineProgress(lambda line: errors.print(line, highlight=False, markup=False))
+    return LineProgress(
+        lambda line: errors.print(line, highlight=False, markup=False, soft_wrap=True)
+    )
 
 
 def _load(job: str, overrides: list[str] | None) -> Any:

@@ -56,7 +56,7 @@ class ImageDecoder:
         # Without both arguments nvImageCodec looks for a GPU and decodes nothing.
         self._checker = nvimgcodec.Decoder(
             device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
-            max_num_cpu_threads=self._num_threads,
+            max_num_cpu_threads=1,  # it sees one image in thousands
             backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
         )
         self._pipeline = self._build()
