@@ -102,7 +102,11 @@ def request_key(request: EngineRequest, model_fingerprint: str) -> str:
 
 
 def resolve_engine(
-    request: EngineRequest, store: EngineStore, rows: RowSource, say: Callable[[str], None]
+    request: EngineRequest,
+    store: EngineStore,
+    rows: RowSource,
+    say: Callable[[str], None],
+    fingerprint: str | None = None,
 ) -> ResolvedEngine:
     """Take the engine for a request from the store, or build it; several processes build once.
 
@@ -111,12 +115,13 @@ def resolve_engine(
         store: Where engines are kept.
         rows: Gives real rows; called only to build.
         say: Is told in a few words what takes long.
+        fingerprint: Of the request's model; None: taken here.
 
     Raises:
         ModelError: The model is wrong.
         AccuracyError: No candidate works, or none passes the gate.
     """
-    fingerprint = fingerprint_model(request.model)
+    fingerprint = fingerprint or fingerprint_model(request.model)
     key = request_key(request, fingerprint)
     if engine := _find_intact(store, key):
         return ResolvedEngine(engine=engine, built=False, build_s=0.0)

@@ -2,6 +2,7 @@
 
 EngineError
 |-- ModelError          the model or what the job says of it is wrong
+|-- EngineNotFoundError no engine of the store has the key that was asked for, or several have
 |-- AccuracyError       no engine reaches the accuracy that the job demands
 |-- EngineCorruptError  a stored engine is not what was published, or computes something else
 `-- LockTimeoutError    another process has been building the same engine for too long
@@ -16,6 +17,10 @@ class EngineError(Exception):
 
 class ModelError(EngineError):
     """The model cannot be loaded, exported, or does not fit its description."""
+
+
+class EngineNotFoundError(EngineError):
+    """A key, or the beginning of one, that does not name exactly one stored engine."""
 
 
 class AccuracyError(EngineError):

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.errors import EngineCorruptError, EngineError, LockTimeoutError
+from engines.errors import EngineCorruptError, EngineNotFoundError, LockTimeoutError
 from engines.gate import Accuracy
 from engines.keys import digest_bytes
 from engines.runner import TensorSpec
@@ -145,11 +145,11 @@ class EngineStore:
         """The engine whose key begins with `key`.
 
         Raises:
-            EngineError: None, or several.
+            EngineNotFoundError: None, or several.
         """
         found = [engine for engine in self.list() if engine.key.startswith(key)]
         if len(found) != 1:
-            raise EngineError(
+            raise EngineNotFoundError(
                 f"engine {key}: {len(found)} in {self._root}; expected one. "
                 "`score engine list` shows their keys."
             )

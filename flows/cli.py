@@ -15,9 +15,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from engines.errors import EngineError, ModelError
+from engines.errors import EngineError, EngineNotFoundError, ModelError
 from pipeline.errors import Interrupted, PipelineError
 
 app = typer.Typer(
@@ -60,14 +60,15 @@ def _fail(error: Exception) -> NoReturn:
     if show is not None:
         show()
         sys.exit(getattr(error, "exit_code", 2))
-    if not isinstance(error, (PipelineError, EngineError, OSError)):
+    is_ours = isinstance(error, (PipelineError, EngineError, OSError))
+    if not is_ours and not type(error).__module__.startswith("botocore"):
         raise error
     code = exit_code_of(error)
     if "--json" in sys.argv:
         status = "interrupted" if code == EXIT_INTERRUPTED else "failed"
         print_json({"status": status, "exit_code": code, "error": str(error)})
     label = "interrupted" if code == EXIT_INTERRUPTED else "error"
-    errors.print(f"[bold red]{label}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    errors.print(Text.assemble((f"{label}: ", "bold red"), str(error)), soft_wrap=True)
     sys.exit(code)
 
 
@@ -75,7 +76,7 @@ def exit_code_of(error: Exception) -> int:
     """The exit code for an error that the product raises on purpose."""
     if isinstance(error, PipelineError):
         return error.exit_code
-    return 2 if isinstance(error, ModelError) else 1
+    return 2 if isinstance(error, (ModelError, EngineNotFoundError)) else 1
 
 
 def print_json(value: Any) -> None:

@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import PipelineError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -42,8 +44,10 @@ NUM_USERS_WITH_NULLS = 8
 USERS_ROW_GROUP_ROWS = 65_536
 
 
-class DemoError(Exception):
+class DemoError(PipelineError):
     """The demo's input cannot be made here."""
+
+    exit_code = 2
 
 
 def write_pictures(

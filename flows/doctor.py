@@ -71,7 +71,7 @@ def render_doctor(facts: Facts) -> RenderableType:
     table.add_row("cpu", f"{facts['cpu']}, {facts['cores']} cores, int8 instructions: {int8}")
     table.add_row("gpu", "; ".join(facts["gpus"]) or "none: CPU engines are used")
     for name, version in facts["packages"].items():
-        table.add_row(name, version or f"missing ({PACKAGES[name]})")
+        table.add_row(name, Text(version or f"missing ({PACKAGES[name]})"))
     server = (
         facts["prefect_api_url"] or "PREFECT_API_URL is not set: needed for `score deploy` only"
     )

@@ -168,7 +168,7 @@ def render_engines(engines: list[Facts]) -> RenderableType:
             engine["precision"],
             str(engine["batch_size"]),
             f"{engine['accuracy']['agreement']:.4f}",
-            engine["created_at"][:16],
+            engine["created_at"][:10],
         )
     return table
 

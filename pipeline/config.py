@@ -16,6 +16,11 @@ from pipeline.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Rgb = tuple[float, float, float]
+OUTPUT_COLUMNS = {
+    "classes": ("class_id", "class_name", "probability", "top_class_ids", "top_probabilities"),
+    "scores": ("score",),
+}
+"""Columns that a part gets from the engine, by the model's head; see pipeline/part.py."""
 
 
 class Section(pydantic.BaseModel):
@@ -158,6 +163,19 @@ class Job(Section):
     lanes: LanesSection = LanesSection()
     cost: CostSection
 
+    @pydantic.model_validator(mode="after")
+    def _columns_differ(self) -> Job:
+        names = self.input.passthrough
+        taken = set(names) & set(OUTPUT_COLUMNS[self.model.head])
+        if taken:
+            raise ValueError(
+                f"input.passthrough: `{min(taken)}` is the name of an output column; expected "
+                "other names"
+            )
+        if len(set(names)) < len(names):
+            raise ValueError("input.passthrough: a column twice; expected each once")
+        return self
+
     @property
     def shard_rows(self) -> int:
         """Rows that a shard aims at."""
@@ -218,7 +236,9 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     *parents, last = dotted.split(".")
     section = data
     for key in parents:
-        child = section.setdefault(key, {})
+        if section.get(key) is None:  # missing, or a section left empty
+            section[key] = {}
+        child = section[key]
         if not isinstance(child, dict):
             raise ConfigError(f"--set {override}: `{key}` is a value; expected a section.")
         section = child
@@ -233,7 +253,7 @@ def _first_problem(path: str, root: yaml.Node | None, error: pydantic.Validation
     location = problem["loc"]
     dotted = ".".join(str(key) for key in location)
     line = _line_of(root, location)
-    where = f"{path}, line {line}: {dotted}" if line else f"{path}: {dotted}"
+    where = f"{path}, line {line}: {dotted}" if line else f"{path}: {dotted}".removesuffix(": ")
     more = f" ({error.error_count() - 1} more problems.)" if error.error_count() > 1 else ""
     match problem["type"]:
         case "extra_forbidden":

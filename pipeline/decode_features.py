@@ -38,8 +38,10 @@ class FeatureDecoder:
 
     def decode(self, rows: pa.RecordBatch) -> tuple[Array, dict[int, BadRow]]:
         """Assemble at most `block_rows` rows; see `pipeline.blocks.Decoder`."""
-        matrix = self._assemble(rows)
-        if np.isfinite(matrix.sum(dtype=np.float64)):  # one pass; an overflow only costs a look
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite values are found below
+            matrix = self._assemble(rows)
+            total = matrix.sum(dtype=np.float64)
+        if np.isfinite(total):  # one pass; an overflow only costs a look
             return matrix, {}
         if self._fill is not None:
             matrix[np.isnan(matrix)] = self._fill

@@ -52,14 +52,19 @@ def find_engine(request: EngineRequest, store: EngineStore) -> StoredEngine | No
 
 
 def get_engine(
-    job: Job, plan: Plan, source: Storage, request: EngineRequest, say: Callable[[str], None]
+    job: Job,
+    plan: Plan,
+    source: Storage,
+    request: EngineRequest,
+    fingerprint: str,
+    say: Callable[[str], None],
 ) -> ResolvedEngine:
     """Take the job's engine from its store, or build it from rows of this input."""
 
     def rows(num_rows: int, seed: int) -> Array:
         return decoded_sample(job, plan, source, num_rows, seed, request.num_threads)
 
-    return resolve_engine(request, EngineStore(job.engine.store), rows, say)
+    return resolve_engine(request, EngineStore(job.engine.store), rows, say, fingerprint)
 
 
 def decoded_sample(

@@ -53,6 +53,8 @@ class Lane:
         self._setup: LaneSetup | None = None
         self._pending: dict[int, tuple[Shard, Future[CommitRecord]]] = {}
         self._closing = False
+        self._error: Exception | None = None
+        """What stopped the lane; whoever comes later is told the same."""
         self._past_times: dict[str, StageTimes] = {}
         self._times: dict[str, StageTimes] = {}
         self._start()
@@ -61,7 +63,10 @@ class Lane:
         # Spawned, not forked: s3fs, DALI and the runtimes do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=lane_main, args=(theirs,), name=self.device.name)
+        # Daemon: should nobody close the lane, the interpreter's end does not wait for it.
+        self._process = context.Process(
+            target=lane_main, args=(theirs,), name=self.device.name, daemon=True
+        )
         self._process.start()
         theirs.close()
         self._receiver = threading.Thread(target=self._receive, name="lane-receiver", daemon=True)
@@ -87,7 +92,9 @@ class Lane:
     def _submit(self, shard: Shard) -> Future[CommitRecord]:
         future: Future[CommitRecord] = Future()
         if self._closing:
-            future.set_exception(Interrupted("the lane is closed; run the same command again."))
+            future.set_exception(
+                self._error or Interrupted("the lane is closed; run the same command again.")
+            )
             return future
         self._pending[shard.index] = (shard, future)
         self._send(shard)
@@ -159,6 +166,7 @@ class Lane:
     def _fail(self, error: Exception) -> None:
         with self._lock:
             self._closing = True
+            self._error = self._error or error
             pending, self._pending = self._pending, {}
         for _, future in pending.values():
             future.set_exception(error)
@@ -167,7 +175,7 @@ class Lane:
         with self._lock:
             self._past_times = add_times([self._past_times, self._times])
             self._times = {}
-            if self._closing or (self._setup is not None and not self._pending):
+            if self._closing:
                 return
             if self._setup is None or self.num_restarts == MAX_RESTARTS:
                 self._fail(

@@ -140,6 +140,7 @@ def _score(setup: LaneSetup, inbox: queue.Queue[Shard | None], send: SendMessage
             for record in scoring:
                 send(Committed(record))
         finally:
+            inbox.put(None)  # after an error the reader may be waiting for a shard: let it end
             stopped.set()
             reporter.join()
         send(Progress(scoring.times()))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from engines.build import ResolvedEngine
+from engines.model import fingerprint_model
 from pipeline.config import Job
 from pipeline.cost import cost_of
 from pipeline.engine import get_engine, load_class_names, request_for
@@ -82,10 +83,12 @@ def prepare_run(
     source, output = open_storage(job.input.uri), open_storage(job.output.uri)
     load_class_names(job.model.class_names)  # a wrong name fails now, not after the engine build
     plan = make_plan(job, date, source)
-    probe(output, f"{job.name}/_runs")
     clock.planned = time.monotonic()
     request = request_for(job, plan.num_features, device.num_threads)
-    resolved = get_engine(job, plan, source, request, say)
+    fingerprint = fingerprint_model(request.model)
+    # Whatever is wrong with the job has been found by now: from here on the output is written to.
+    probe(output, f"{job.name}/_runs")
+    resolved = get_engine(job, plan, source, request, fingerprint, say)
     clock.prepared = time.monotonic()
     ledger = Ledger(output, job.name, run_id_of(plan, job, resolved.engine.key))
     attempt = _open_attempt(ledger, job, plan, resolved, clock)

@@ -7,16 +7,17 @@ records and manifests rest on it; see ARCHITECTURE.md, "Commit protocol".
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, ParamSpec, Protocol, TypeVar, cast
 
 import fsspec
 
@@ -230,6 +231,28 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+def _named(method: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Turn what the S3 client raises besides OSError (no credentials, no connection) into ours."""
+
+    @functools.wraps(method)
+    def call(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            return method(*args, **kwargs)
+        except BotoCoreError as error:
+            raise StorageError(
+                f"object store: {error}; expected to reach it. Check AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL."
+            ) from error
+
+    return call
+
+
 class ObjectStorage:
     """A prefix of an S3 bucket; the store must honour If-None-Match (see `probe`)."""
 
@@ -258,18 +281,23 @@ class ObjectStorage:
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}".rstrip("/")
 
+    @_named
     def list_files(self, prefix: str) -> list[FileInfo]:
         try:
             found = self._fs.find(self._full(prefix), detail=True)
         except FileNotFoundError:
             return []
-        infos = [self._info(full, entry) for full, entry in found.items()]
+        # Stores and consoles may keep folders as objects; they are no files.
+        infos = [
+            self._info(full, entry) for full, entry in found.items() if entry["type"] == "file"
+        ]
         return sorted(infos, key=lambda info: info.path)
 
     def _info(self, full: str, entry: dict[str, Any]) -> FileInfo:
         relative = full.removeprefix(f"{self._root}/")
         return FileInfo(path=relative, num_bytes=entry["size"], version=entry["ETag"].strip('"'))
 
+    @_named
     def info(self, path: str) -> FileInfo | None:
         full = self._full(path)
         try:
@@ -278,15 +306,18 @@ class ObjectStorage:
             return None
         return self._info(full, entry) if entry["type"] == "file" else None
 
+    @_named
     def open(self, path: str) -> BinaryIO:
         return cast("BinaryIO", self._fs.open(self._full(path), "rb", cache_type="readahead"))
 
+    @_named
     def read(self, path: str) -> bytes | None:
         try:
             return cast("bytes", self._fs.cat_file(self._full(path)))
         except FileNotFoundError:
             return None
 
+    @_named
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
         full = [self._full(path) for path in paths]
         contents = self._fs.cat(full, on_error="raise") if full else {}
@@ -296,9 +327,9 @@ class ObjectStorage:
         full = self._full(path)
         for pause_s in (*self.RETRY_PAUSES_S, None):
             try:
-                self._fs.pipe_file(full, data, mode="create")
+                self._put_new(full, data)
                 return True
-            except OSError as error:
+            except (OSError, StorageError) as error:
                 # The store may have applied a request whose reply was lost: what is there decides.
                 found = self.read(path)
                 if found is not None:
@@ -308,6 +339,11 @@ class ObjectStorage:
                 time.sleep(pause_s)
         raise AssertionError("unreachable: the last try returns or raises")
 
+    @_named
+    def _put_new(self, full: str, data: bytes) -> None:
+        self._fs.pipe_file(full, data, mode="create")
+
+    @_named
     def delete(self, path: str) -> None:
         try:
             self._fs.rm_file(self._full(path))
@@ -326,6 +362,7 @@ class ObjectStorage:
         self.create(f"{target}/{SUCCESS}", b"")
         return True
 
+    @_named
     def _copy(self, pairs: Iterable[tuple[str, str]]) -> None:
         sources, targets = zip(*pairs, strict=True) if (pairs := list(pairs)) else ((), ())
         self._fs.copy(list(sources), list(targets), on_error="raise")

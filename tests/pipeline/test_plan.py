@@ -1,0 +1,272 @@
+"""Plans: which files, which shards, which run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pipeline_cases import DATE, a_job, a_plan, images_data, job_data, users, write_input
+
+from pipeline.config import Job
+from pipeline.errors import ConfigError, InputError
+from pipeline.plan import make_plan, run_id_of
+from pipeline.storage import open_storage
+
+
+def planning_fails(job: Job, kind: type[Exception] = InputError) -> str:
+    with pytest.raises(kind) as caught:
+        a_plan(job)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert type(caught.value) is kind
+    return message
+
+
+def test_all_files_of_the_date_are_planned_and_no_others(tmp_path: Path) -> None:
+    for name in ("b.parquet", "a.parquet", "sub/c.parq", "d.pq"):
+        write_input(tmp_path / "in", users(5), name=name)
+    for hidden in ("_SUCCESS.parquet", ".tmp.parquet", "_delta_log/x.parquet", ".s/y.parquet"):
+        write_input(tmp_path / "in", users(5), name=hidden)
+    (tmp_path / "in" / f"dt={DATE}" / "notes.txt").write_text("not data")
+    write_input(tmp_path / "in", users(5), folder="dt=2026-11-21")
+    write_input(tmp_path / "in", users(5), folder=f"dt={DATE}-old")
+    plan = a_plan(a_job(job_data(tmp_path)))
+    names = [file.path.removeprefix(f"dt={DATE}/") for file in plan.files]
+    assert names == ["a.parquet", "b.parquet", "d.pq", "sub/c.parq"]
+    assert plan.num_rows == 20
+
+
+def test_without_a_partition_the_whole_folder_is_planned(tmp_path: Path) -> None:
+    write_input(tmp_path / "in", users(5), folder=".")
+    write_input(tmp_path / "in", users(7), folder="more")
+    plan = a_plan(a_job(job_data(tmp_path), input={"partition": None}))
+    assert plan.num_rows == 12
+
+
+def test_partitions_may_be_nested(tmp_path: Path) -> None:
+    write_input(tmp_path / "in", users(5), folder=f"eu/day={DATE}/hour=1")
+    write_input(tmp_path / "in", users(6), folder=f"us/day={DATE}/hour=1")
+    assert a_plan(a_job(job_data(tmp_path), input={"partition": "eu/day={date}"})).num_rows == 5
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "target", "sizes"),
+    [
+        (100, 20, [20, 20, 20, 20, 20]),
+        (100, 1000, [100]),
+        (100, 1, [10] * 10),  # a row group is never split
+        (95, 30, [40, 30, 25]),
+        (7, 20, [7]),
+        (110, 50, [60, 50]),
+    ],
+)
+def test_shards_are_balanced_and_never_split_a_row_group(
+    tmp_path: Path, num_rows: int, target: int, sizes: list[int]
+) -> None:
+    write_input(tmp_path / "in", users(num_rows), rows_per_group=10)
+    plan = a_plan(a_job(job_data(tmp_path), lanes={"shard_rows": target}))
+    assert sorted(shard.num_rows for shard in plan.shards) == sorted(sizes)
+    groups = [group for shard in plan.shards for group in shard.row_groups]
+    assert groups == list(range(-(-num_rows // 10)))
+    ends = [shard.first_row + shard.num_rows for shard in plan.shards]
+    assert [shard.first_row for shard in plan.shards] == [0, *ends[:-1]]
+    assert ends[-1] == num_rows
+
+
+def test_shards_are_numbered_over_all_files_and_never_cross_one(tmp_path: Path) -> None:
+    for number, num_rows in enumerate((45, 3, 0, 60)):
+        write_input(tmp_path / "in", users(num_rows), name=f"{number}.parquet")
+    plan = a_plan(a_job(job_data(tmp_path)))
+    assert [shard.index for shard in plan.shards] == list(range(len(plan.shards)))
+    assert sum(shard.num_rows for shard in plan.shards) == plan.num_rows == 108
+    assert all(shard.num_rows > 0 for shard in plan.shards)
+    assert plan.shards[-1].name == f"{len(plan.shards) - 1:05d}"
+    by_file = {shard.file.path[-9:]: 0 for shard in plan.shards}
+    assert set(by_file) == {"0.parquet", "1.parquet", "3.parquet"}
+
+
+def test_empty_row_groups_are_harmless(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "in" / f"dt={DATE}" / "x.parquet"
+    path.parent.mkdir(parents=True)
+    with pq.ParquetWriter(path, users(1).schema) as writer:
+        for num_rows in (0, 15, 0, 0, 25, 0):
+            writer.write_table(users(num_rows))
+    plan = a_plan(a_job(job_data(tmp_path)))
+    assert sum(shard.num_rows for shard in plan.shards) == 40
+    assert all(shard.num_rows > 0 for shard in plan.shards)
+
+
+def test_feature_globs_expand_in_the_order_of_the_schema(tmp_path: Path) -> None:
+    table = pa.table({"f2": [1.0], "user_id": [1], "f1": [2], "g": [1.0]})
+    write_input(tmp_path / "in", table)
+    plan = a_plan(a_job(job_data(tmp_path), input={"features": {"columns": ["g", "f*", "f2"]}}))
+    assert plan.feature_columns == ("g", "f2", "f1")
+    assert plan.num_features == 3
+
+
+def test_a_fixed_size_list_counts_its_values(tmp_path: Path) -> None:
+    lists = pa.array([[1.0, 2.0, 3.0]], pa.list_(pa.float32(), 3))
+    write_input(tmp_path / "in", pa.table({"user_id": [1], "f": lists}))
+    assert a_plan(a_job(job_data(tmp_path))).num_features == 3
+
+
+def test_the_run_id_stays_when_nothing_has_changed(tmp_path: Path) -> None:
+    write_input(tmp_path / "in", users(50))
+    job = a_job(job_data(tmp_path))
+    run_id = run_id_of(a_plan(job), job, "engine")
+    assert run_id.startswith(f"{DATE}-")
+    again = a_job(
+        job_data(tmp_path),
+        output={"uri": str(tmp_path / "elsewhere")},
+        limits={"max_quarantined": 0.5},
+        cost={"market": "spot"},
+        lanes={"shard_rows": 20, "threads": 1},
+    )
+    assert run_id_of(a_plan(again), again, "engine") == run_id
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"lanes": {"shard_rows": 10}},
+        {"input": {"passthrough": ["user_id", "f0"]}},
+        {"input": {"features": {"columns": ["f*"], "fill_missing": 0}}},
+        {"model": {"source": "other.onnx"}},
+        {"model": {"class_names": "names.txt"}},
+        {"output": {"compression": "snappy"}},
+    ],
+)
+def test_the_run_id_changes_with_what_decides_the_output(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    write_input(tmp_path / "in", users(50))
+    data = job_data(tmp_path)
+    job = a_job(data)
+    name = changes.pop("name", "users")
+    other = a_job({**data, "name": name}, **changes)
+    assert run_id_of(a_plan(other), other, "e") != run_id_of(a_plan(job), job, "e")
+
+
+def test_the_run_id_changes_with_engine_date_and_input(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    write_input(root, users(50))
+    write_input(root, users(50), folder="dt=2026-11-21")
+    job = a_job(job_data(tmp_path))
+    ids = {run_id_of(a_plan(job), job, engine) for engine in ("e1", "e2")}
+    ids.add(run_id_of(make_plan(job, "2026-11-21", open_storage(job.input.uri)), job, "e1"))
+    write_input(root, users(50, first=1))
+    ids.add(run_id_of(a_plan(job), job, "e1"))
+    write_input(root, users(1), name="more.parquet")
+    ids.add(run_id_of(a_plan(job), job, "e1"))
+    assert len(ids) == 5
+
+
+def test_a_date_without_data_is_said_to_have_none(tmp_path: Path) -> None:
+    write_input(tmp_path / "in", users(5), folder="dt=2026-11-21")
+    assert f"dt={DATE}: no *.parquet files for {DATE}" in planning_fails(a_job(job_data(tmp_path)))
+
+
+def test_files_without_rows_are_said_to_have_none(tmp_path: Path) -> None:
+    write_input(tmp_path / "in", users(0))
+    assert "0 rows in 1 files; expected rows" in planning_fails(a_job(job_data(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no Parquet magic bytes at its end"),
+        (b"PAR1", "no Parquet magic bytes at its end"),
+        (b"a,b\n1,2\n" * 1000, "no Parquet magic bytes at its end"),
+        (b"PAR1" + b"\xff" * 100 + b"\xff\xff\xff\x7fPAR1", "the footer is longer than the file"),
+        (b"PAR1" + b"\xff" * 100 + b"\x10\0\0\0PAR1", "damaged Parquet footer"),
+        (b"PAR1" + b"\0" * 8 + b"PAR1", "damaged Parquet footer"),
+    ],
+)
+def test_what_is_not_parquet_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    write_input(tmp_path / "in", users(5))
+    bad = tmp_path / "in" / f"dt={DATE}" / "bad.parquet"
+    bad.write_bytes(content)
+    message = planning_fails(a_job(job_data(tmp_path)))
+    assert message.startswith(f"{bad}: {said}")
+
+
+def test_a_cut_off_file_is_named(tmp_path: Path) -> None:
+    path = write_input(tmp_path / "in", users(1000))
+    path.write_bytes(path.read_bytes()[:-100])
+    assert str(path) in planning_fails(a_job(job_data(tmp_path)))
+
+
+def test_a_footer_longer_than_the_first_guess_is_read(tmp_path: Path) -> None:
+    from pipeline.plan import FOOTER_GUESS_BYTES
+
+    path = write_input(tmp_path / "in", users(3000), rows_per_group=1)
+    footer_bytes = int.from_bytes(path.read_bytes()[-8:-4], "little")
+    assert footer_bytes > FOOTER_GUESS_BYTES
+    assert a_plan(a_job(job_data(tmp_path))).num_rows == 3000
+
+
+def test_a_wrong_column_name_comes_with_the_likely_one(tmp_path: Path) -> None:
+    write_input(tmp_path / "in", users(5))
+    said = planning_fails(a_job(job_data(tmp_path), input={"passthrough": ["userid"]}), ConfigError)
+    assert "no column `userid`; expected it because of `input.passthrough`" in said
+    assert said.endswith("Did you mean `user_id`?")
+    wrong = a_job(job_data(tmp_path), input={"features": {"columns": ["zz*"]}})
+    assert planning_fails(wrong, ConfigError).endswith("It has: user_id, f0, f1.")
+    wrong = a_job(images_data(tmp_path))
+    assert "no column `image`" in planning_fails(wrong, ConfigError)
+
+
+def test_a_column_that_only_some_files_have_is_named_with_the_file(tmp_path: Path) -> None:
+    write_input(tmp_path / "in", users(5), name="a.parquet")
+    path = write_input(tmp_path / "in", users(5).drop(["f1"]), name="b.parquet")
+    said = planning_fails(a_job(job_data(tmp_path)), ConfigError)
+    assert said.startswith(f"{path}: no column `f1`")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["text"]),
+        pa.array([True]),
+        pa.array([[1.0, 2.0]]),
+        pa.array([["x"]], pa.list_(pa.string(), 1)),
+        pa.array([b"bytes"]),
+    ],
+)
+def test_features_must_be_numbers(tmp_path: Path, values: pa.Array) -> None:
+    write_input(tmp_path / "in", pa.table({"user_id": [1], "f0": values}))
+    said = planning_fails(a_job(job_data(tmp_path)), ConfigError)
+    assert "column `f0` is " in said
+    assert "expected numbers, or one column of fixed-size lists" in said
+
+
+def test_lists_cannot_be_mixed_with_columns(tmp_path: Path) -> None:
+    lists = pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))
+    write_input(tmp_path / "in", pa.table({"user_id": [1], "f0": lists, "f1": [1.0]}))
+    assert "column `f0`" in planning_fails(a_job(job_data(tmp_path)), ConfigError)
+
+
+def test_lists_of_another_length_in_a_later_file_are_refused(tmp_path: Path) -> None:
+    for size in (2, 4):
+        lists = pa.array([[1.0] * size] * 2, pa.list_(pa.float32(), size))
+        table = pa.table({"user_id": [1, 2], "f": lists})
+        path = write_input(tmp_path / "in", table, name=f"{size}.parquet")
+    said = planning_fails(a_job(job_data(tmp_path)), ConfigError)
+    assert said.startswith(str(path))
+
+
+def test_images_must_be_binary(tmp_path: Path) -> None:
+    write_input(tmp_path / "in", pa.table({"user_id": [1], "image": ["text"]}))
+    said = planning_fails(a_job(images_data(tmp_path)), ConfigError)
+    assert "column `image` is string; expected binary with encoded images" in said
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_images_may_be_binary_of_either_size(tmp_path: Path, kind: pa.DataType) -> None:
+    write_input(tmp_path / "in", pa.table({"user_id": [1], "image": pa.array([b"x"], kind)}))
+    assert a_plan(a_job(images_data(tmp_path))).num_features == 0
