@@ -11,6 +11,7 @@ and Bias Correction", ICCV 2019, section 4.2; here E[x] is measured on the calib
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -32,12 +33,16 @@ def correct_biases(core: onnx.ModelProto, batches: Iterable[dict[str, Array]]) -
         batches: Calibration rows as the graph takes them.
 
     Returns:
-        The float graph to quantise; convolutions and Gemms without a bias are left as they are.
+        The float graph to quantise; convolutions and Gemms without a bias of their own are left
+        as they are.
     """
     model = onnx.ModelProto()
     model.CopyFrom(core)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    layers = [node for node in model.graph.node if _is_correctable(node, constants)]
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    layers = [node for node in model.graph.node if _is_correctable(node, constants, uses)]
+    if not layers:
+        return model
     means = _input_means(model, layers, batches)
     for layer, mean in zip(layers, means, strict=True):
         weight = numpy_helper.to_array(constants[layer.input[1]]).astype(np.float64)
@@ -47,16 +52,37 @@ def correct_biases(core: onnx.ModelProto, batches: Iterable[dict[str, Array]]) -
     return model
 
 
-def _is_correctable(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
+def _is_correctable(
+    node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], uses: Counter[str]
+) -> bool:
     if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
         return False
-    if node.op_type == "Gemm" and not _attribute(node, "transB", 0):
+    if node.op_type == "Gemm" and not _is_plain_linear(node):
         return False
-    return node.input[1] in constants and node.input[2] in constants
+    # A bias that several nodes share cannot hold the correction of each.
+    return node.input[1] in constants and node.input[2] in constants and uses[node.input[2]] == 1
+
+
+def _is_plain_linear(node: onnx.NodeProto) -> bool:
+    floats = {entry.name: entry.f for entry in node.attribute}
+    scaled = floats.get("alpha", 1.0) != 1.0 or floats.get("beta", 1.0) != 1.0
+    return bool(_attribute(node, "transB", 0)) and not _attribute(node, "transA", 0) and not scaled
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((int(entry.i) for entry in node.attribute if entry.name == name), default)
+
+
+def _mean_node(graph: onnx.GraphProto, source: str, axes: list[int], name: str, opset: int) -> None:
+    """Add the mean of `source` over `axes` as an output: axes are an attribute before opset 18."""
+    if opset < 18:
+        node = helper.make_node("ReduceMean", [source], [name], keepdims=0, axes=axes)
+    else:
+        values = numpy_helper.from_array(np.array(axes, np.int64), f"{name}_axes")
+        graph.initializer.append(values)
+        node = helper.make_node("ReduceMean", [source, values.name], [name], keepdims=0)
+    graph.node.append(node)
+    graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
 
 def _input_means(
@@ -67,24 +93,22 @@ def _input_means(
 
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
-    names = []
-    for position, layer in enumerate(layers):
-        name = f"{MEAN_PREFIX}{position}"
-        axes = np.array([0, 2, 3] if layer.op_type == "Conv" else [0], np.int64)
-        probed.graph.initializer.append(numpy_helper.from_array(axes, f"{name}_axes"))
-        inputs = [layer.input[0], f"{name}_axes"]
-        probed.graph.node.append(helper.make_node("ReduceMean", inputs, [name], keepdims=0))
-        probed.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-        names.append(name)
+    opset = max(e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
+    num_dims = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    names = [f"{MEAN_PREFIX}{position}" for position in range(len(layers))]
+    for name, layer in zip(names, layers, strict=True):
+        axes = [0, *range(2, num_dims[layer.input[1]])]  # all but the channels
+        _mean_node(probed.graph, layer.input[0], axes, name, opset)
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(probed.SerializeToString(), options)
     sums = [np.zeros(1)] * len(layers)
-    num_batches = 0
+    num_rows = 0
     for batch in batches:
-        sums = [a + b for a, b in zip(sums, session.run(names, batch), strict=True)]
-        num_batches += 1
-    return [total / num_batches for total in sums]
+        (rows,) = {len(array) for array in batch.values()}  # the last batch may have fewer
+        sums = [a + b * rows for a, b in zip(sums, session.run(names, batch), strict=True)]
+        num_rows += rows
+    return [total / num_rows for total in sums]
 
 
 def _mean_shift(
@@ -99,5 +123,7 @@ def _mean_shift(
     if layer.op_type == "Gemm":
         return np.asarray(error @ mean)
     groups = _attribute(layer, "group", 1)
-    per_group = error.sum(axis=(2, 3)).reshape(groups, num_outputs // groups, -1)
+    per_group = (
+        error.reshape(*error.shape[:2], -1).sum(axis=2).reshape(groups, num_outputs // groups, -1)
+    )
     return np.asarray(np.einsum("goi,gi->go", per_group, mean.reshape(groups, -1))).reshape(-1)

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.errors import AccuracyError, EngineCorruptError
+import numpy as np
+
+from engines.errors import AccuracyError, EngineCorruptError, EngineError
 from engines.gate import Accuracy, GateSpec, compare, race, run_rows
 from engines.keys import BUILDER_REVISION, RUNTIME_PACKAGES, digest, digest_bytes, this_cpu
 from engines.keys import runtime_version as version_of
 from engines.load import make_runner, probe_answer
-from engines.model import ImageInput, ModelSpec, fingerprint_model
+from engines.model import ImageInput, ModelSpec, fingerprint_model, shown
 from engines.runner import Array, Outputs, Runner, TensorSpec
 from engines.store import EngineManifest, EngineStore, Rung, StoredEngine
 
@@ -125,8 +127,8 @@ def resolve_engine(
     key = request_key(request, fingerprint)
     if engine := _find_intact(store, key):
         return ResolvedEngine(engine=engine, built=False, build_s=0.0)
-    started = time.monotonic()
     with store.lock(key):
+        started = time.monotonic()
         if engine := _find_intact(store, key):  # another process has built it meanwhile
             return ResolvedEngine(engine=engine, built=False, build_s=0.0)
         build = _Build(request, rows, say)
@@ -154,6 +156,7 @@ class _Build:
         self._request = request
         self._rows = rows
         self._say = say
+        self._unquantized: str | None = None
 
     def run(
         self, request_key: str, fingerprint: str, started: float
@@ -189,7 +192,7 @@ class _Build:
                 device=device.name,
                 num_threads=device.num_threads,
                 calibration_rows=len(calibration),
-                calibration_sha256=digest_bytes(calibration.data),
+                calibration_sha256=digest_bytes(np.ascontiguousarray(calibration).data),
                 min_agreement=request.gate.min_agreement,
                 accuracy=chosen.accuracy,
                 rungs=tuple(rungs),
@@ -221,6 +224,12 @@ class _Build:
         wanted, held_out = self._request.calibration.num_rows, self._request.gate.num_rows
         self._say(f"building an engine: decoding {wanted + held_out:,} rows of the input")
         rows = self._rows(wanted + held_out, self._request.calibration.seed)
+        expected = self._request.model.input
+        if len(rows) == 0 or rows.shape[1:] != expected.row_shape or rows.dtype != expected.dtype:
+            raise EngineError(
+                f"rows to calibrate with: {rows.dtype} {rows.shape}; expected {expected.dtype} "
+                f"{('rows', *expected.row_shape)}. Check that the input has rows that can be read."
+            )
         num_calibration = max(1, len(rows) * wanted // (wanted + held_out))
         calibration = rows[:num_calibration]
         return calibration, rows[num_calibration:] if len(rows) > num_calibration else calibration
@@ -236,7 +245,12 @@ class _Build:
         default = CPU_BATCH_IMAGES if isinstance(spec.input, ImageInput) else CPU_BATCH_FEATURES
         batch_size = bound or self._request.batch_size or default
         self._say(f"calibrating int8 with {len(calibration):,} rows")
-        graphs = {"int8": quantize_for_cpu(core, spec, calibration, bound), "fp32": core}
+        graphs = {"fp32": core}
+        try:
+            graphs = {"int8": quantize_for_cpu(core, spec, calibration, bound), **graphs}
+        except Exception as error:  # the quantiser may fail in its own way: fp32 is left
+            self._unquantized = shown(error)
+            log.warning("model %s: int8 is left out: %s", spec.source, self._unquantized)
         return [
             candidate
             for precision, graph in graphs.items()
@@ -282,13 +296,17 @@ class _Build:
                 answers[candidate.name] = run_rows(runner, held_out)
             except Exception as error:  # a runtime may refuse a graph in its own way
                 runners.pop(candidate.name, None)
-                errors[candidate.name] = f"{type(error).__name__}: {error}"[:300]
+                errors[candidate.name] = shown(error)
         if REFERENCE not in answers:
             raise AccuracyError(
                 f"{REFERENCE}: {errors[REFERENCE]}; expected it to run, to compare with."
             )
         speeds = race(runners, held_out)
-        rungs = []
+        rungs = [
+            _failed_rung(runtime, "int8", self._unquantized)
+            for runtime in RUNTIME_PACKAGES
+            if self._unquantized
+        ]
         for candidate in candidates:
             accuracy: Accuracy | None = None
             if candidate.name in answers:
@@ -309,8 +327,22 @@ class _Build:
     def _choose(self, rungs: list[Rung]) -> Rung:
         passed = [rung for rung in rungs if rung.passed]
         if not passed:
-            raise AccuracyError("no candidate passes the gate; expected fp32 to agree with itself.")
+            raise AccuracyError(
+                "no candidate passes the gate; expected fp32 to agree with itself. Its answers are "
+                "not all finite, or `engine.gate.min_agreement` is above 1."
+            )
         return max(passed, key=lambda rung: rung.rows_per_s)
+
+
+def _failed_rung(runtime: str, precision: str, error: str) -> Rung:
+    return Rung(
+        runtime=runtime,
+        precision=precision,
+        rows_per_s=0.0,
+        accuracy=None,
+        passed=False,
+        error=error,
+    )
 
 
 def _reason(chosen: Rung, rungs: list[Rung], gate: GateSpec) -> str:
@@ -322,6 +354,8 @@ def _reason(chosen: Rung, rungs: list[Rung], gate: GateSpec) -> str:
         if not r.passed and r.accuracy is not None
     ]
     refused = f"; missed the gate: {', '.join(failed)}" if failed else ""
+    broken = [f"{r.runtime} {r.precision}" for r in rungs if r.error is not None]
+    refused += f"; failed: {', '.join(broken)}" if broken else ""
     return (
         f"{chosen.runtime} {chosen.precision}, the fastest of {num_passed} that pass "
         f"({chosen.rows_per_s:,.0f} rows/s), agreement {chosen.accuracy.agreement:.4f} >= "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.errors import ModelError
-from engines.model import ModelSpec, load_torch_model
+from engines.model import ModelSpec, load_torch_model, shown
 
 if TYPE_CHECKING:
     import onnx
@@ -31,11 +31,24 @@ def load_core(spec: ModelSpec) -> onnx.ModelProto:
         ModelError: It cannot be loaded or exported, or has another input than described.
     """
     if spec.is_torch:
-        core = export_torch(load_torch_model(spec.source), spec.input.model_row_shape)
+        try:
+            core = export_torch(load_torch_model(spec.source), spec.input.model_row_shape)
+        except ModelError:
+            raise
+        except Exception as error:  # the exporter may raise anything
+            raise ModelError(
+                f"model {spec.source}: torch.onnx.export: {shown(error)}; expected a model that "
+                "can be exported with any batch. Export it yourself and name the ONNX file."
+            ) from error
     else:
         core = _load_onnx(Path(spec.source))
     _check_input(core, spec)
-    return _simplify(core)
+    try:
+        return _simplify(core)
+    except Exception as error:  # ONNX Runtime may raise anything
+        raise ModelError(
+            f"model {spec.source}: {shown(error)}; expected a graph that ONNX Runtime can load."
+        ) from error
 
 
 def export_torch(model: torch.nn.Module, row_shape: tuple[int, ...]) -> onnx.ModelProto:
@@ -87,12 +100,18 @@ def _load_onnx(path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(model)
     except OSError as error:
         raise ModelError(f"model {path}: {error.strerror}; expected an ONNX file.") from None
-    except (DecodeError, onnx.checker.ValidationError) as error:
-        reason = str(error).strip().splitlines()[0] or "not an ONNX file"
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".") or "not an ONNX file"
         raise ModelError(f"model {path}: {reason}; expected a valid ONNX file.") from None
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < MIN_OPSET:
-        model = onnx.version_converter.convert_version(model, OPSET)
+        try:
+            model = onnx.version_converter.convert_version(model, OPSET)
+        except Exception as error:  # it raises whatever its C++ does
+            raise ModelError(
+                f"model {path}: opset {opset}: {shown(error)}; expected opset {MIN_OPSET} or "
+                "later. Export it again."
+            ) from None
     return model
 
 

@@ -11,6 +11,8 @@ from engines.model import ImageInput, ModelSpec
 from engines.runner import Array, TensorSpec
 
 INPUT = "rows"
+MIN_IR_VERSION = 8
+"""Older files list their constants as inputs too, which a wrapped graph does not."""
 PREFIX = "nightscore_"
 """Of every name that is added, so that none collides with the model's own."""
 
@@ -25,9 +27,12 @@ def wrap(core: onnx.ModelProto, spec: ModelSpec, batch_size: int) -> onnx.ModelP
 
     Returns:
         A graph with the input `rows` and the outputs of `spec.head`.
+
+    Raises:
+        ModelError: The head does not fit the model's output.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(core)
+    model = _renamed(core)
+    model.ir_version = max(model.ir_version, MIN_IR_VERSION)
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     model_input = next(entry.name for entry in graph.input if entry.name not in constants)
@@ -41,9 +46,31 @@ def wrap(core: onnx.ModelProto, spec: ModelSpec, batch_size: int) -> onnx.ModelP
     graph.input.append(helper.make_tensor_value_info(rows.name, kinds[rows.dtype], rows.shape))
     for name, dtype in _output_types(spec):
         graph.output.append(helper.make_tensor_value_info(name, kinds[dtype], None))
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    onnx.checker.check_model(model)
+    try:
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        onnx.checker.check_model(model)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+        raise _head_error(spec, "its output does not fit") from error
     return model
+
+
+def _renamed(core: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which no tensor of the model has a name that the wrapped graph gives away."""
+    ours = {INPUT, "score", "class_id", "probability"}
+    theirs = {name for node in core.graph.node for name in (*node.input, *node.output)}
+    if ours.isdisjoint(theirs):
+        model = onnx.ModelProto()
+        model.CopyFrom(core)
+        return model
+    return onnx.compose.add_prefix(core, f"{PREFIX}model_")
+
+
+def _head_error(spec: ModelSpec, found: str) -> ModelError:
+    wanted = f"logits [batch, C], C >= {spec.top_k}" if spec.head == "classes" else "scores"
+    return ModelError(
+        f"model {spec.source}: {found}; expected float32 {wanted}. Check `model.head` and "
+        "`model.top_k`."
+    )
 
 
 def input_spec(spec: ModelSpec, batch_size: int) -> TensorSpec:
@@ -64,10 +91,7 @@ def output_specs(model: onnx.ModelProto, spec: ModelSpec) -> tuple[TensorSpec, .
     for name, dtype in _output_types(spec):
         width = inferred[name][1].dim_value if len(inferred[name]) == 2 else 0
         if not width:
-            raise ModelError(
-                f"model {spec.source}: its output cannot be read as [batch, n]; expected "
-                f"{'logits' if spec.head == 'classes' else 'scores'}. Check `model.head`."
-            )
+            raise _head_error(spec, "its output cannot be read as [batch, n]")
         specs.append(TensorSpec(name=name, dtype=dtype, shape=(batch_size, width)))
     return tuple(specs)
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib
 import inspect
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,36 +103,68 @@ def fingerprint_model(spec: ModelSpec) -> str:
 def _hash_onnx(path: Path) -> str:
     try:
         hasher = hashlib.sha256(path.read_bytes())
+        for name in _external_files(path):
+            hasher.update(f"\0{name}\0".encode())
+            hasher.update((path.parent / name).read_bytes())
     except OSError as error:
         raise ModelError(
-            f"model {path}: {error.strerror}; expected an ONNX file or module:callable. "
+            f"model {error.filename}: {error.strerror}; expected an ONNX file or module:callable. "
             "Check `model.source`."
         ) from None
-    # External data lie beside the file under names that only the graph knows; torch and onnx
-    # write `<file>.data`. Other names are refused when the model is loaded.
-    sibling = path.with_name(f"{path.name}.data")
-    if sibling.exists():
-        hasher.update(sibling.read_bytes())
     return hasher.hexdigest()
+
+
+def _external_files(path: Path) -> list[str]:
+    """Names of the files beside an ONNX file that hold its weights: only the graph knows them."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError:  # said where the model is loaded
+        return []
+    attributes = (a for node in model.graph.node for a in node.attribute)
+    tensors = [*model.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
+    entries = (entry for tensor in tensors for entry in tensor.external_data)
+    return sorted({entry.value for entry in entries if entry.key == "location"})
 
 
 def _hash_torch(spec: ModelSpec) -> str:
     model = load_torch_model(spec.source)
-    hasher = hashlib.sha256(repr(model).encode())
-    for name, tensor in model.state_dict().items():
+    # An address in a representation would be another one in the next process.
+    hasher = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode())
+    # Buffers that are not persistent are no part of the state.
+    tensors = dict(model.named_buffers(remove_duplicate=False)) | model.state_dict()
+    for name, tensor in tensors.items():
         array = tensor.detach().cpu().contiguous()
         hasher.update(f"{name}:{array.dtype}:{tuple(array.shape)}".encode())
         hasher.update(array.flatten().view(_byte_type()).numpy().data)
-    module = importlib.import_module(spec.source.partition(":")[0])
-    for code in (module, type(model)):
-        hasher.update(inspect.getsource(code).encode())
+    for source in _sources(model, spec.source.partition(":")[0]):
+        hasher.update(source.encode())
     return hasher.hexdigest()
+
+
+def _sources(model: torch.nn.Module, module: str) -> list[str]:
+    """Source of the module that makes the model, and of all that define one of its layers."""
+    names = {module, *(type(layer).__module__ for layer in model.modules())}
+    sources = []
+    for name in sorted(names):
+        try:
+            sources.append(inspect.getsource(importlib.import_module(name)))
+        except (ImportError, OSError, TypeError):  # compiled: its name has to do
+            sources.append(name)
+    return sources
 
 
 def _byte_type() -> torch.dtype:
     import torch
 
     return torch.uint8
+
+
+def shown(error: BaseException) -> str:
+    """An error of others on one line of bounded length."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def load_torch_model(source: str) -> torch.nn.Module:
@@ -147,9 +180,9 @@ def load_torch_model(source: str) -> torch.nn.Module:
         # Whatever the user's code prints must not end up in our own (JSON) output.
         with contextlib.redirect_stdout(sys.stderr):
             model = getattr(importlib.import_module(module), name)()
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ModelError(
-            f"model {source}: {type(error).__name__}: {error}; expected module:callable that "
+            f"model {source}: {shown(error)}; expected module:callable that "
             "returns a torch.nn.Module. Check `model.source` and PYTHONPATH."
         ) from error
     if not isinstance(model, torch.nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +64,8 @@ class OnnxrtRunner:
             while running:
                 yield running.popleft().result()
         finally:
-            for future in running:
-                future.cancel()
+            # Those that compute already still read their batch, which the caller may use again.
+            wait([future for future in running if not future.cancel()])
 
     def _run(self, batch: Array) -> Outputs:
         names = [output.name for output in self.outputs]

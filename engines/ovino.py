@@ -69,6 +69,8 @@ class OpenVinoRunner:
                 if not idle:
                     yield self._finish(running, idle)
                 array = check_batch(batch, self.input)
+                if not array.flags.writeable:  # OpenVINO does not share those, such as Arrow's
+                    array = array.copy()
                 request = idle.popleft()
                 request.set_input_tensor(self._openvino.Tensor(array, shared_memory=True))
                 request.start_async()

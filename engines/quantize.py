@@ -35,8 +35,7 @@ def quantize_for_cpu(
     """
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
-        batch_rows = fixed_batch or CALIBRATION_BATCH_ROWS
-        corrected = correct_biases(core, _Rows(spec, core, rows, batch_rows).feeds())
+        corrected = correct_biases(core, _Rows(spec, core, rows, fixed_batch).feeds())
         onnx.save(corrected, source)
         quiet = logging.getLogger()
         level = quiet.level
@@ -45,7 +44,7 @@ def quantize_for_cpu(
             quantize_static(
                 source,
                 target,
-                _Rows(spec, core, rows, batch_rows),
+                _Rows(spec, core, rows, fixed_batch),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
@@ -69,20 +68,21 @@ class _Rows(CalibrationDataReader):  # type: ignore[misc]
     """Calibration rows in batches, as ONNX Runtime's quantiser asks for them."""
 
     def __init__(
-        self, spec: ModelSpec, core: onnx.ModelProto, rows: Array, batch_rows: int
+        self, spec: ModelSpec, core: onnx.ModelProto, rows: Array, fixed_batch: int | None
     ) -> None:
         self._name = core.graph.input[0].name
         self._spec = spec
         self._rows = rows
-        self._batch_rows = batch_rows
+        self._fixed_batch = fixed_batch
         self._left = self.feeds()
 
     def feeds(self) -> Iterator[dict[str, Any]]:
         """All batches, as the graph takes them."""
-        for start in range(0, len(self._rows), self._batch_rows):
-            batch = self._rows[start : start + self._batch_rows]
-            if len(batch) < self._batch_rows:  # repeating rows moves no minimum and no maximum
-                batch = np.resize(batch, (self._batch_rows, *batch.shape[1:]))
+        batch_rows = self._fixed_batch or CALIBRATION_BATCH_ROWS
+        for start in range(0, len(self._rows), batch_rows):
+            batch = self._rows[start : start + batch_rows]
+            if self._fixed_batch:  # rows from the front again: no row weighs much more than others
+                batch = self._rows.take(range(start, start + batch_rows), axis=0, mode="wrap")
             yield {self._name: normalised(self._spec, batch)}
 
     def get_next(self) -> dict[str, Any] | None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +27,8 @@ from engines.errors import EngineCorruptError, EngineNotFoundError, LockTimeoutE
 from engines.gate import Accuracy
 from engines.keys import digest_bytes
 from engines.runner import TensorSpec
+
+log = logging.getLogger(__name__)
 
 GRAPH = "graph.onnx"
 MANIFEST = "manifest.json"
@@ -125,10 +128,13 @@ class EngineStore:
 
     def find(self, request_key: str) -> StoredEngine | None:
         """The engine that answers a request, not yet checked; None when there is none."""
+        path = self._root / "current" / f"{request_key}.json"
         try:
-            pointer = json.loads((self._root / "current" / f"{request_key}.json").read_bytes())
+            pointer = json.loads(path.read_bytes())
             return self._load(self._root / "engines" / pointer["key"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if path.exists():
+                log.warning("%s: %s: %s; it is not used.", path, type(error).__name__, error)
             return None
 
     def list(self) -> list[StoredEngine]:
@@ -159,7 +165,8 @@ class EngineStore:
         """Store an engine and let it answer its request from now on."""
         folder = self._root / "engines" / manifest.key
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".publishing-", dir=folder.parent))
+        staged = folder.parent / f".publishing-{uuid.uuid4().hex}"
+        staged.mkdir()  # not mkdtemp, whose folders nobody else may read
         try:
             _write(staged / GRAPH, graph)
             _write(staged / MANIFEST, manifest.to_json())
@@ -205,7 +212,10 @@ class EngineStore:
 
     def _load(self, folder: Path) -> StoredEngine:
         fields = json.loads((folder / MANIFEST).read_bytes())
-        return StoredEngine(folder=str(folder), manifest=_manifest_from(fields))
+        manifest = _manifest_from(fields)
+        if manifest.key != folder.name:
+            raise ValueError(f"manifest of engine {manifest.key}; expected {folder.name}")
+        return StoredEngine(folder=str(folder), manifest=manifest)
 
 
 def _is_intact(folder: Path) -> bool:

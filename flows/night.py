@@ -34,6 +34,8 @@ from pipeline.run import (
 from pipeline.storage import open_storage
 
 Group = Sequence[Shard]
+MapGroups = Callable[[Callable[[Group], None], Sequence[Group], int], None]
+"""Runs a function over all groups, so many at a time; raises what the function raises."""
 GROUPS_PER_LANE = 8
 """Tasks stay coarse: a Prefect server does not like thousands, and the ledger keeps the details."""
 CALLERS_PER_LANE = 2
@@ -55,15 +57,6 @@ class Observer(Protocol):
 
     def stop(self) -> None:
         """Scoring has ended, well or not."""
-
-
-class MapGroups(Protocol):
-    """Runs a function over all groups, `num_callers` at a time, and raises what it raises."""
-
-    def __call__(
-        self, score: Callable[[Group], None], groups: Sequence[Group], num_callers: int
-    ) -> None:
-        """Return when every group is done."""
 
 
 def run_night(

@@ -58,3 +58,8 @@ class Interrupted(PipelineError):
     """The run was stopped from outside; committed shards stay, the same command goes on."""
 
     exit_code = 75
+
+
+def one_line(error: BaseException) -> str:
+    """What a library's error says, on one line: ours are one sentence."""
+    return " ".join(str(error).split())

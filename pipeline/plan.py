@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import Job
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, one_line
 from pipeline.storage import FileInfo, Storage
 
 FOOTER_GUESS_BYTES = 1 << 16
@@ -102,8 +102,15 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
         raise InputError(f"{where}: 0 rows in {len(files)} files; expected rows to score.")
     schema = footers[0][1].schema.to_arrow_schema()
     columns = _feature_columns(job, schema, f"{source.uri}/{files[0].path}")
+    num_features = _num_features(schema, columns)
     for file, metadata in footers:
-        _check_columns(job, columns, metadata.schema.to_arrow_schema(), f"{source.uri}/{file.path}")
+        where, found = f"{source.uri}/{file.path}", metadata.schema.to_arrow_schema()
+        _check_columns(job, columns, found, where)
+        if _num_features(found, columns) != num_features:
+            raise ConfigError(
+                f"{where}: {_num_features(found, columns)} features; expected {num_features}, as "
+                f"in {files[0].path}. Write the file again."
+            )
     shards: list[Shard] = []
     for file, metadata in footers:
         shards += _cut(file, metadata, job.shard_rows, first_index=len(shards))
@@ -114,7 +121,7 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
         shards=tuple(shards),
         num_rows=num_rows,
         feature_columns=columns,
-        num_features=_num_features(schema, columns),
+        num_features=num_features,
     )
 
 
@@ -157,7 +164,7 @@ def _read_footer(source: Storage, info: FileInfo) -> tuple[PinnedFile, pq.FileMe
         metadata = pq.read_metadata(pa.BufferReader(PARQUET_MAGIC + footer))
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{where}: damaged Parquet footer ({error}); expected a Parquet file."
+            f"{where}: damaged Parquet footer ({one_line(error)}); expected a Parquet file."
         ) from None
     pinned = PinnedFile(
         path=info.path,

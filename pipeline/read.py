@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.blocks import Block
-from pipeline.errors import InputChangedError, InputError
+from pipeline.errors import InputChangedError, InputError, one_line
 from pipeline.plan import Plan, Shard
 from pipeline.storage import Storage
 
@@ -45,7 +45,7 @@ def read_blocks(
                     num_read += rows.num_rows
         except (pa.ArrowException, OSError) as error:
             raise InputError(
-                f"{where}: rows from {shard.first_row + num_read} cannot be read ({error}); "
+                f"{where}: rows from {shard.first_row + num_read} cannot be read ({one_line(error)}); "
                 "expected intact Parquet pages. Write the file again."
             ) from error
         # pyarrow delivers too few rows from some damaged files without an error.

@@ -18,7 +18,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import VerifyError
+from pipeline.errors import VerifyError, one_line
 
 Row = dict[str, Any]
 
@@ -129,7 +129,7 @@ def _read_part(folder: str, stored: Row) -> pa.Table:
     try:
         table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise VerifyError(f"{uri}: cannot be read ({error}).") from None
+        raise VerifyError(f"{uri}: cannot be read ({one_line(error)}).") from None
     if len(table) != stored["num_rows"]:
         raise VerifyError(f"{uri}: {len(table)} rows; committed were {stored['num_rows']}.")
     return table
@@ -144,7 +144,7 @@ def _check_file(
         with filesystem.open(source_path, "rb") as file:
             expected = pq.read_table(file, columns=passthrough)
     except (FileNotFoundError, pa.ArrowException, OSError) as error:
-        raise VerifyError(f"{source}: cannot be read any more ({error}).") from None
+        raise VerifyError(f"{source}: cannot be read any more ({one_line(error)}).") from None
     if len(expected) != num_rows:
         raise VerifyError(f"{source}: {len(expected)} rows now; {num_rows} when it was scored.")
     next_row = num_scored = num_quarantined = 0

@@ -218,11 +218,17 @@ def score(start_score: Callable[..., Running]) -> Callable[..., Ended]:
 
 @pytest.fixture(scope="session")
 def features_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The features demo: 4,000 users of one date in two files, its model, and an empty store."""
-    from flows.demo import make_features_demo
+    """40,000 users of one date in small row groups, the demo's model, and an empty engine store."""
+    import pyarrow.parquet as pq
+
+    from engines.demo_models import write_ranking_onnx
+    from flows.demo_data import write_users
 
     folder = tmp_path_factory.mktemp("features")
-    make_features_demo(str(folder), DATE, num_rows=4_000)
+    write_users(folder / "users", DATE, num_rows=40_000)
+    for file in folder.glob("users/*/*.parquet"):
+        pq.write_table(pq.read_table(file), file, row_group_size=100)
+    write_ranking_onnx(folder / "ranking.onnx")
     return folder
 
 
@@ -245,7 +251,7 @@ def features_job(features_folder: Path, tmp_path: Path) -> Path:
                 "gate": {"rows": 128, "min_agreement": 0.9},
             },
             "output": {"uri": str(tmp_path / "scores")},
-            "limits": {"max_quarantined": 0.02},
+            "lanes": {"shard_rows": 5_000},
             "cost": {"instance": "c6i.large"},
         },
     )

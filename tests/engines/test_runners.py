@@ -15,7 +15,7 @@ from engines.errors import EngineError
 from engines.graph import input_spec, output_specs, wrap
 from engines.load import make_runner
 from engines.runner import Array, Runner
-from tests.engines.conftest import image_rows, images_spec, write_image_model
+from tests.engines.small_models import image_rows, images_spec, write_image_model
 
 BATCH = 4
 

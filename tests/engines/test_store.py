@@ -11,7 +11,7 @@ from engines.build import resolve_engine
 from engines.errors import EngineCorruptError, EngineError, LockTimeoutError
 from engines.load import open_runner
 from engines.store import EngineStore, StoredEngine
-from tests.engines.conftest import (
+from tests.engines.small_models import (
     feature_rows,
     features_spec,
     request_for,

@@ -149,3 +149,26 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
 
 def as_bytes(data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint8)
+
+
+def publish_night(job: Job, report: Any) -> Path:
+    """Score the job's date with `SumRunner` and publish it; the published folder."""
+    import dataclasses
+
+    from pipeline.publish import publish
+    from pipeline.score_shards import ShardScoring
+
+    plan = a_plan(job)
+    tools = scoring_tools(job, plan, SumRunner())
+    with ShardScoring(plan.shards, tools) as scoring:
+        records = {record.shard: record for record in scoring}
+    num_scored = sum(record.num_scored for record in records.values())
+    numbers = {
+        "rows": plan.num_rows,
+        "scored": num_scored,
+        "quarantined": plan.num_rows - num_scored,
+    }
+    named = dataclasses.replace(report, job=job.name, date=plan.date, **numbers)
+    output = open_storage(job.output.uri)
+    assert publish(job, plan, tools.ledger, records, named, output)
+    return Path(job.output.uri, job.name, f"dt={plan.date}")

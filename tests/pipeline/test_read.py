@@ -103,7 +103,7 @@ def test_another_footer_than_the_planned_one_stops_the_run(job: Job) -> None:
 
     plan = a_plan(job)
     shard = dataclasses.replace(plan.shards[0], num_rows=plan.shards[0].num_rows + 1)
-    with pytest.raises(InputError, match=r"20 rows in row groups \(0, 1\); expected 21"):
+    with pytest.raises(InputError, match=r"30 rows in row groups \(0, 1, 2\); expected 31"):
         read_all(job, dataclasses.replace(plan, shards=(shard,)))
 
 

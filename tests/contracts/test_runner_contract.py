@@ -1,0 +1,194 @@
+"""One suite over every runner, bare and checked: what the pipeline relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+
+from engines.build import resolve_engine
+from engines.errors import EngineError
+from engines.gate import run_rows
+from engines.load import make_runner, open_runner
+from engines.runner import Array, Outputs, Runner
+from engines.store import EngineStore, StoredEngine
+from tests.engines.small_models import (
+    feature_rows,
+    features_spec,
+    request_for,
+    write_features_model,
+)
+
+BATCH = 4
+THREADS = 2
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> StoredEngine:
+    folder = tmp_path_factory.mktemp("runners")
+    request = request_for(features_spec(write_features_model(folder / "m.onnx")))
+    store = EngineStore(folder / "store")
+    return resolve_engine(request, store, feature_rows, lambda _: None).engine
+
+
+@pytest.fixture(params=["openvino", "onnxruntime", "checked"])
+def closed(request: pytest.FixtureRequest, engine: StoredEngine) -> Runner:
+    if request.param == "checked":
+        return open_runner(engine)
+    known = engine.manifest
+    return make_runner(request.param, engine.graph, known.input, known.outputs, THREADS)
+
+
+@pytest.fixture
+def runner(closed: Runner) -> Iterator[Runner]:
+    with closed:
+        yield closed
+
+
+def batches(num_batches: int) -> list[Array]:
+    return list(feature_rows(num_batches * BATCH, seed=5).reshape(num_batches, BATCH, -1))
+
+
+def stream(runner: Runner, source: Iterable[Array | None]) -> Generator[Outputs]:
+    return cast("Generator[Outputs]", runner.infer(source))
+
+
+def by_onnxruntime(engine: StoredEngine, rows: Array) -> Array:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(engine.graph)
+    (scores,) = session.run(None, {engine.manifest.input.name: rows})
+    return np.asarray(scores)
+
+
+def test_many_more_batches_than_streams_come_out_in_order(
+    runner: Runner, engine: StoredEngine
+) -> None:
+    rows = batches(101)
+    found = list(runner.infer(rows))
+    assert len(found) == 101
+    for (scores,), batch in zip(found, rows, strict=True):
+        assert (scores.shape, scores.dtype) == ((BATCH, 1), np.float32)
+        # int8 kernels of two runtimes may round one step apart
+        np.testing.assert_allclose(scores, by_onnxruntime(engine, batch), rtol=0.05, atol=0.3)
+
+
+def test_each_batch_answers_the_same_alone_and_among_others(runner: Runner) -> None:
+    rows = batches(20)
+    together = [scores for (scores,) in runner.infer(rows)]
+    alone = [next(iter(runner.infer([batch])))[0] for batch in rows]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_none_brings_out_all_in_flight_before_the_next_batch_is_asked_for(runner: Runner) -> None:
+    events: list[str] = []
+
+    def source() -> Iterator[Array | None]:
+        for number, batch in enumerate(batches(5)):
+            events.append(f"in {number}")
+            yield batch
+            if number in (0, 2):
+                yield None
+
+    for number, _ in enumerate(runner.infer(source())):
+        events.append(f"out {number}")
+    assert events.index("out 0") < events.index("in 1")
+    assert events.index("out 2") < events.index("in 3")
+    assert [event for event in events if event.startswith("out")] == [f"out {i}" for i in range(5)]
+
+
+def test_none_without_anything_in_flight_is_no_output(runner: Runner) -> None:
+    assert list(runner.infer([None, None])) == []
+    assert len(list(runner.infer([None, *batches(2), None, None]))) == 2
+
+
+@pytest.mark.timeout(30)
+def test_an_early_close_does_not_hang_and_the_runner_works_on(runner: Runner) -> None:
+    for _ in range(3):
+        with closing(stream(runner, batches(30))) as outputs:
+            next(outputs)
+        assert len(list(runner.infer(batches(7)))) == 7
+
+
+def test_a_batch_may_be_reused_once_the_stream_is_closed(runner: Runner) -> None:
+    rows = batches(12)
+    with closing(stream(runner, rows)) as outputs:
+        next(outputs)
+    expected = [next(iter(runner.infer([batch])))[0] for batch in batches(12)]
+    for batch in rows:
+        batch[:] = 1e6
+    found = [scores for (scores,) in runner.infer(batches(12))]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_an_error_of_the_source_comes_through_unchanged(runner: Runner) -> None:
+    def source() -> Iterator[Array]:
+        yield from batches(2)
+        raise LookupError("the decoder lost its way")
+
+    with pytest.raises(LookupError, match="lost its way"):
+        list(runner.infer(source()))
+    assert len(list(runner.infer(batches(3)))) == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shown"),
+    [
+        (np.zeros((BATCH + 1, 8), np.float32), r"float32 \(5, 8\); expected float32 \(4, 8\)"),
+        (np.zeros((BATCH, 8), np.float64), r"float64 \(4, 8\); expected float32 \(4, 8\)"),
+    ],
+    ids=["shape", "dtype"],
+)
+def test_a_wrong_batch_is_refused_with_both_kinds(
+    runner: Runner, wrong: Array, shown: str
+) -> None:
+    with pytest.raises(EngineError, match=shown):
+        list(runner.infer([*batches(2), wrong]))
+    assert len(list(runner.infer(batches(2)))) == 2
+
+
+def test_arrays_that_cannot_be_written_are_taken(runner: Runner) -> None:
+    rows = batches(6)
+    expected = [scores.copy() for (scores,) in runner.infer(rows)]
+    for batch in rows:
+        batch.flags.writeable = False  # such as those that Arrow gives
+    found = [scores for (scores,) in runner.infer(rows)]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_outputs_stay_as_they_were_when_later_batches_run(runner: Runner) -> None:
+    outputs = stream(runner, batches(40))
+    kept = next(outputs)
+    copies = [array.copy() for array in kept]
+    assert len(list(outputs)) == 39
+    list(runner.infer(batches(9)))
+    for array, copy in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_a_runner_can_be_left_and_entered_again(closed: Runner) -> None:
+    rows = feature_rows(10, seed=2)
+    answers = []
+    for _ in range(2):
+        with closed:
+            answers.append(run_rows(closed, rows)[0])
+    assert answers[0].shape == (10, 1)
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
+
+
+def test_nothing_in_is_nothing_out(runner: Runner) -> None:
+    assert list(runner.infer([])) == []
+
+
+def test_a_graph_that_is_not_there_fails_on_entering_not_before(
+    engine: StoredEngine, tmp_path: Path
+) -> None:
+    known = engine.manifest
+    for runtime in ("openvino", "onnxruntime"):
+        absent = make_runner(runtime, tmp_path / "none.onnx", known.input, known.outputs, THREADS)
+        with pytest.raises(Exception, match=r"none\.onnx"), absent:
+            pytest.fail("a graph that is not there was opened")

@@ -1,0 +1,108 @@
+"""The ledger: what is committed counts once, whoever commits."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.ledger import Attempt, Ledger
+from pipeline.part import ShardParts
+from pipeline.plan import PinnedFile, Shard
+from pipeline.storage import LocalStorage
+
+FILE = PinnedFile(path="a.parquet", num_bytes=1, version="v", footer_sha256="f", num_rows=99)
+
+
+def shard(index: int) -> Shard:
+    return Shard(index=index, file=FILE, row_groups=(index,), first_row=10 * index, num_rows=10)
+
+
+def parts(content: bytes = b"part", *, bad: bool = False) -> ShardParts:
+    return ShardParts(
+        part=content,
+        quarantine=b"bad " + content if bad else None,
+        num_scored=9 if bad else 10,
+        num_quarantined=int(bad),
+        reasons={"empty": 1} if bad else {},
+    )
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(str(tmp_path))
+
+
+@pytest.fixture
+def ledger(storage: LocalStorage) -> Ledger:
+    return Ledger(storage, "job", "run-1")
+
+
+def stored_parts(storage: LocalStorage) -> set[str]:
+    return {info.path for info in storage.list_files("job/_runs/run-1/parts")}
+
+
+def test_an_empty_ledger_has_no_records(ledger: Ledger) -> None:
+    assert ledger.records() == {}
+    assert ledger.attempts() == []
+
+
+def test_a_record_reads_back_as_it_was_written(ledger: Ledger, storage: LocalStorage) -> None:
+    written = [ledger.commit(shard(index), parts(bad=index == 1), "me") for index in range(3)]
+    assert ledger.records() == dict(enumerate(written))
+    assert written[1].quarantine is not None
+    assert storage.read(ledger.part_path(written[1].part)) == b"part"
+    assert storage.read(ledger.part_path(written[1].quarantine)) == b"bad part"
+    assert written[1].part.num_rows == 9
+    assert (written[1].owner, written[1].first_row, written[1].row_groups) == ("me", 10, (1,))
+
+
+def test_the_second_commit_of_a_shard_loses_and_leaves_no_orphan(
+    ledger: Ledger, storage: LocalStorage
+) -> None:
+    first = ledger.commit(shard(0), parts(b"first", bad=True), "a")
+    second = ledger.commit(shard(0), parts(b"second", bad=True), "b")
+    assert second == first
+    assert first.quarantine is not None
+    assert stored_parts(storage) == {
+        ledger.part_path(first.part),
+        ledger.part_path(first.quarantine),
+    }
+
+
+def test_of_many_commits_at_once_one_wins_and_all_agree(
+    ledger: Ledger, storage: LocalStorage
+) -> None:
+    for index in range(5):
+        start = threading.Barrier(8)
+
+        def commit(owner: int, index: int = index, start: threading.Barrier = start) -> object:
+            start.wait(10)
+            return ledger.commit(shard(index), parts(b"%d" % owner), str(owner))
+
+        with ThreadPoolExecutor(8) as pool:
+            records = list(pool.map(commit, range(8)))
+        assert len({repr(record) for record in records}) == 1
+    records = ledger.records()
+    assert stored_parts(storage) == {ledger.part_path(r.part) for r in records.values()}
+
+
+def test_parts_without_a_record_do_not_count(ledger: Ledger, storage: LocalStorage) -> None:
+    storage.create("job/_runs/run-1/parts/part-00007-dead.parquet", b"orphan")
+    storage.create("job/_runs/run-1/commits/.00007.json.abc.tmp", b"{half")
+    assert ledger.records() == {}
+
+
+def test_runs_do_not_see_each_other(ledger: Ledger, storage: LocalStorage) -> None:
+    ledger.commit(shard(0), parts(), "me")
+    assert Ledger(storage, "job", "run-2").records() == {}
+    assert Ledger(storage, "other", "run-1").records() == {}
+
+
+def test_attempts_are_listed_oldest_first(ledger: Ledger) -> None:
+    for day in (3, 1, 2):
+        attempt = Attempt(id=str(day), started_at=f"2026-11-0{day}", host="h", pid=day)
+        ledger.open({"run_id": "run-1"}, attempt)
+    assert [attempt.pid for attempt in ledger.attempts()] == [1, 2, 3]

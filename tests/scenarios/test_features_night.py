@@ -1,0 +1,269 @@
+"""Whole nights of feature rows: undisturbed, killed, interrupted, in a bucket, two at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(150)]
+DATE = "2026-11-20"
+NUM_ROWS, NUM_BAD, NUM_SHARDS = 40_000, 8, 400
+SMALL_SHARDS = ("--set", "lanes.shard_rows=100")
+INTERRUPTED = 75
+
+
+def night(job: Path, output: Path | str, *more: str) -> tuple[str, ...]:
+    return ("run", str(job), "--date", DATE, "--json", "--set", f"output.uri={output}", *more)
+
+
+def commits(output: Path) -> list[Path]:
+    return list(output.glob("users/_runs/*/commits/*.json"))
+
+
+def wait_for_commits(command: Any, output: Path, count: int = 1) -> None:
+    deadline = time.monotonic() + 100
+    while len(commits(output)) < count:
+        assert command.is_running(), command.end().err
+        assert time.monotonic() < deadline, "no commit in time"
+        time.sleep(0.005)
+
+
+def published(output: Path | str) -> Path:
+    return Path(output) / "users" / f"dt={DATE}"
+
+
+def scores_in(output: Path) -> dict[int, float]:
+    table = pa.concat_tables(pq.read_table(path) for path in published(output).glob("*.parquet"))
+    ids = table["user_id"].to_pylist()
+    assert len(set(ids)) == len(ids)
+    return dict(zip(ids, table["score"].to_pylist(), strict=True))
+
+
+def quarantined_in(output: Path) -> set[tuple[str, int, str]]:
+    tables = [pq.read_table(path) for path in published(output).glob("_quarantine/*.parquet")]
+    rows = pa.concat_tables(tables).to_pylist()
+    assert len(rows) == NUM_BAD
+    return {(row["file"], row["row"], row["reason"]) for row in rows}
+
+
+@pytest.fixture(scope="session")
+def quiet_nights() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def undisturbed(
+    score: Callable[..., Any],
+    features_job: Path,
+    quiet_nights: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Output of a night with the same shards that nobody disturbed; made once."""
+    if "output" not in quiet_nights:
+        output = tmp_path_factory.mktemp("undisturbed")
+        ended = score(*night(features_job, output, *SMALL_SHARDS))
+        assert ended.code == 0, ended.err
+        assert ended.json["shards"] == NUM_SHARDS
+        quiet_nights["output"] = output
+    return Path(quiet_nights["output"])
+
+
+def check_resumed(ended: Any, output: Path, undisturbed: Path, num_committed: int) -> None:
+    assert ended.code == 0, ended.err
+    report = ended.json
+    assert report["status"] == "published"
+    assert report["shards"] == NUM_SHARDS
+    assert num_committed <= report["shards_reused"] < NUM_SHARDS
+    assert report["scored"] == NUM_ROWS - NUM_BAD
+    # Only what was not committed was scored again.
+    todo = NUM_SHARDS - report["shards_reused"]
+    assert report["stages"]["write"]["items"] == todo * 100
+    assert scores_in(output) == scores_in(undisturbed)
+    assert quarantined_in(output) == quarantined_in(undisturbed)
+
+
+def test_a_night_killed_in_the_middle_is_finished_by_the_same_command(
+    start_score: Callable[..., Any],
+    score: Callable[..., Any],
+    features_job: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "killed"
+    command = night(features_job, output, *SMALL_SHARDS)
+    num_kills = 0
+    for wanted in (1, 40, 120):
+        running = start_score(*command)
+        wait_for_commits(running, output, wanted)
+        running.kill_group()
+        assert running.end().code == -signal.SIGKILL
+        assert not running.members()
+        assert not published(output).exists()
+        num_kills += 1
+    num_committed = len(commits(output))
+    ended = score(*command)
+    check_resumed(ended, output, undisturbed, num_committed)
+    assert ended.json["attempts"] == num_kills + 1
+    verdict = score("verify", *command[1:])
+    assert verdict.code == 0, verdict.err
+    assert verdict.json["rows"] == NUM_ROWS
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("whole_group", [False, True], ids=["process", "group"])
+def test_an_interrupted_night_says_so_leaves_nothing_running_and_resumes(
+    start_score: Callable[..., Any],
+    score: Callable[..., Any],
+    features_job: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    whole_group: bool,
+) -> None:
+    output = tmp_path / "interrupted"
+    command = night(features_job, output, *SMALL_SHARDS)
+    running = start_score(*command)
+    wait_for_commits(running, output, 5)
+    started = time.monotonic()
+    if whole_group:
+        running.kill_group(number)
+    else:
+        running.signal(number)
+    ended = running.end(30)
+    assert time.monotonic() - started < 20  # a spot instance has 120 s, a container 30
+    assert ended.code == INTERRUPTED, ended.err
+    assert ended.json["status"] == "interrupted"
+    assert ended.json["exit_code"] == INTERRUPTED
+    assert number.name in ended.json["error"]
+    assert "Traceback" not in ended.err
+    assert ended.err.splitlines()[-1].startswith("interrupted: ")
+    assert not running.members()
+    assert not published(output).exists()
+    check_resumed(score(*command), output, undisturbed, len(commits(output)))
+
+
+def test_an_interruption_before_the_first_shard_is_clean_too(
+    start_score: Callable[..., Any], features_job: Path, tmp_path: Path
+) -> None:
+    """While engines are built, calibrated and loaded, a signal must end everything as well."""
+    for pause_s in (1.5, 3.0):
+        running = start_score(
+            *night(features_job, tmp_path / "out", "--set", f"engine.store={tmp_path / 'engines'}")
+        )
+        time.sleep(pause_s)
+        running.signal(signal.SIGTERM)
+        ended = running.end(30)
+        # Before the handlers are there the signal just ends the process.
+        assert ended.code in (INTERRUPTED, -signal.SIGTERM), ended.err
+        assert "Traceback" not in ended.err
+        assert not running.members()
+
+
+def test_two_nights_of_one_date_at_once_both_succeed_and_one_publishes(
+    start_score: Callable[..., Any],
+    score: Callable[..., Any],
+    features_job: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "both"
+    command = night(features_job, output, *SMALL_SHARDS)
+    pair = [start_score(*command), start_score(*command)]
+    ended = [running.end() for running in pair]
+    assert [each.code for each in ended] == [0, 0], [each.err for each in ended]
+    assert sorted(each.json["status"] for each in ended) == ["already_published", "published"]
+    assert len({each.json["run_id"] for each in ended}) == 1
+    assert scores_in(output) == scores_in(undisturbed)
+    assert score("verify", *command[1:]).code == 0
+    # The loser's parts are gone: only what the manifest names is there.
+    manifest = json.loads((published(output) / "_MANIFEST.json").read_text())
+    run = output / "users" / "_runs" / manifest["run_id"]
+    named = [part["part"]["path"] for part in manifest["parts"]]
+    assert sorted(path.name for path in run.glob("parts/part-*")) == sorted(named)
+
+
+def test_a_night_in_a_bucket_is_like_one_on_a_disk(
+    score: Callable[..., Any],
+    features_job: Path,
+    features_folder: Path,
+    s3_folder: str,
+    tmp_path: Path,
+) -> None:
+    import s3fs
+
+    fs = s3fs.S3FileSystem(
+        endpoint_url=os.environ["AWS_ENDPOINT_URL"],
+        skip_instance_cache=True,
+        use_listings_cache=False,
+        config_kwargs={"s3": {"addressing_style": "path"}},
+    )
+    for file in features_folder.glob("users/*/*.parquet"):
+        fs.put_file(str(file), f"{s3_folder}/in/dt={DATE}/{file.name}")
+    command = night(features_job, f"{s3_folder}/out", "--set", f"input.uri={s3_folder}/in")
+    ended = score(*command)
+    assert ended.code == 0, ended.err
+    assert ended.json["output"] == f"{s3_folder}/out/users/dt={DATE}"
+    verdict = score("verify", *command[1:])
+    assert verdict.code == 0, verdict.err
+    assert verdict.json["rows"] == NUM_ROWS
+    assert verdict.json["quarantined"] == NUM_BAD
+    again = score(*command)
+    assert (again.code, again.json["status"]) == (0, "already_published")
+    local = score(*night(features_job, tmp_path / "local"))
+    assert local.code == 0, local.err
+    fs.get(
+        f"{s3_folder}/out/users/dt={DATE}/",
+        str(tmp_path / "copy/users") + f"/dt={DATE}/",
+        recursive=True,
+    )
+    assert scores_in(tmp_path / "copy") == scores_in(tmp_path / "local")
+
+
+def test_too_many_bad_rows_stop_publication(
+    score: Callable[..., Any], features_job: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    strict = night(features_job, output, "--set", "limits.max_quarantined=0.0001")
+    ended = score(*strict)
+    assert ended.code == 3
+    assert ended.json["exit_code"] == 3
+    assert "8 of 40,000 rows (0.02%) are in quarantine (feature_missing 8)" in ended.json["error"]
+    assert not published(output).exists()
+    relaxed = score(*night(features_job, output))  # nothing has to be scored again
+    assert relaxed.code == 0
+    assert relaxed.json["shards_reused"] == relaxed.json["shards"]
+
+
+def test_input_that_changes_after_a_crash_is_never_mixed(
+    start_score: Callable[..., Any],
+    score: Callable[..., Any],
+    features_job: Path,
+    features_folder: Path,
+    tmp_path: Path,
+) -> None:
+    import shutil
+
+    shutil.copytree(features_folder / "users", tmp_path / "users")
+    output = tmp_path / "out"
+    command = night(features_job, output, *SMALL_SHARDS, "--set", f"input.uri={tmp_path / 'users'}")
+    running = start_score(*command)
+    wait_for_commits(running, output, 3)
+    running.kill_group()
+    running.end()
+    file = tmp_path / "users" / f"dt={DATE}" / "users-0.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.slice(0, len(table) - 100), file, row_group_size=100)
+    ended = score(*command)
+    assert ended.code == 0, ended.err
+    assert ended.json["rows"] == NUM_ROWS - 100
+    assert ended.json["shards_reused"] == 0
+    assert score("verify", *command[1:]).code == 0
