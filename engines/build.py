@@ -177,7 +177,7 @@ class _Build:
             assert chosen.accuracy is not None
             device = this_cpu(request.num_threads)
             manifest = EngineManifest(
-                key=self._engine_key(candidate, graph),
+                key=self._engine_key(candidate, graph, request_key),
                 request_key=request_key,
                 model_source=request.model.source,
                 model_fingerprint=fingerprint,
@@ -204,10 +204,11 @@ class _Build:
         self._say(f"engine {manifest.key[:12]}: {manifest.reason}")
         return manifest, graph
 
-    def _engine_key(self, candidate: Candidate, graph: bytes) -> str:
+    def _engine_key(self, candidate: Candidate, graph: bytes, request_key: str) -> str:
         """Covers weights and scales (both are in the graph), I/O, runtime, settings and device."""
         return digest(
             {
+                "request": request_key,  # its gate and reason stand in the manifest
                 "graph": digest_bytes(graph),
                 "input": candidate.input,
                 "outputs": candidate.outputs,

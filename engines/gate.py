@@ -31,8 +31,8 @@ class Accuracy:
 
     num_rows: int
     agreement: float
-    """Classes: share of rows with the same best class. Scores: the lowest correlation (Pearson)
-    of any output column."""
+    """Classes: share of rows with the same best class. Scores: the lowest share of variance
+    that is explained (R squared) of any output column; a shift or another scale costs too."""
     mean_abs_diff: float
     """Of the best class's probability, or of the scores."""
     max_abs_diff: float
@@ -54,7 +54,7 @@ def compare(head: Head, reference: Outputs, found: Outputs) -> Accuracy:
         agreement = float(np.mean(reference[0][:, 0] == found[0][:, 0]))
     else:
         columns = range(reference[0].shape[1])
-        agreement = min(_correlation(reference[0][:, i], found[0][:, i]) for i in columns)
+        agreement = min(_explained(reference[0][:, i], found[0][:, i]) for i in columns)
     return Accuracy(
         num_rows=len(reference[0]),
         agreement=agreement,
@@ -63,12 +63,11 @@ def compare(head: Head, reference: Outputs, found: Outputs) -> Accuracy:
     )
 
 
-def _correlation(expected: Array, found: Array) -> float:
-    if np.array_equal(expected, found):  # corrcoef may round to a little less than 1
-        return 1.0
-    if np.ptp(expected) == 0 or np.ptp(found) == 0:  # undefined: constant scores agree or do not
+def _explained(expected: Array, found: Array) -> float:
+    if np.ptp(expected) == 0:  # no variance to explain: constant scores agree or do not
         return 1.0 if np.allclose(expected, found, rtol=1e-2) else 0.0
-    return float(np.corrcoef(expected, found)[0, 1])
+    error = np.mean(np.square(expected.astype(np.float64) - found))
+    return max(0.0, 1.0 - float(error / np.var(expected, dtype=np.float64)))
 
 
 def run_rows(runner: Runner, rows: Array) -> Outputs:

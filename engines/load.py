@@ -14,8 +14,11 @@ from engines.store import StoredEngine
 
 PROBE_SEED = 20261120
 PROBE_TOLERANCE = 0.02
-"""Of a probability, or of the largest score where that is above 1: more than kernels differ from
-call to call, much less than other weights do."""
+"""Of the largest probability or score: more than kernels differ from call to call, much less than
+other weights do."""
+
+SMALLEST_SCALE = 1e-6
+"""Scores that are all smaller count as zero."""
 
 
 def make_runner(
@@ -86,7 +89,7 @@ class CheckedRunner:
     def _compare(self, expected: tuple[float, ...], found: tuple[float, ...]) -> None:
         # Noise may lie outside of what a model takes (log of a negative feature): NaN equals NaN.
         finite = np.abs([value for value in expected if np.isfinite(value)])
-        tolerance = PROBE_TOLERANCE * max(1.0, finite.max(initial=0.0))
+        tolerance = PROBE_TOLERANCE * finite.max(initial=SMALLEST_SCALE)
         if len(expected) != len(found) or not np.allclose(
             expected, found, rtol=0, atol=tolerance, equal_nan=True
         ):

@@ -131,7 +131,7 @@ class EngineStore:
         path = self._root / "current" / f"{request_key}.json"
         try:
             pointer = json.loads(path.read_bytes())
-            return self._load(self._root / "engines" / pointer["key"])
+            return _read_engine(self._root / "engines" / pointer["key"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             if path.exists():
                 log.warning("%s: %s: %s; it is not used.", path, type(error).__name__, error)
@@ -142,7 +142,7 @@ class EngineStore:
         engines = []
         for folder in (self._root / "engines").glob("[0-9a-f]*"):
             try:
-                engines.append(self._load(folder))
+                engines.append(_read_engine(folder))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         return sorted(engines, key=lambda engine: engine.manifest.created_at, reverse=True)
@@ -184,7 +184,7 @@ class EngineStore:
         temporary = pointer.with_suffix(f".{os.getpid()}.tmp")
         _write(temporary, json.dumps({"key": manifest.key}).encode())
         os.replace(temporary, pointer)
-        return self._load(folder)
+        return _read_engine(folder)
 
     @contextmanager
     def lock(self, request_key: str, timeout_s: float = 3600.0) -> Iterator[None]:
@@ -210,18 +210,17 @@ class EngineStore:
                     time.sleep(LOCK_POLL_S)
             yield
 
-    def _load(self, folder: Path) -> StoredEngine:
-        fields = json.loads((folder / MANIFEST).read_bytes())
-        manifest = _manifest_from(fields)
-        if manifest.key != folder.name:
-            raise ValueError(f"manifest of engine {manifest.key}; expected {folder.name}")
-        return StoredEngine(folder=str(folder), manifest=manifest)
+
+def _read_engine(folder: Path) -> StoredEngine:
+    manifest = _manifest_from(json.loads((folder / MANIFEST).read_bytes()))
+    if manifest.key != folder.name:
+        raise ValueError(f"manifest of engine {manifest.key}; expected {folder.name}")
+    return StoredEngine(folder=str(folder), manifest=manifest)
 
 
 def _is_intact(folder: Path) -> bool:
     try:
-        manifest = _manifest_from(json.loads((folder / MANIFEST).read_bytes()))
-        StoredEngine(folder=str(folder), manifest=manifest).check()
+        _read_engine(folder).check()
     except (OSError, ValueError, KeyError, TypeError, EngineCorruptError):
         return False
     return True

@@ -103,7 +103,7 @@ class GateSection(Section):
 
     rows: Annotated[int, Field(ge=8)] = 512
     min_agreement: Share = 0.97
-    """Share of rows with the same top-1 class; for scores the correlation."""
+    """Share of rows with the same top-1 class; for scores the explained variance."""
 
 
 class EngineSection(Section):

@@ -47,7 +47,7 @@ class EngineRung:
     precision: str
     rows_per_s: float
     agreement: float | None
-    """Share of held-out rows with the fp32 answer, or correlation of scores; None: not run."""
+    """Share of held-out rows with the fp32 answer, or variance explained; None: not run."""
     passed: bool
     error: str | None
 

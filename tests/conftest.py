@@ -179,6 +179,22 @@ class Running:
             pytest.fail(f"hung for {timeout_s:.0f} s; stdout: {out[-1000:]}\nstderr: {err[-3000:]}")
         return Ended(self._process.returncode, out, err)
 
+    def clean_up(self) -> None:
+        """Kill what is alive, and read what nobody has read."""
+        if self.members():
+            self.kill_group()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+        self._process.wait()
+
+    def lingering(self, patience_s: float = 3.0) -> list[str]:
+        """Command lines of its processes that do not end soon after it."""
+        deadline = time.monotonic() + patience_s
+        while (alive := self.members()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in alive]
+
     def members(self) -> list[int]:
         """Processes of its group that are alive."""
         alive = []
@@ -204,10 +220,7 @@ def start_score() -> Iterator[Callable[..., Running]]:
 
     yield start
     for command in started:
-        if command.members():
-            command.kill_group()
-        if command.is_running():
-            command.end()
+        command.clean_up()
 
 
 @pytest.fixture

@@ -143,9 +143,7 @@ def test_an_error_of_the_source_comes_through_unchanged(runner: Runner) -> None:
     ],
     ids=["shape", "dtype"],
 )
-def test_a_wrong_batch_is_refused_with_both_kinds(
-    runner: Runner, wrong: Array, shown: str
-) -> None:
+def test_a_wrong_batch_is_refused_with_both_kinds(runner: Runner, wrong: Array, shown: str) -> None:
     with pytest.raises(EngineError, match=shown):
         list(runner.infer([*batches(2), wrong]))
     assert len(list(runner.infer(batches(2)))) == 2

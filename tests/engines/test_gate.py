@@ -33,7 +33,15 @@ def test_the_gate_admits_exactly_its_limit() -> None:
 def test_agreement_of_scores_is_that_of_the_worst_column() -> None:
     rising, falling = [0.0, 1.0, 2.0], [2.0, 1.0, 0.0]
     found = compare("scores", scores(rising, rising), scores(rising, falling))
-    assert found.agreement == pytest.approx(-1.0)
+    assert found.agreement == 0.0
+
+
+def test_scores_on_another_scale_or_shifted_do_not_agree() -> None:
+    fp32 = [0.1, 0.2, 0.3, 0.4]
+    for wrong in ([value * 2 for value in fp32], [value + 0.5 for value in fp32]):
+        assert compare("scores", scores(fp32), scores(wrong)).agreement == 0.0
+    slightly_off = [value + 0.01 for value in fp32]
+    assert compare("scores", scores(fp32), scores(slightly_off)).agreement == pytest.approx(0.992)
 
 
 def test_scores_that_are_not_numbers_never_pass() -> None:

@@ -109,9 +109,7 @@ def test_a_head_that_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize(("opset", "ir_version"), [(8, 3), (9, 4), (13, 7), (17, 8)])
-def test_graphs_of_old_opsets_answer_as_before(
-    tmp_path: Path, opset: int, ir_version: int
-) -> None:
+def test_graphs_of_old_opsets_answer_as_before(tmp_path: Path, opset: int, ir_version: int) -> None:
     spec = features(save(linear(opset=opset, ir_version=ir_version), tmp_path / "m.onnx"))
     core = load_core(spec)
     assert max(entry.version for entry in core.opset_import if not entry.domain) >= 13

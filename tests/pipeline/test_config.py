@@ -70,7 +70,9 @@ def test_an_unknown_key_like_no_other_comes_with_all_known_ones(tmp_path: Path) 
 
 def test_an_unknown_key_in_an_optional_section_is_explained_too(tmp_path: Path) -> None:
     said = complaint(tmp_path, GOOD.replace('columns: ["f*"]', 'columns: ["f*"]\n    fill: 0'))
-    assert said.startswith("job.yaml, line 7: input.features.fill: unknown key. Known keys: columns")
+    assert said.startswith(
+        "job.yaml, line 7: input.features.fill: unknown key. Known keys: columns"
+    )
 
 
 def test_a_missing_key_is_named_with_the_line_of_its_section(tmp_path: Path) -> None:

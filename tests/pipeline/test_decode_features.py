@@ -13,9 +13,7 @@ from pipeline.decode_features import FeatureDecoder
 NAN, INF = float("nan"), float("inf")
 
 
-def decode(
-    fill: float | None = None, **columns: pa.Array
-) -> tuple[Array, dict[int, BadRow]]:
+def decode(fill: float | None = None, **columns: pa.Array) -> tuple[Array, dict[int, BadRow]]:
     features = FeaturesInput(columns=tuple(columns), fill_missing=fill)
     first = next(iter(columns.values()))
     is_list = pa.types.is_fixed_size_list(first.type)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pytest
-from pipeline_cases import encoded, photo
 from PIL import Image, ImageOps
+from pipeline_cases import encoded, photo
 
 from pipeline.blocks import Array
 from pipeline.config import ImagesInput

@@ -317,7 +317,9 @@ def test_a_changed_engine_is_refused(
     folder.mkdir()
     (folder / setup.engine.graph.name).write_bytes(graph[:-1] + bytes([graph[-1] ^ 1]))
     lane = start_lane()
-    lane.open(dataclasses.replace(setup, engine=dataclasses.replace(setup.engine, folder=str(folder))))
+    lane.open(
+        dataclasses.replace(setup, engine=dataclasses.replace(setup.engine, folder=str(folder)))
+    )
     with pytest.raises(LaneError, match=r"EngineCorruptError.*sha256"):
         lane.score(plan.shards[:1])
 

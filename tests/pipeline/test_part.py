@@ -29,7 +29,7 @@ def scored_block(first: int, num_rows: int, outputs: tuple[Any, ...], *bad: int)
         first_row=first,
         passthrough=pa.RecordBatch.from_pydict({"user_id": ids}),
         outputs=outputs,
-        bad_rows={slot: BAD for slot in bad},
+        bad_rows=dict.fromkeys(bad, BAD),
     )
 
 

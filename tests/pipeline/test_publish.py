@@ -70,9 +70,7 @@ def test_more_bad_rows_than_the_limit_stop_publication(plan: Plan, records: Reco
         check_complete(plan, records, strict)
 
 
-def test_a_shard_without_a_record_stops_publication(
-    job: Job, plan: Plan, records: Records
-) -> None:
+def test_a_shard_without_a_record_stops_publication(job: Job, plan: Plan, records: Records) -> None:
     del records[2]
     with pytest.raises(VerifyError, match=r"1 of 5 shards have no commit record \(first: 00002\)"):
         check_complete(plan, records, job)
@@ -107,7 +105,7 @@ def test_only_scored_parts_meet_a_readers_glob(
     job: Job, a_report: Callable[..., RunReport]
 ) -> None:
     folder = publish_night(job, a_report())
-    found = [path for path in Path(job.output.uri).glob("*/dt=*/*.parquet")]
+    found = list(Path(job.output.uri).glob("*/dt=*/*.parquet"))
     assert len(found) == 5
     assert all(path.parent == folder for path in found)
 

@@ -52,9 +52,7 @@ def no_threads_left() -> bool:
 
 
 @pytest.mark.parametrize("block_rows", [1, 7, 1000])
-def test_every_row_is_scored_or_quarantined_once(
-    job: Job, plan: Plan, block_rows: int
-) -> None:
+def test_every_row_is_scored_or_quarantined_once(job: Job, plan: Plan, block_rows: int) -> None:
     tools = scoring_tools(job, plan, SumRunner())
     tools.decoder.block_rows = block_rows
     with ShardScoring(plan.shards, tools) as scoring:
@@ -162,8 +160,9 @@ def test_a_passthrough_column_may_be_a_feature(tmp_path: Path) -> None:
 def test_ceilings_are_measured_without_committing(job: Job, plan: Plan) -> None:
     tools = scoring_tools(job, plan, SumRunner())
     ceilings = measure_ceilings(plan.shards[0], tools)
-    assert min(
-        ceilings.decode_per_sec, ceilings.engine_per_sec, ceilings.engine_with_copies_per_sec
-    ) > 0
+    assert (
+        min(ceilings.decode_per_sec, ceilings.engine_per_sec, ceilings.engine_with_copies_per_sec)
+        > 0
+    )
     assert np.isfinite(ceilings.engine_per_sec)
     assert tools.ledger.records() == {}

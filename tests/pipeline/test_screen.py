@@ -7,8 +7,8 @@ import time
 import zlib
 
 import pytest
-from pipeline_cases import as_bytes, encoded, photo
 from PIL import Image
+from pipeline_cases import as_bytes, encoded, photo
 
 from pipeline.screen import MAX_JPEG_SCANS, Header, Refusal, screen
 

@@ -183,9 +183,12 @@ def test_rows_in_another_order_are_noticed(folder: Path) -> None:
 
 def test_a_scored_row_that_is_in_quarantine_too_is_noticed(folder: Path) -> None:
     def add(table: pa.Table) -> pa.Table:
-        return pa.concat_tables([table, table.slice(0, 1).set_column(
-            2, table.schema.field(2), pa.array([30], pa.int64())
-        )])
+        return pa.concat_tables(
+            [
+                table,
+                table.slice(0, 1).set_column(2, table.schema.field(2), pa.array([30], pa.int64())),
+            ]
+        )
 
     rewrite(folder, 1, add, "quarantine")
     assert "are not those of" in refused(folder)

@@ -106,7 +106,7 @@ def test_a_night_killed_in_the_middle_is_finished_by_the_same_command(
         wait_for_commits(running, output, wanted)
         running.kill_group()
         assert running.end().code == -signal.SIGKILL
-        assert not running.members()
+        assert not running.lingering()
         assert not published(output).exists()
         num_kills += 1
     num_committed = len(commits(output))
@@ -118,8 +118,14 @@ def test_a_night_killed_in_the_middle_is_finished_by_the_same_command(
     assert verdict.json["rows"] == NUM_ROWS
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("whole_group", [False, True], ids=["process", "group"])
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [
+        pytest.param(signal.SIGTERM, False, id="as-a-container-does"),
+        pytest.param(signal.SIGTERM, True, id="as-systemd-does"),
+        pytest.param(signal.SIGINT, True, id="as-a-terminal-does"),
+    ],
+)
 def test_an_interrupted_night_says_so_leaves_nothing_running_and_resumes(
     start_score: Callable[..., Any],
     score: Callable[..., Any],
@@ -146,9 +152,10 @@ def test_an_interrupted_night_says_so_leaves_nothing_running_and_resumes(
     assert number.name in ended.json["error"]
     assert "Traceback" not in ended.err
     assert ended.err.splitlines()[-1].startswith("interrupted: ")
-    assert not running.members()
+    assert not running.lingering()
     assert not published(output).exists()
-    check_resumed(score(*command), output, undisturbed, len(commits(output)))
+    num_committed = len(commits(output))
+    check_resumed(score(*command), output, undisturbed, num_committed)
 
 
 def test_an_interruption_before_the_first_shard_is_clean_too(
@@ -165,7 +172,7 @@ def test_an_interruption_before_the_first_shard_is_clean_too(
         # Before the handlers are there the signal just ends the process.
         assert ended.code in (INTERRUPTED, -signal.SIGTERM), ended.err
         assert "Traceback" not in ended.err
-        assert not running.members()
+        assert not running.lingering()
 
 
 def test_two_nights_of_one_date_at_once_both_succeed_and_one_publishes(

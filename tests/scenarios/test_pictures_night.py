@@ -18,7 +18,7 @@ REASONS = {
     224: "format_not_accepted",
     288: "format_not_accepted",
     352: "decode_failed",
-    416: "jpeg_truncated",
+    416: "header_unreadable",
     480: "png_chunk_length",
 }
 """Damaged rows of flows/demo_data.py, and what is said of them."""

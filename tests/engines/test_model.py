@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from engines.demo_models import NUM_FEATURES, imagenet_classes, ranking_mlp
+from engines.errors import ModelError
+from engines.export import load_core
+from engines.model import FeatureInput, ModelSpec, fingerprint_model, load_torch_model
+from tests.engines.small_graphs import features, linear, run_graph, save
+
+CODE = """
+import torch
+from their_layers import Layer
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = Layer()
+        self.register_buffer("shift", torch.tensor(0.5), persistent=False)
+    def forward(self, x):
+        print("scoring")
+        return self.layer(x) + self.shift
+
+def net():
+    print("loading")
+    torch.manual_seed(0)
+    return Net()
+
+def stops(): raise SystemExit("no licence")
+def fails(): raise RuntimeError("line one\\nline two")
+def no_model(): return 7
+def broken(): return Broken()
+
+class Broken(torch.nn.Module):
+    def forward(self, x):
+        return self.not_there(x)
+"""
+LAYERS = """
+import torch
+
+class Layer(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(4, 1)
+    def forward(self, x):
+        return super().forward(x) * 2
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path with a model's code in two modules."""
+    (tmp_path / "their_model.py").write_text(CODE)
+    (tmp_path / "their_layers.py").write_text(LAYERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    forget()
+    return tmp_path
+
+
+def forget() -> None:
+    for name in ("their_model", "their_layers"):
+        sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+
+
+def torch_spec(name: str) -> ModelSpec:
+    source = FeatureInput(num_features=4)
+    return ModelSpec(source=f"their_model:{name}", input=source, head="scores")
+
+
+def test_the_fingerprint_of_a_torch_model_is_the_same_in_every_process(code: Path) -> None:
+    script = (
+        "from engines.model import *; print(fingerprint_model(ModelSpec("
+        "source='their_model:net', input=FeatureInput(num_features=4), head='scores')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(code)!r})\n{script}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # One line also shows that what the model prints does not reach standard output.
+    assert done.stdout.split("\n") == [fingerprint_model(torch_spec("net")), ""]
+    assert "loading" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("their_model.py", "manual_seed(0)", "manual_seed(1)"),
+        ("their_model.py", "tensor(0.5)", "tensor(0.25)"),
+        ("their_layers.py", "* 2", "* 3"),
+    ],
+    ids=["weights", "a buffer that is not saved", "the code of a layer elsewhere"],
+)
+def test_the_fingerprint_of_a_torch_model_notices(
+    code: Path, file: str, before: str, after: str
+) -> None:
+    first = fingerprint_model(torch_spec("net"))
+    text = (code / file).read_text()
+    assert before in text
+    (code / file).write_text(text.replace(before, after))
+    forget()
+    assert fingerprint_model(torch_spec("net")) != first
+
+
+@pytest.mark.usefixtures("code")
+@pytest.mark.parametrize("name", ["stops", "fails", "no_model", "not_there"])
+def test_a_callable_without_a_model_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(ModelError, match=rf"their_model:{name}: .*torch\.nn\.Module") as caught:
+        load_torch_model(f"their_model:{name}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("code")
+def test_a_torch_model_is_exported_with_any_batch_and_stays_silent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    core = load_core(torch_spec("net"))
+    assert capsys.readouterr().out == ""
+    rows = np.random.default_rng(0).standard_normal((7, 4), dtype=np.float32)
+    import torch
+
+    with torch.no_grad():
+        expected = load_torch_model("their_model:net")(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose(run_graph(core, rows)[0], expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("code")
+def test_a_torch_model_that_cannot_be_exported_is_named() -> None:
+    with pytest.raises(ModelError, match=r"their_model:broken: .*expected a model that"):
+        load_core(torch_spec("broken"))
+
+
+@pytest.mark.parametrize("name", ["m.onnx.data", "m.onnx_data", "weights.bin"])
+def test_weights_beside_the_file_are_part_of_the_fingerprint(tmp_path: Path, name: str) -> None:
+    spec = features(tmp_path / "m.onnx")
+    onnx.save(
+        linear(),
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        location=name,
+        size_threshold=0,
+    )
+    first = fingerprint_model(spec)
+    assert fingerprint_model(spec) == first
+    weights = bytearray((tmp_path / name).read_bytes())
+    weights[0] ^= 1
+    (tmp_path / name).write_bytes(weights)
+    assert fingerprint_model(spec) != first
+    (tmp_path / name).unlink()
+    with pytest.raises(ModelError, match=rf"{name}: No such file"):
+        fingerprint_model(spec)
+
+
+def test_one_bit_of_a_weight_changes_the_fingerprint(tmp_path: Path) -> None:
+    path = save(linear(), tmp_path / "m.onnx")
+    first = fingerprint_model(features(path))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert fingerprint_model(features(path)) != first
+
+
+def test_there_are_a_thousand_different_class_names() -> None:
+    names = imagenet_classes()
+    assert len(names) == 1000
+    assert all(name.strip() == name and name for name in names)
+    assert names[0] == "tench"
+
+
+def test_the_ranking_model_is_the_same_every_time() -> None:
+    import torch
+
+    torch.manual_seed(1)
+    first, drawn = ranking_mlp(), torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, torch.rand(1)), "making it must not draw from the caller's generator"
+    rows = torch.linspace(-1, 1, 3 * NUM_FEATURES).reshape(3, NUM_FEATURES)
+    with torch.no_grad():
+        scores = first(rows)
+        assert torch.equal(scores, ranking_mlp()(rows))
+    assert scores.shape == (3, 1)
