@@ -6,7 +6,7 @@ import datetime
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 # Before Prefect is imported: it reads its settings then. No telemetry, from nobody's machine.
@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
+from pydantic import Field
 
 from flows.night import Group, run_night
 from flows.progress import LineProgress
@@ -29,6 +30,8 @@ from pipeline.report_text import render_markdown
 MAX_TASKS_AT_ONCE = 64
 """Threads that only wait for lanes; `run_night` never asks for more than two per lane."""
 PROGRESS_PERIOD_S = 30.0
+ISO_DATE = r"^\d{4}-\d{2}-\d{2}$"
+"""Checked by Prefect before a run is made, so that its form and its command say what is wrong."""
 # Any: Prefect types a flow's runner by a parameter that fits no runner of its own.
 _TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=MAX_TASKS_AT_ONCE)
 
