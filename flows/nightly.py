@@ -100,7 +100,12 @@ def map_as_tasks(
     description="Score one date of a job, publish it, and report what it cost.",
     task_runner=_TASK_RUNNER,
 )
-def score(job: str, date: str | None = None, days_back: int = 1, timezone: str = "UTC") -> str:
+def score(
+    job: str,
+    date: Annotated[str, Field(pattern=ISO_DATE)] | None = None,
+    days_back: Annotated[int, Field(ge=0)] = 1,
+    timezone: str = "UTC",
+) -> str:
     """Score one date of a job; a published date is left as it is.
 
     No retries of the flow: storage retries, lanes replace their processes, and what is left (a

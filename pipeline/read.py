@@ -45,8 +45,8 @@ def read_blocks(
                     num_read += rows.num_rows
         except (pa.ArrowException, OSError) as error:
             raise InputError(
-                f"{where}: rows from {shard.first_row + num_read} cannot be read ({one_line(error)}); "
-                "expected intact Parquet pages. Write the file again."
+                f"{where}: rows from {shard.first_row + num_read} cannot be read "
+                f"({one_line(error)}); expected intact Parquet pages. Write the file again."
             ) from error
         # pyarrow delivers too few rows from some damaged files without an error.
         if num_read != shard.num_rows:

@@ -9,9 +9,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-# Prefect's own modules warn when they are first imported; which ones depends on its version.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
 from flows import deployment, nightly
 from flows.deployment import deploy_nightly, render_deployment
 from pipeline.config import load_job
