@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from engines.errors import EngineError, EngineNotFoundError, ModelError
-from pipeline.errors import Interrupted, PipelineError
+from pipeline.errors import ConfigError, Interrupted, PipelineError
 
 app = typer.Typer(
     name="score",
@@ -49,17 +49,16 @@ def main() -> None:
         app(standalone_mode=False)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):  # in a command that has nothing to resume
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         _fail(error)
 
 
 def _fail(error: Exception) -> NoReturn:
-    show = getattr(error, "show", None)  # click's errors of usage print themselves
-    if show is not None:
-        show()
-        sys.exit(getattr(error, "exit_code", 2))
+    usage = getattr(error, "format_message", None)  # click's errors of usage
+    if usage is not None:
+        error = ConfigError(f"{usage().rstrip('.')}. See `score --help`.")
     is_ours = isinstance(error, (PipelineError, EngineError, OSError))
     if not is_ours and not type(error).__module__.startswith("botocore"):
         raise error
@@ -84,20 +83,32 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
 
 
+class _Stop(BaseException):
+    """Raised where a signal meets the program; no `except Exception` on the way may take it."""
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into `Interrupted`: lanes end, and exit code 75 says resume."""
+    received: list[str] = []
 
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # once is enough; cleaning up must not be disturbed
-        raise Interrupted(
-            f"{signal.Signals(number).name} received; committed shards are kept. "
-            "Run the same command again to go on."
-        )
+        received.append(signal.Signals(number).name)
+        raise _Stop
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except BaseException:
+        # In the middle of an import a signal may come out as another error: what counts is
+        # that there was one.
+        if not received:
+            raise
+        raise Interrupted(
+            f"{received[0]} received; committed shards are kept. "
+            "Run the same command again to go on."
+        ) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

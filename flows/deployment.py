@@ -89,7 +89,12 @@ async def _register(job: str, cron: str, timezone: str, pool: str) -> str:
     try:
         async with get_client() as client:
             try:
-                await client.read_work_pool(pool)
+                found = await client.read_work_pool(pool)
+                if found.type != "process":
+                    raise ConfigError(
+                        f"--pool {pool}: a work pool of type {found.type}; expected `process`. "
+                        "Name another pool; it is made when it is missing."
+                    )
             except ObjectNotFound:
                 await client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
     except httpx.HTTPError as error:

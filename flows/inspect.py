@@ -12,7 +12,7 @@ from rich.text import Text
 from engines.store import EngineStore
 from flows.devices import lane_devices
 from pipeline.config import Job
-from pipeline.engine import find_engine, request_for
+from pipeline.engine import find_engine, load_class_names, request_for
 from pipeline.ledger import Ledger
 from pipeline.plan import make_plan, run_id_of
 from pipeline.publish import published_folder, read_manifest
@@ -28,7 +28,8 @@ def plan_facts(job: Job, date: str) -> Facts:
     device = lane_devices(job)[0]
     request = request_for(job, plan.num_features, device.num_threads)
     engine = find_engine(request, EngineStore(job.engine.store))
-    run_id = run_id_of(plan, job, engine.key) if engine else None
+    names = load_class_names(job.model.class_names)
+    run_id = run_id_of(plan, job, engine.key, names) if engine else None
     done = Ledger(output, job.name, run_id).records() if run_id else {}
     sizes = sorted(shard.num_rows for shard in plan.shards)
     return {

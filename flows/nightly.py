@@ -53,7 +53,10 @@ def date_of(scheduled: datetime.datetime, days_back: int, timezone: str) -> str:
 def _run_name() -> str:
     parameters = flow_run.parameters
     job = os.path.splitext(os.path.basename(parameters["job"]))[0]
-    return f"{job}-{_date_from(parameters)}"
+    try:
+        return f"{job}-{_date_from(parameters)}"
+    except ConfigError:  # said by the flow itself; here it would crash the run before it begins
+        return f"{job}-{parameters['date']}"
 
 
 def _date_from(parameters: dict[str, object]) -> str:
@@ -76,20 +79,14 @@ def map_as_tasks(
 ) -> None:
     """Hand out groups as task runs, `num_callers` at a time."""
     slots = threading.Semaphore(num_callers)
-
-    def score_and_release(group: Group) -> None:
-        try:
-            score_group(group)
-        finally:
-            slots.release()
-
     running = []
     for group in groups:
         slots.acquire()
         label = f"shards {group[0].name} to {group[-1].name}"
-        running.append(
-            _score_group.submit(label, score_and_release, quote(group))
-        )  # unquoted by Prefect, which else searches every shard for futures
+        # Quoted, or Prefect searches every shard for futures.
+        future = _score_group.submit(label, score_group, quote(group))
+        future.add_done_callback(lambda _: slots.release())
+        running.append(future)
     for future in running:
         future.result()  # raises what the task raised
 

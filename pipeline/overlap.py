@@ -115,7 +115,8 @@ class Stage(Generic[Item]):
                     self._num_rows += self._count(item)
                 self._put(item)
         except BaseException as caught:  # it is raised again by whoever iterates
-            caught.add_note(f"Pipeline stage: {self.name}")
+            if not getattr(caught, "__notes__", None):  # else an earlier stage has raised it
+                caught.add_note(f"Pipeline stage: {self.name}")
             error = caught
         finally:
             if hasattr(iterator, "close"):

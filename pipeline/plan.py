@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import hashlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -125,7 +126,7 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
     )
 
 
-def run_id_of(plan: Plan, job: Job, engine_key: str) -> str:
+def run_id_of(plan: Plan, job: Job, engine_key: str, class_names: Sequence[str] = ()) -> str:
     """The id of a run: a function of job, date and all that decides what its output says.
 
     A run that was interrupted finds its ledger under this id; another input, engine or output
@@ -140,6 +141,7 @@ def run_id_of(plan: Plan, job: Job, engine_key: str) -> str:
         "model": job.model.model_dump(),
         "compression": job.output.compression,
         "engine": engine_key,
+        "class_names": list(class_names),
     }
     return f"{plan.date}-{_digest(pins)[:12]}"
 

@@ -81,7 +81,7 @@ def prepare_run(
     """
     clock.ready = time.monotonic()
     source, output = open_storage(job.input.uri), open_storage(job.output.uri)
-    load_class_names(job.model.class_names)  # a wrong name fails now, not after the engine build
+    class_names = load_class_names(job.model.class_names)
     plan = make_plan(job, date, source)
     clock.planned = time.monotonic()
     request = request_for(job, plan.num_features, device.num_threads)
@@ -90,7 +90,7 @@ def prepare_run(
     probe(output, f"{job.name}/_runs")
     resolved = get_engine(job, plan, source, request, fingerprint, say)
     clock.prepared = time.monotonic()
-    ledger = Ledger(output, job.name, run_id_of(plan, job, resolved.engine.key))
+    ledger = Ledger(output, job.name, run_id_of(plan, job, resolved.engine.key, class_names))
     attempt = _open_attempt(ledger, job, plan, resolved, clock)
     done = ledger.records()
     todo = tuple(shard for shard in plan.shards if shard.index not in done)

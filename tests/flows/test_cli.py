@@ -188,3 +188,13 @@ def test_an_object_store_that_is_not_there_is_said_to_be_so(
     assert ended.code in (1, 2), os.linesep + ended.err
     assert len(ended.err.splitlines()) == 1, ended.err
     assert "127.0.0.1:9" in json.loads(ended.out)["error"]
+
+
+def test_a_missing_option_is_one_sentence_and_with_json_an_object(
+    score: Callable[..., Any], features_job: Path
+) -> None:
+    ended = score("run", features_job, "--json")
+    assert ended.code == 2
+    assert "Missing option '--date'" in ended.json["error"]
+    (line,) = ended.err.splitlines()
+    assert line.startswith("error: Missing option '--date'")

@@ -51,6 +51,7 @@ def test_the_form_describes_every_parameter_and_asks_only_for_the_job() -> None:
     assert schema["required"] == ["job"]
     assert list(schema["properties"]) == ["job", "date", "days_back", "timezone"]
     assert all(entry.get("description") for entry in schema["properties"].values())
+    assert schema["properties"]["days_back"]["minimum"] == 0
 
 
 def test_importing_the_flow_switches_telemetry_off() -> None:

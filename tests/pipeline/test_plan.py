@@ -158,12 +158,13 @@ def test_the_run_id_changes_with_engine_date_and_input(tmp_path: Path) -> None:
     write_input(root, users(50), folder="dt=2026-11-21")
     job = a_job(job_data(tmp_path))
     ids = {run_id_of(a_plan(job), job, engine) for engine in ("e1", "e2")}
+    ids.add(run_id_of(a_plan(job), job, "e1", ["cat", "dog"]))
     ids.add(run_id_of(make_plan(job, "2026-11-21", open_storage(job.input.uri)), job, "e1"))
     write_input(root, users(50, first=1))
     ids.add(run_id_of(a_plan(job), job, "e1"))
     write_input(root, users(1), name="more.parquet")
     ids.add(run_id_of(a_plan(job), job, "e1"))
-    assert len(ids) == 5
+    assert len(ids) == 6
 
 
 def test_a_date_without_data_is_said_to_have_none(tmp_path: Path) -> None:
