@@ -213,15 +213,21 @@ def doctor(json: Json = False) -> None:
 
 @app.command()
 def demo(
-    rows: Annotated[int, typer.Option(help="Pictures to score.", min=64)] = 4000,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Rows to make and score: 4000 pictures, or 200000 users.", min=1000),
+    ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Users with numeric features, not pictures.")
+    ] = False,
     folder: Annotated[str, typer.Option(help="Where data and scores go.")] = "nightscore-demo",
     json: Json = False,
 ) -> None:
-    """Make a night's worth of real pictures and score them; another date each time."""
+    """Make a night's worth of rows and score them; another date each time."""
     from flows.demo import run_demo
 
     with interruptible():
-        result = run_demo(folder, rows, observer(quiet=json))
+        result = run_demo(folder, rows, features, observer(quiet=json))
     show_report(result, as_json=json)
 
 

@@ -15,6 +15,8 @@ from pipeline.report import RunReport
 from pipeline.storage import open_storage
 
 FIRST_DATE = datetime.date(2026, 11, 20)
+NUM_PICTURES = 4_000
+NUM_USERS = 200_000
 
 
 def demo_job(config: str, folder: str) -> Job:
@@ -31,15 +33,24 @@ def demo_job(config: str, folder: str) -> Job:
     return load_job(shipped_config(config), overrides)
 
 
-def run_demo(folder: str, num_rows: int, observer: Any) -> RunReport:
-    """Make the pictures of the first date that is not published yet, and score them.
+def run_demo(folder: str, num_rows: int | None, features: bool, observer: Any) -> RunReport:
+    """Make the rows of the first date that is not published yet, and score them.
 
-    The report's clock starts when the pictures are there: a job finds its input made.
+    The report's clock starts when the rows are there: a job finds its input made.
+
+    Args:
+        folder: Where data, engines and scores go.
+        num_rows: Rows to make; None: 4,000 pictures or 200,000 users.
+        features: Users with numeric features instead of pictures.
+        observer: Is told how it goes.
     """
-    job = demo_job("demo.yaml", folder)
+    job = demo_job("demo-features.yaml" if features else "demo.yaml", folder)
     date = next_date(job)
-    observer.say(f"making {num_rows:,} pictures for {date} in {job.input.uri}")
-    write_pictures(Path(job.input.uri), date, num_rows=num_rows)
+    observer.say(f"making the rows of {date} in {job.input.uri}")
+    if features:
+        make_features_demo(folder, date, num_rows or NUM_USERS)
+    else:
+        write_pictures(Path(job.input.uri), date, num_rows=num_rows or NUM_PICTURES)
     return run_night(job, date, observer)
 
 
