@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -190,3 +191,24 @@ def test_a_graph_that_is_not_there_fails_on_entering_not_before(
         absent = make_runner(runtime, tmp_path / "none.onnx", known.input, known.outputs, THREADS)
         with pytest.raises(Exception, match=r"none\.onnx"), absent:
             pytest.fail("a graph that is not there was opened")
+
+
+def test_batches_are_drawn_only_a_few_ahead(runner: Runner) -> None:
+    num_drawn = 0
+
+    def source() -> Iterator[Array]:
+        nonlocal num_drawn
+        for batch in batches(30):
+            num_drawn += 1
+            yield batch
+
+    with closing(stream(runner, source())) as outputs:
+        next(outputs)
+        assert num_drawn <= 3 * THREADS
+
+
+def test_no_python_thread_outlives_a_runner(closed: Runner) -> None:
+    before = threading.active_count()
+    with closed:
+        list(closed.infer(batches(5)))
+    assert threading.active_count() == before
