@@ -19,6 +19,8 @@ NAME = "nightly"
 ENTRYPOINT = "flows.nightly.score"
 """A module path: a file path would put that file's folder first on `sys.path`."""
 TAGS = ["nightscore"]
+NO_TELEMETRY = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+"""For the process of each flow run: Prefect reads it before our flow is imported there."""
 CONCURRENCY: dict[str, Any] = {
     "limit": 1,
     "collision_strategy": "ENQUEUE",
@@ -109,7 +111,7 @@ async def _register(job: str, cron: str, timezone: str, pool: str) -> str:
         tags=TAGS,
         description="Score the day before, every night, and publish it.",
         concurrency_limit=ConcurrencyLimitConfig(**CONCURRENCY),
-        job_variables={"working_dir": os.getcwd()},
+        job_variables={"working_dir": os.getcwd(), "env": NO_TELEMETRY},
         work_pool_name=pool,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )

@@ -79,6 +79,7 @@ def test_prefect_yaml_registers_what_score_deploy_registers(from_file: dict[str,
     assert from_file["entrypoint"] == deployment.ENTRYPOINT
     assert from_file["tags"] == deployment.TAGS
     assert from_file["concurrency_limit"] == deployment.CONCURRENCY
+    assert from_file["work_pool"]["job_variables"]["env"] == deployment.NO_TELEMETRY
 
 
 def test_prefect_yaml_names_a_job_and_parameters_that_the_flow_takes(
