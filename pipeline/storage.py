@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, ParamSpec, Protocol, TypeVar, cast
 
 import fsspec
 
-from pipeline.errors import ConfigError, InputError, StorageError
+from pipeline.errors import ConfigError, StorageError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -366,13 +366,3 @@ class ObjectStorage:
     def _copy(self, pairs: Iterable[tuple[str, str]]) -> None:
         sources, targets = zip(*pairs, strict=True) if (pairs := list(pairs)) else ((), ())
         self._fs.copy(list(sources), list(targets), on_error="raise")
-
-
-def read_existing(storage: Storage, path: str) -> bytes:
-    """The content of a file that must be there; InputError when it has gone."""
-    data = storage.read(path)
-    if data is None:
-        raise InputError(
-            f"{storage.uri}/{path}: gone; expected the file that the run was planned with."
-        )
-    return data

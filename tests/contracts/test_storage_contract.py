@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError, InputError, StorageError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import (
     MANIFEST,
     SUCCESS,
@@ -19,7 +19,6 @@ from pipeline.storage import (
     Storage,
     open_storage,
     probe,
-    read_existing,
 )
 
 NUM_WRITERS = 16
@@ -95,8 +94,6 @@ def test_what_is_missing_is_none_or_empty(storage: Storage) -> None:
     assert storage.info("there") is None  # a folder is no file
     assert storage.list_files("nowhere") == []
     storage.delete("there/other")  # fine
-    with pytest.raises(InputError, match="gone; expected the file"):
-        read_existing(storage, "there/other")
 
 
 def test_below_a_file_there_is_nothing(storage: Storage) -> None:
