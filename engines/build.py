@@ -10,30 +10,24 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engines.candidates import Candidate, batch_size_for, onnx_candidates
+from engines.devices import Device
 from engines.errors import AccuracyError, EngineCorruptError, EngineError
 from engines.gate import Accuracy, GateSpec, compare, race, run_rows
-from engines.keys import BUILDER_REVISION, RUNTIME_PACKAGES, digest, digest_bytes, this_cpu
+from engines.keys import BUILDER_REVISION, RUNTIME_PACKAGES, digest, digest_bytes
 from engines.keys import runtime_version as version_of
 from engines.load import make_runner, probe_answer
-from engines.model import ImageInput, ModelSpec, fingerprint_model, shown
-from engines.runner import Array, Outputs, Runner, TensorSpec
+from engines.model import ModelSpec, fingerprint_model, shown
+from engines.runner import Array, Outputs, Runner
 from engines.store import EngineManifest, EngineStore, Rung, StoredEngine
-
-if TYPE_CHECKING:
-    import onnx
 
 log = logging.getLogger(__name__)
 
 RowSource = Callable[[int, int], Array]
 """rows(num_rows, seed) -> at most so many real rows, in the engine's input dtype."""
-CPU_BATCH_IMAGES = 8
-"""Activations of a small batch stay in the cache: EfficientNet-Lite0 int8 on OpenVINO scored
-1,122 images/s in batches of 8 and 896 in batches of 128 (2 cores with AVX512-VNNI)."""
-CPU_BATCH_FEATURES = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +45,7 @@ class EngineRequest:
     model: ModelSpec
     calibration: CalibrationSpec
     gate: GateSpec
-    num_threads: int
+    device: Device
     batch_size: int | None = None
     """None: what suits the device."""
 
@@ -63,22 +57,6 @@ class ResolvedEngine:
     engine: StoredEngine
     built: bool
     build_s: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
-    """A graph and the runtime that would run it."""
-
-    runtime: str
-    precision: str
-    graph: Path
-    input: TensorSpec
-    outputs: tuple[TensorSpec, ...]
-
-    @property
-    def name(self) -> str:
-        """Such as `openvino int8`."""
-        return f"{self.runtime} {self.precision}"
 
 
 REFERENCE = "onnxruntime fp32"
@@ -98,7 +76,7 @@ def request_key(request: EngineRequest, model_fingerprint: str) -> str:
             "batch_size": request.batch_size,
             "runtimes": {runtime: version_of(runtime) for runtime in RUNTIME_PACKAGES},
             "builder": BUILDER_REVISION,
-            "device": this_cpu(request.num_threads),
+            "device": request.device.identity,
         }
     )
 
@@ -133,7 +111,7 @@ def resolve_engine(
             return ResolvedEngine(engine=engine, built=False, build_s=0.0)
         build = _Build(request, rows, say)
         manifest, graph = build.run(key, fingerprint, started)
-        engine = store.publish(manifest, graph)
+        engine = store.publish(manifest, graph, {})
     return ResolvedEngine(engine=engine, built=True, build_s=time.monotonic() - started)
 
 
@@ -175,7 +153,6 @@ class _Build:
             )
             graph = candidate.graph.read_bytes()
             assert chosen.accuracy is not None
-            device = this_cpu(request.num_threads)
             manifest = EngineManifest(
                 key=self._engine_key(candidate, graph, request_key),
                 request_key=request_key,
@@ -187,10 +164,11 @@ class _Build:
                 batch_size=candidate.input.shape[0],
                 input=candidate.input,
                 outputs=candidate.outputs,
-                graph_sha256=digest_bytes(graph),
-                graph_bytes=len(graph),
-                device=device.name,
-                num_threads=device.num_threads,
+                artifact=candidate.graph.name,
+                artifact_sha256=digest_bytes(graph),
+                artifact_bytes=len(graph),
+                attachments={},
+                device=request.device,
                 calibration_rows=len(calibration),
                 calibration_sha256=digest_bytes(np.ascontiguousarray(calibration).data),
                 min_agreement=request.gate.min_agreement,
@@ -216,7 +194,7 @@ class _Build:
                 "version": version_of(candidate.runtime),
                 "precision": candidate.precision,
                 "builder": BUILDER_REVISION,
-                "device": this_cpu(self._request.num_threads),
+                "device": self._request.device.identity,
             }
         )
 
@@ -242,39 +220,28 @@ class _Build:
         spec = self._request.model
         self._say(f"exporting {spec.source}")
         core = load_core(spec)
-        bound = fixed_batch(core)
-        default = CPU_BATCH_IMAGES if isinstance(spec.input, ImageInput) else CPU_BATCH_FEATURES
-        batch_size = bound or self._request.batch_size or default
+        batch_size = batch_size_for(spec, self._request.device, self._request.batch_size, core)
         self._say(f"calibrating int8 with {len(calibration):,} rows")
         graphs = {"fp32": core}
         try:
-            graphs = {"int8": quantize_for_cpu(core, spec, calibration, bound), **graphs}
+            graphs = {
+                "int8": quantize_for_cpu(core, spec, calibration, fixed_batch(core)),
+                **graphs,
+            }
         except Exception as error:  # the quantiser may fail in its own way: fp32 is left
             self._unquantized = shown(error)
             log.warning("model %s: int8 is left out: %s", spec.source, self._unquantized)
         return [
             candidate
             for precision, graph in graphs.items()
-            for candidate in self._for_runtimes(precision, graph, batch_size, folder)
-        ]
-
-    def _for_runtimes(
-        self, precision: str, core: onnx.ModelProto, batch_size: int, folder: Path
-    ) -> list[Candidate]:
-        from engines.graph import input_spec, output_specs, wrap
-
-        wrapped = wrap(core, self._request.model, batch_size)
-        path = folder / f"{precision}.onnx"
-        path.write_bytes(wrapped.SerializeToString())
-        return [
-            Candidate(
-                runtime=runtime,
+            for candidate in onnx_candidates(
+                graph,
+                spec,
+                runtimes=tuple(RUNTIME_PACKAGES),
                 precision=precision,
-                graph=path,
-                input=input_spec(self._request.model, batch_size),
-                outputs=output_specs(wrapped, self._request.model),
+                batch_size=batch_size,
+                folder=folder,
             )
-            for runtime in RUNTIME_PACKAGES
         ]
 
     def _measure(
@@ -290,7 +257,7 @@ class _Build:
                 candidate.graph,
                 candidate.input,
                 candidate.outputs,
-                self._request.num_threads,
+                self._request.device,
             )
             try:
                 runners[candidate.name] = open_.enter_context(runner)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engines.devices import Device
 from engines.errors import EngineCorruptError, EngineError
 from engines.runner import Array, Outputs, Runner, TensorSpec
 from engines.store import StoredEngine
@@ -26,18 +27,18 @@ def make_runner(
     graph: Path,
     input: TensorSpec,
     outputs: tuple[TensorSpec, ...],
-    num_threads: int,
+    device: Device,
 ) -> Runner:
     """The runner of a runtime for a graph; nothing is loaded yet."""
     if runtime == "openvino":
         from engines.ovino import OpenVinoRunner
 
-        return OpenVinoRunner(graph, input, outputs, num_threads)
+        return OpenVinoRunner(graph, input, outputs, device.num_threads)
     if runtime != "onnxruntime":
         raise EngineError(f"runtime {runtime}: not known here; expected openvino or onnxruntime.")
     from engines.onnxrt import OnnxrtRunner
 
-    return OnnxrtRunner(graph, input, outputs, num_threads)
+    return OnnxrtRunner(graph, input, outputs, device.num_threads)
 
 
 def probe_batch(spec: TensorSpec) -> Array:
@@ -70,10 +71,10 @@ class CheckedRunner:
         self._engine = engine
         self._runner = make_runner(
             manifest.runtime,
-            engine.graph,
+            engine.artifact,
             manifest.input,
             manifest.outputs,
-            manifest.num_threads,
+            manifest.device,
         )
 
     def __enter__(self) -> CheckedRunner:

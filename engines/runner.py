@@ -51,6 +51,16 @@ class Runner(Protocol):
         """
 
 
+class DeviceRows(Protocol):
+    """One batch, or the first rows of one, that lies in the device's memory already."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def copy_to(self, pointer: int, stream: int) -> None:
+        """Queue a copy of all rows to device address `pointer` on the CUDA stream `stream`."""
+
+
 def check_batch(batch: Array, spec: TensorSpec) -> Array:
     """`batch`, if it is what the engine takes; EngineError otherwise: that is our own defect."""
     if batch.shape != spec.shape or batch.dtype != np.dtype(spec.dtype):

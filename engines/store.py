@@ -1,6 +1,6 @@
 """The engine store: immutable engines by key, and a pointer for each question asked of it.
 
-    <root>/engines/<engine key>/{graph.onnx, manifest.json}   published by one atomic rename
+    <root>/engines/<engine key>/{<artifact>, manifest.json}   published by one atomic rename
     <root>/current/<request key>.json                         which engine answers a request
     <root>/locks/<request key>.lock                           held while an engine is built
 
@@ -17,12 +17,13 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.devices import Cpu, Device, Gpu
 from engines.errors import EngineCorruptError, EngineNotFoundError, LockTimeoutError
 from engines.gate import Accuracy
 from engines.keys import digest_bytes
@@ -30,7 +31,6 @@ from engines.runner import TensorSpec
 
 log = logging.getLogger(__name__)
 
-GRAPH = "graph.onnx"
 MANIFEST = "manifest.json"
 LOCK_POLL_S = 0.2
 
@@ -62,10 +62,13 @@ class EngineManifest:
     batch_size: int
     input: TensorSpec
     outputs: tuple[TensorSpec, ...]
-    graph_sha256: str
-    graph_bytes: int
-    device: str
-    num_threads: int
+    artifact: str
+    """Name of the file that the runtime loads: an ONNX graph, a TensorRT plan, a torch program."""
+    artifact_sha256: str
+    artifact_bytes: int
+    attachments: Mapping[str, str]
+    """Names and sha256 of the files kept beside it, such as the scale table."""
+    device: Device
     calibration_rows: int
     calibration_sha256: str
     """Of the rows that the scales were taken from."""
@@ -97,9 +100,9 @@ class StoredEngine:
         return self.manifest.key
 
     @property
-    def graph(self) -> Path:
-        """The graph's file."""
-        return Path(self.folder, GRAPH)
+    def artifact(self) -> Path:
+        """The file that the runtime loads."""
+        return Path(self.folder, self.manifest.artifact)
 
     def check(self) -> None:
         """Compare the graph with its manifest.
@@ -108,15 +111,15 @@ class StoredEngine:
             EngineCorruptError: A byte has changed, or the file is gone.
         """
         try:
-            found = digest_bytes(self.graph.read_bytes())
+            found = digest_bytes(self.artifact.read_bytes())
         except OSError as error:
             raise EngineCorruptError(
-                f"engine {self.key[:12]}: {error.strerror}; expected {self.graph}."
+                f"engine {self.key[:12]}: {error.strerror}; expected {self.artifact}."
             ) from None
-        if found != self.manifest.graph_sha256:
+        if found != self.manifest.artifact_sha256:
             raise EngineCorruptError(
                 f"engine {self.key[:12]}: sha256 {found[:12]}; expected "
-                f"{self.manifest.graph_sha256[:12]}. The file was changed after it was stored."
+                f"{self.manifest.artifact_sha256[:12]}. The file was changed after it was stored."
             )
 
 
@@ -161,14 +164,18 @@ class EngineStore:
             )
         return found[0]
 
-    def publish(self, manifest: EngineManifest, graph: bytes) -> StoredEngine:
+    def publish(
+        self, manifest: EngineManifest, artifact: bytes, attachments: Mapping[str, bytes]
+    ) -> StoredEngine:
         """Store an engine and let it answer its request from now on."""
         folder = self._root / "engines" / manifest.key
         folder.parent.mkdir(parents=True, exist_ok=True)
         staged = folder.parent / f".publishing-{uuid.uuid4().hex}"
         staged.mkdir()  # not mkdtemp, whose folders nobody else may read
         try:
-            _write(staged / GRAPH, graph)
+            _write(staged / manifest.artifact, artifact)
+            for name, data in attachments.items():
+                _write(staged / name, data)
             _write(staged / MANIFEST, manifest.to_json())
             if folder.exists() and not _is_intact(folder):
                 shutil.rmtree(folder)  # damaged, and we hold the lock of its request
@@ -237,6 +244,12 @@ def _manifest_from(fields: dict[str, Any]) -> EngineManifest:
     def tensor(spec: dict[str, Any]) -> TensorSpec:
         return TensorSpec(**{**spec, "shape": tuple(spec["shape"])})
 
+    def device(spec: dict[str, Any]) -> Device:
+        values: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in spec.items()
+        }
+        return Gpu(**values) if "uuid" in values else Cpu(**values)
+
     def rung(entry: dict[str, Any]) -> Rung:
         accuracy = entry["accuracy"]
         return Rung(**{**entry, "accuracy": Accuracy(**accuracy) if accuracy else None})
@@ -244,6 +257,7 @@ def _manifest_from(fields: dict[str, Any]) -> EngineManifest:
     return EngineManifest(
         **{
             **fields,
+            "device": device(fields["device"]),
             "input": tensor(fields["input"]),
             "outputs": tuple(map(tensor, fields["outputs"])),
             "accuracy": Accuracy(**fields["accuracy"]),

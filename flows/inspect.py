@@ -26,7 +26,7 @@ def plan_facts(job: Job, date: str) -> Facts:
     output = open_storage(job.output.uri)
     plan = make_plan(job, date, open_storage(job.input.uri))
     device = lane_devices(job)[0]
-    request = request_for(job, plan.num_features, device.num_threads)
+    request = request_for(job, plan.num_features, device.engine_device)
     engine = find_engine(request, EngineStore(job.engine.store))
     names = load_class_names(job.model.class_names)
     run_id = run_id_of(plan, job, engine.key, names) if engine else None
@@ -177,8 +177,10 @@ def render_engines(engines: list[Facts]) -> RenderableType:
 def render_engine(engine: Facts) -> RenderableType:
     """What an engine is, and the ladder that it was chosen from."""
     about = Table(show_header=False, box=None, pad_edge=False)
-    for name in ("key", "model_source", "model_fingerprint", "device", "num_threads", "created_at"):
+    for name in ("key", "model_source", "model_fingerprint", "created_at"):
         about.add_row(name.replace("_", " "), str(engine[name]))
+    device = engine["device"]
+    about.add_row("device", f"{device['name']}, {device['num_threads']} threads")
     runtime = f"{engine['runtime']} {engine['runtime_version']}, {engine['precision']}"
     about.add_row("runtime", f"{runtime}, batches of {engine['batch_size']}")
     about.add_row("chosen", engine["reason"])

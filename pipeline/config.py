@@ -133,6 +133,8 @@ class LimitsSection(Section):
 class LanesSection(Section):
     """How the machine is used."""
 
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """`auto`: every GPU or MIG slice when there is one, the CPU otherwise."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of a lane; null: all cores that this process may use."""
     shard_rows: Annotated[int, Field(ge=1)] | None = None

@@ -15,6 +15,7 @@ from engines.build import (
     request_key,
     resolve_engine,
 )
+from engines.devices import Device
 from engines.gate import GateSpec
 from engines.model import FeatureInput, ImageInput, ModelSpec, fingerprint_model
 from engines.store import EngineStore, StoredEngine
@@ -27,8 +28,8 @@ from pipeline.read import sample_rows
 from pipeline.storage import Storage
 
 
-def request_for(job: Job, num_features: int, num_threads: int) -> EngineRequest:
-    """The engine that a job asks for on a CPU with `num_threads` threads."""
+def request_for(job: Job, num_features: int, device: Device) -> EngineRequest:
+    """The engine that a job asks for on a device."""
     model = job.model
     shape: ImageInput | FeatureInput
     if job.input.images is not None:
@@ -41,7 +42,7 @@ def request_for(job: Job, num_features: int, num_threads: int) -> EngineRequest:
         model=ModelSpec(source=model.source, input=shape, head=model.head, top_k=model.top_k),
         calibration=CalibrationSpec(num_rows=calibration.rows, seed=calibration.seed),
         gate=GateSpec(num_rows=gate.rows, min_agreement=gate.min_agreement),
-        num_threads=num_threads,
+        device=device,
         batch_size=job.engine.batch_size,
     )
 
@@ -62,7 +63,7 @@ def get_engine(
     """Take the job's engine from its store, or build it from rows of this input."""
 
     def rows(num_rows: int, seed: int) -> Array:
-        return decoded_sample(job, plan, source, num_rows, seed, request.num_threads)
+        return decoded_sample(job, plan, source, num_rows, seed, request.device.num_threads)
 
     return resolve_engine(request, EngineStore(job.engine.store), rows, say, fingerprint)
 

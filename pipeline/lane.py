@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from engines.devices import Device, Gpu, this_cpu
 from pipeline.errors import Interrupted, LaneError
 from pipeline.lane_child import (
     Committed,
@@ -36,6 +37,13 @@ class LaneDevice:
 
     name: str
     num_threads: int
+    gpu: Gpu | None = None
+    """None: the CPU."""
+
+    @property
+    def engine_device(self) -> Device:
+        """As the engine layer describes it."""
+        return self.gpu or this_cpu(self.num_threads)
 
 
 class Lane:

@@ -84,7 +84,7 @@ def prepare_run(
     class_names = load_class_names(job.model.class_names)
     plan = make_plan(job, date, source)
     clock.planned = time.monotonic()
-    request = request_for(job, plan.num_features, device.num_threads)
+    request = request_for(job, plan.num_features, device.engine_device)
     fingerprint = fingerprint_model(request.model)
     # Whatever is wrong with the job has been found by now: from here on the output is written to.
     probe(output, f"{job.name}/_runs")
@@ -277,7 +277,7 @@ def _engine_facts(resolved: ResolvedEngine, build_s: float) -> EngineFacts:
 
 
 def _describe(lanes: Sequence[Lane], run: PreparedRun) -> str:
-    name = run.resolved.engine.manifest.device
+    name = run.resolved.engine.manifest.device.name
     if not lanes:
         return f"{name}, nothing left to score"
     plural = "lanes" if len(lanes) > 1 else "lane"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engines.build import resolve_engine
+from engines.devices import this_cpu
 from engines.errors import EngineError
 from engines.gate import run_rows
 from engines.load import make_runner, open_runner
@@ -41,7 +42,9 @@ def closed(request: pytest.FixtureRequest, engine: StoredEngine) -> Runner:
     if request.param == "checked":
         return open_runner(engine)
     known = engine.manifest
-    return make_runner(request.param, engine.graph, known.input, known.outputs, THREADS)
+    return make_runner(
+        request.param, engine.artifact, known.input, known.outputs, this_cpu(THREADS)
+    )
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def stream(runner: Runner, source: Iterable[Array | None]) -> Generator[Outputs]
 def by_onnxruntime(engine: StoredEngine, rows: Array) -> Array:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(engine.graph)
+    session = onnxruntime.InferenceSession(engine.artifact)
     (scores,) = session.run(None, {engine.manifest.input.name: rows})
     return np.asarray(scores)
 
@@ -188,7 +191,9 @@ def test_a_graph_that_is_not_there_fails_on_entering_not_before(
 ) -> None:
     known = engine.manifest
     for runtime in ("openvino", "onnxruntime"):
-        absent = make_runner(runtime, tmp_path / "none.onnx", known.input, known.outputs, THREADS)
+        absent = make_runner(
+            runtime, tmp_path / "none.onnx", known.input, known.outputs, this_cpu(THREADS)
+        )
         with pytest.raises(Exception, match=r"none\.onnx"), absent:
             pytest.fail("a graph that is not there was opened")
 

@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.build import CalibrationSpec, EngineRequest
+from engines.devices import this_cpu
 from engines.gate import GateSpec
 from engines.model import FeatureInput, ImageInput, ModelSpec
 from engines.runner import Array
@@ -86,7 +87,7 @@ def request_for(spec: ModelSpec, *, min_agreement: float = 0.9) -> EngineRequest
         model=spec,
         calibration=CalibrationSpec(num_rows=32),
         gate=GateSpec(num_rows=64, min_agreement=min_agreement),
-        num_threads=2,
+        device=this_cpu(2),
         batch_size=4,
     )
 

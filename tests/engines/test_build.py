@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from engines.build import request_key, resolve_engine
+from engines.devices import this_cpu
 from engines.errors import AccuracyError, ModelError
 from engines.gate import run_rows
 from engines.load import open_runner
@@ -90,7 +91,7 @@ def test_a_corrupt_engine_is_built_again_with_a_warning(
 ) -> None:
     request = request_for(features_spec(write_features_model(tmp_path / "model.onnx")))
     first = resolve_engine(request, store, feature_rows, quiet).engine
-    first.graph.write_bytes(b"damaged")
+    first.artifact.write_bytes(b"damaged")
     with caplog.at_level(logging.WARNING, logger="engines.build"):
         again = resolve_engine(request, store, feature_rows, quiet)
     assert again.built
@@ -150,7 +151,7 @@ def test_another_question_has_another_key(tmp_path: Path) -> None:
         request_key(request, "m"),
         request_key(request, "n"),
         request_key(dataclasses.replace(request, batch_size=8), "m"),
-        request_key(dataclasses.replace(request, num_threads=1), "m"),
+        request_key(dataclasses.replace(request, device=this_cpu(1)), "m"),
         request_key(request_for(spec, min_agreement=0.95), "m"),
     }
     assert len(keys) == 5

@@ -42,15 +42,15 @@ def test_an_unknown_request_finds_nothing(store: EngineStore) -> None:
 
 
 def test_a_flipped_byte_in_a_stored_engine_is_caught_before_use(engine: StoredEngine) -> None:
-    data = bytearray(engine.graph.read_bytes())
+    data = bytearray(engine.artifact.read_bytes())
     data[len(data) // 2] ^= 1
-    engine.graph.write_bytes(data)
+    engine.artifact.write_bytes(data)
     with pytest.raises(EngineCorruptError, match="sha256"), open_runner(engine):
         pytest.fail("a changed engine was opened")
 
 
 def test_an_engine_whose_graph_is_gone_is_caught_before_use(engine: StoredEngine) -> None:
-    engine.graph.unlink()
+    engine.artifact.unlink()
     with pytest.raises(EngineCorruptError, match="No such file"), open_runner(engine):
         pytest.fail("a missing engine was opened")
 
@@ -70,15 +70,15 @@ def test_an_engine_that_computes_something_else_is_caught_by_its_probe(
 def test_publishing_twice_keeps_one_engine_and_leaves_no_half_files(
     store: EngineStore, engine: StoredEngine, tmp_path: Path
 ) -> None:
-    store.publish(engine.manifest, engine.graph.read_bytes())
+    store.publish(engine.manifest, engine.artifact.read_bytes(), {})
     assert [path.name for path in (tmp_path / "store" / "engines").iterdir()] == [engine.key]
     assert not list((tmp_path / "store").rglob("*.tmp"))
 
 
 def test_publishing_replaces_a_damaged_engine(store: EngineStore, engine: StoredEngine) -> None:
-    graph = engine.graph.read_bytes()
-    engine.graph.write_bytes(b"damaged")
-    store.publish(engine.manifest, graph).check()
+    graph = engine.artifact.read_bytes()
+    engine.artifact.write_bytes(b"damaged")
+    store.publish(engine.manifest, graph, {}).check()
 
 
 def test_a_failed_publication_leaves_nothing(
@@ -90,7 +90,7 @@ def test_a_failed_publication_leaves_nothing(
     monkeypatch.setattr("engines.store.os.rename", refuse)
     manifest = dataclasses.replace(engine.manifest, key="a" * 64, request_key="b" * 64)
     with pytest.raises(PermissionError):
-        store.publish(manifest, b"graph")
+        store.publish(manifest, b"graph", {})
     assert [path.name for path in (tmp_path / "store" / "engines").iterdir()] == [engine.key]
     assert store.find("b" * 64) is None
 

@@ -122,7 +122,7 @@ def test_a_build_leaves_no_files_behind(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     engine = build(tmp_path, linear())
     assert list(folder.iterdir()) == []
-    assert engine.graph.parent.stat().st_mode & 0o055 == ~_umask() & 0o055
+    assert engine.artifact.parent.stat().st_mode & 0o055 == ~_umask() & 0o055
 
 
 def _umask() -> int:
@@ -160,10 +160,10 @@ def test_another_models_graph_with_a_mended_hash_is_caught_by_the_probe(tmp_path
     weights = linear_weights()
     weights["b"] += 1
     other = build(tmp_path / "other", make_model([gemm()], weights, ["batch", 4]))
-    data = other.graph.read_bytes()
-    engine.graph.write_bytes(data)
+    data = other.artifact.read_bytes()
+    engine.artifact.write_bytes(data)
     mended = dataclasses.replace(
-        engine, manifest=dataclasses.replace(engine.manifest, graph_sha256=digest_bytes(data))
+        engine, manifest=dataclasses.replace(engine.manifest, artifact_sha256=digest_bytes(data))
     )
     with pytest.raises(EngineCorruptError, match="probe batch gives"), open_runner(mended):
         pytest.fail("another model's graph was opened")
@@ -175,7 +175,7 @@ def test_a_damaged_entry_is_not_found_and_said(
 ) -> None:
     engine = build(tmp_path, linear())
     pointer = tmp_path / "store" / "current" / f"{engine.manifest.request_key}.json"
-    manifest = engine.graph.with_name("manifest.json")
+    manifest = engine.artifact.with_name("manifest.json")
     if damage == "pointer":
         pointer.write_text("[")
     elif damage == "manifest":

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from pipeline_cases import LAYOUT, a_job, a_plan, job_data, write_input
 
+from engines.devices import this_cpu
 from engines.model import fingerprint_model
 from engines.store import EngineStore, StoredEngine
 from flows.demo_data import write_users
@@ -52,7 +53,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(demo: Path) -> StoredEngine:
     job = job_for(demo, demo)
     plan = a_plan(job)
-    request = request_for(job, plan.num_features, 1)
+    request = request_for(job, plan.num_features, this_cpu(1))
     source, fingerprint = open_storage(job.input.uri), fingerprint_model(request.model)
     return get_engine(job, plan, source, request, fingerprint, lambda _: None).engine
 
@@ -312,10 +313,10 @@ def test_a_store_that_breaks_while_it_is_written_ends_the_lane(
 def test_a_changed_engine_is_refused(
     start_lane: Callable[[], Lane], setup: LaneSetup, plan: Plan, tmp_path: Path
 ) -> None:
-    graph = setup.engine.graph.read_bytes()
+    graph = setup.engine.artifact.read_bytes()
     folder = tmp_path / "engine"
     folder.mkdir()
-    (folder / setup.engine.graph.name).write_bytes(graph[:-1] + bytes([graph[-1] ^ 1]))
+    (folder / setup.engine.artifact.name).write_bytes(graph[:-1] + bytes([graph[-1] ^ 1]))
     lane = start_lane()
     lane.open(
         dataclasses.replace(setup, engine=dataclasses.replace(setup.engine, folder=str(folder)))

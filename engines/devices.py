@@ -1,0 +1,100 @@
+"""Devices as engines see them: what of a processor or GPU decides whether an engine is valid."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+INT8_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+"""Instruction sets that decide which int8 kernels run, and how their sums may saturate."""
+ARCHITECTURE = f"{platform.system()}-{platform.machine()}"
+"""Operating system and machine, such as `Linux-x86_64`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cpu:
+    """What an engine is bound to on a CPU."""
+
+    name: str
+    architecture: str
+    instructions: tuple[str, ...]
+    num_threads: int
+
+    @property
+    def kind(self) -> str:
+        """`cpu`."""
+        return "cpu"
+
+    @property
+    def identity(self) -> Cpu:
+        """What goes into keys."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """One NVIDIA GPU, or one MIG slice of it, as the driver describes it."""
+
+    uuid: str
+    """`GPU-...` or `MIG-...`; what CUDA_VISIBLE_DEVICES takes."""
+    name: str
+    compute_capability: tuple[int, int]
+    num_sms: int
+    memory_bytes: int
+    mig_profile: str | None
+    """Such as `1g.18gb`; None for a whole GPU."""
+    driver: str
+    """Full version, such as `580.95.05`."""
+    cuda: tuple[int, int]
+    """The newest CUDA that the driver knows."""
+    architecture: str
+    num_threads: int
+    """CPU threads that feed it; no part of its identity."""
+
+    @property
+    def kind(self) -> str:
+        """`gpu`."""
+        return "gpu"
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What goes into keys: two GPUs of one kind share engines, a driver's minor does not count.
+
+        Source: the messages of libnvinfer_lean 11.4 that name what binds a plan.
+        """
+        return {
+            "name": self.name,
+            "compute_capability": self.compute_capability,
+            "num_sms": self.num_sms,
+            "memory_bytes": self.memory_bytes,
+            "mig_profile": self.mig_profile,
+            "driver_major": self.driver.partition(".")[0],
+            "cuda": self.cuda,
+            "architecture": self.architecture,
+        }
+
+
+Device = Cpu | Gpu
+
+
+def this_cpu(num_threads: int) -> Cpu:
+    """The processor of this machine, with the threads that a lane may use."""
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        field, _, value = line.partition(":")
+        if field.strip() == "model name":
+            name = value.strip()
+        elif field.strip() in ("flags", "Features"):
+            flags = set(value.split())
+            break
+    return Cpu(
+        name=name,
+        architecture=ARCHITECTURE,
+        instructions=tuple(flag for flag in INT8_FLAGS if flag in flags),
+        num_threads=num_threads,
+    )
