@@ -5,7 +5,11 @@ EngineError
 |-- EngineNotFoundError no engine of the store has the key that was asked for, or several have
 |-- AccuracyError       no engine reaches the accuracy that the job demands
 |-- EngineCorruptError  a stored engine is not what was published, or computes something else
-`-- LockTimeoutError    another process has been building the same engine for too long
+|-- LockTimeoutError    another process has been building the same engine for too long
+|-- RollbackError       no earlier engine may answer the job's request again
+|-- BuildError          a compiler refused the graph, or gave it up
+|-- CudaError           a call to the driver or to the CUDA runtime failed
+`-- OutOfDeviceMemoryError  device or pinned memory does not hold batches of this size
 """
 
 from __future__ import annotations
@@ -33,3 +37,19 @@ class EngineCorruptError(EngineError):
 
 class LockTimeoutError(EngineError):
     """The lock on a build was not free in time."""
+
+
+class RollbackError(EngineError):
+    """There is no earlier engine, or it answers another request, or may not be used."""
+
+
+class BuildError(EngineError):
+    """A compiler such as TensorRT's builder refused the graph, or gave it up."""
+
+
+class CudaError(EngineError):
+    """A call of the CUDA runtime failed, or work that was queued before it did."""
+
+
+class OutOfDeviceMemoryError(EngineError):
+    """The device's memory, or pinned host memory, is used up; a smaller batch may fit."""
