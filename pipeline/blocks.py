@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -10,9 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from engines.runner import DeviceRows
 from pipeline.plan import Shard
 
 Array = npt.NDArray[Any]
+Inputs = Array | DeviceRows
+"""Rows of the engine's input, in host memory or on the lane's device."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +50,8 @@ class DecodedBlock:
     shard: Shard
     first_row: int
     passthrough: pa.RecordBatch
-    inputs: Array
-    """[rows, ...] in the engine's input dtype."""
+    inputs: Inputs
+    """[rows, ...] in the engine's input dtype; on a device at most the rows of one batch."""
     bad_rows: Mapping[int, BadRow]
     """Position in the block -> why."""
 
@@ -87,7 +90,22 @@ class Decoder(Protocol):
         """Free it."""
 
     def decode(self, rows: pa.RecordBatch) -> tuple[Array, dict[int, BadRow]]:
-        """The input [rows, ...] and, for each position that holds a placeholder, why."""
+        """One block in host memory, whatever the device.
+
+        Returns:
+            The input [rows, ...] and, for each position that holds a placeholder, why.
+        """
+
+    def decode_blocks(
+        self, blocks: Iterable[pa.RecordBatch | None]
+    ) -> Iterator[tuple[Inputs, dict[int, BadRow]] | None]:
+        """Decode blocks in order, each to where the engine takes it from.
+
+        A decoder may draw blocks ahead. None says that there is none for now: what is in flight
+        is yielded first, then None. By default blocks are decoded one by one.
+        """
+        for rows in blocks:
+            yield None if rows is None else self.decode(rows)
 
 
 def pad(inputs: Array, num_rows: int) -> Array:

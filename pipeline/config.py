@@ -130,6 +130,16 @@ class LimitsSection(Section):
     """Share of rows that may be quarantined."""
 
 
+class GpuDecodeSection(Section):
+    """How a lane on a GPU decodes images."""
+
+    enabled: bool = True
+    """False: images are decoded on the lane's CPU threads, as on a machine without a GPU."""
+    hardware_decoder_load: Share = 0.65
+    """Share of JPEGs that go to the GPU's own decoder; its CUDA cores take the others. `score tune`
+    finds the best value for a machine."""
+
+
 class LanesSection(Section):
     """How the machine is used."""
 
@@ -140,6 +150,7 @@ class LanesSection(Section):
     shard_rows: Annotated[int, Field(ge=1)] | None = None
     """Rows of a shard, about: what a crash costs at most per lane. Null: 1,024 images or
     1,048,576 feature rows. A shard never splits a row group."""
+    gpu_decode: GpuDecodeSection = GpuDecodeSection()
 
 
 class CostSection(Section):

@@ -7,14 +7,14 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 
-from pipeline.blocks import Array, BadRow
+from pipeline.blocks import Array, BadRow, Decoder
 from pipeline.config import FeaturesInput
 
 BLOCK_ROWS = 1 << 16
 """Rows assembled at once: 8 MiB for 32 features, a few of which are alive at a time."""
 
 
-class FeatureDecoder:
+class FeatureDecoder(Decoder):
     """Numeric columns, or one column of fixed-size lists -> float32 [rows, features].
 
     A row with a null or a NaN is bad unless the job gives a value to fill in; infinity is always

@@ -104,7 +104,7 @@ def import_heavy_modules() -> None:
 def make_decoder(
     job: Job, feature_columns: tuple[str, ...], num_features: int, num_threads: int
 ) -> Decoder:
-    """The decoder for the job's kind of input."""
+    """The decoder for the job's kind of input; it decodes on the CPU."""
     if job.input.images is not None:
         from pipeline.decode_images import ImageDecoder
 
@@ -115,14 +115,30 @@ def make_decoder(
     return FeatureDecoder(job.input.features, feature_columns, num_features)
 
 
+def _lane_decoder(setup: LaneSetup) -> Decoder:
+    """The decoder of a lane: for images on the GPU where that is what computes."""
+    job, engine = setup.job, setup.engine.manifest
+    how = job.lanes.gpu_decode
+    if job.input.images is None or engine.device.kind != "gpu" or not how.enabled:
+        return make_decoder(job, setup.feature_columns, setup.num_features, setup.num_threads)
+    from pipeline.decode_images_gpu import GpuImageDecoder
+
+    return GpuImageDecoder(
+        job.input.images,
+        job.model.size,
+        num_threads=setup.num_threads,
+        block_rows=engine.batch_size,
+        hardware_decoder_load=how.hardware_decoder_load,
+    )
+
+
 def _score(setup: LaneSetup, inbox: queue.Queue[Shard | None], send: SendMessage) -> None:
     job = setup.job
     with ExitStack() as opened:
-        decoder = make_decoder(job, setup.feature_columns, setup.num_features, setup.num_threads)
         tools = ScoringTools(
             source=open_storage(job.input.uri),
             ledger=Ledger(open_storage(job.output.uri), job.name, setup.run_id),
-            decoder=opened.enter_context(decoder),
+            decoder=opened.enter_context(_lane_decoder(setup)),
             runner=opened.enter_context(open_runner(setup.engine)),
             layout=setup.layout,
             passthrough=job.input.passthrough,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from engines.runner import Runner
-from pipeline.blocks import Block, DecodedBlock, Decoder, ScoredBlock, pad
-from pipeline.infer import infer_blocks
+from pipeline.blocks import Block, DecodedBlock, Decoder, ScoredBlock
+from pipeline.infer import batches_of, infer_blocks
 from pipeline.ledger import CommitRecord, Ledger
 from pipeline.overlap import Stage
 from pipeline.part import OutputLayout, build_parts
@@ -89,11 +92,20 @@ class ShardScoring:
 
 
 def _decode(blocks: Iterable[Block | None], tools: ScoringTools) -> Iterator[DecodedBlock | None]:
-    for block in blocks:
-        if block is None:
+    waiting: deque[Block] = deque()  # the decoder may draw rows ahead
+
+    def rows() -> Iterator[pa.RecordBatch | None]:
+        for block in blocks:
+            if block is not None:
+                waiting.append(block)
+            yield None if block is None else block.rows
+
+    for decoded in tools.decoder.decode_blocks(rows()):
+        if decoded is None:
             yield None
             continue
-        inputs, bad_rows = tools.decoder.decode(block.rows)
+        block = waiting.popleft()
+        inputs, bad_rows = decoded
         yield DecodedBlock(
             shard=block.shard,
             first_row=block.first_row,
@@ -116,39 +128,35 @@ def _write(blocks: Iterable[ScoredBlock], tools: ScoringTools) -> Iterator[Commi
 
 def measure_ceilings(shard: Shard, tools: ScoringTools) -> Ceilings:
     """Rates of decoder and engine alone, on the first rows of a shard; warms both up too."""
-    columns = tools.decoder.columns
-    blocks = read_blocks([shard], tools.source, columns, tools.decoder.block_rows)
-    first = next(iter(blocks))
+    decoder, runner = tools.decoder, tools.runner
+    first = next(iter(read_blocks([shard], tools.source, decoder.columns, decoder.block_rows)))
     assert first is not None  # a plan has no empty shard
     rows = first.rows
-    inputs, _ = tools.decoder.decode(rows)
-    decode_per_sec = _rate(lambda: len(tools.decoder.decode(rows)[0]))
-
-    batch = pad(inputs[: tools.runner.batch_size], tools.runner.batch_size)
-    per_call = max(1, len(inputs) // len(batch))
-
-    def run_engine() -> int:
-        return sum(len(batch) for _ in tools.runner.infer([batch] * per_call))
-
-    decoded = DecodedBlock(
+    decoded = next(iter(decoder.decode_blocks([rows])))
+    assert decoded is not None
+    inputs, _ = decoded
+    block = DecodedBlock(
         shard=shard, first_row=0, passthrough=rows.select([]), inputs=inputs, bad_rows={}
     )
-
-    def run_with_copies() -> int:
-        (scored,) = infer_blocks([decoded], tools.runner)
-        return len(scored.outputs[0])
-
-    run_engine()
+    batch = next(batches_of(inputs, runner.batch_size))
+    deque(runner.infer([batch]), maxlen=0)
     return Ceilings(
-        decode_per_sec=decode_per_sec,
-        engine_per_sec=_rate(run_engine),
-        engine_with_copies_per_sec=_rate(run_with_copies),
+        decode_per_sec=_rate(decoder.decode_blocks, rows, rows.num_rows),
+        engine_per_sec=_rate(runner.infer, batch, runner.batch_size),
+        engine_with_copies_per_sec=_rate(
+            lambda blocks: infer_blocks(blocks, runner), block, block.num_rows
+        ),
     )
 
 
-def _rate(work: Any) -> float:
-    """Rows per second of a function that returns how many it did."""
-    num_rows, started = 0, time.perf_counter()
-    while (elapsed_s := time.perf_counter() - started) < CEILING_S:
-        num_rows += work()
-    return float(num_rows / elapsed_s)
+def _rate(work: Callable[[Iterator[Any]], Iterator[Any]], item: Any, num_rows: int) -> float:
+    """Rows per second of a stage that is fed one item of `num_rows` rows again and again."""
+    started = time.perf_counter()
+
+    def items() -> Iterator[Any]:
+        yield item
+        while time.perf_counter() - started < CEILING_S:
+            yield item
+
+    num_items = sum(1 for _ in work(items()))
+    return num_items * num_rows / (time.perf_counter() - started)
