@@ -1,44 +1,26 @@
-"""What this machine has to score with: CPU cores, and GPUs as NVML reports them."""
+"""The lanes of a run: one for each GPU or MIG slice that NVML reports, or one on the CPU."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
 
+from engines.gpu_runtimes import INSTALL_HINT, tensorrt_problem, torch_problem
+from engines.nvml import FoundGpu, discover
 from pipeline.config import Job
+from pipeline.errors import ConfigError
 from pipeline.lane import LaneDevice
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gpu:
-    """One NVIDIA GPU as the driver describes it."""
-
-    name: str
-    memory_bytes: int
-    driver: str
-
-
-def list_gpus() -> list[Gpu]:
-    """GPUs that the NVIDIA driver sees; empty without a driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        return [
-            Gpu(
-                name=pynvml.nvmlDeviceGetName(handle),
-                memory_bytes=pynvml.nvmlDeviceGetMemoryInfo(handle).total,
-                driver=driver,
-            )
-            for handle in handles
-        ]
-    finally:
-        pynvml.nvmlShutdown()
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+CPUS = Path("/sys/devices/system/cpu")
+NUMA_NODES = Path("/sys/devices/system/node")
 
 
 def num_cores() -> int:
@@ -47,5 +29,148 @@ def num_cores() -> int:
 
 
 def lane_devices(job: Job) -> list[LaneDevice]:
-    """The lanes of a run: one over all cores, or over `lanes.threads` of them."""
-    return [LaneDevice(name="cpu", num_threads=job.lanes.threads or num_cores())]
+    """The lanes of a run, all of one kind: scores of two engines never meet in one run.
+
+    `lanes.threads` is the number of CPU threads of each lane; without it they share the cores.
+
+    Raises:
+        ConfigError: The job demands GPUs, and there is none or TensorRT cannot be used.
+    """
+    if job.lanes.device == "cpu":
+        return [_cpu_lane(job)]
+    gpus, why_none = usable_gpus()
+    gpus = _largest_kind(gpus)
+    tensorrt = tensorrt_problem(gpus[0].gpu if gpus else None)
+    if job.lanes.device == "gpu":
+        _demand(why_none, tensorrt)
+    elif not gpus:
+        return [_cpu_lane(job)]
+    elif tensorrt:
+        name = gpus[0].gpu.name
+        if torch := torch_problem(gpus[0].gpu):
+            log.warning("%s: %s, and %s; the CPU is used.", name, tensorrt, torch)
+            return [_cpu_lane(job)]
+        log.warning("%s: %s; torch in fp16 is used. %s", name, tensorrt, INSTALL_HINT)
+    return _gpu_lanes(job, gpus)
+
+
+def usable_gpus() -> tuple[list[FoundGpu], str | None]:
+    """The GPUs and slices that this process may use, and why there is none."""
+    discovery, setting = discover(), os.environ.get(VISIBLE)
+    gpus = visible(discovery.gpus, setting)
+    if discovery.gpus and not gpus:
+        return [], f"{VISIBLE} is {setting!r} and hides all {len(discovery.gpus)}"
+    return gpus, discovery.problem
+
+
+def visible(gpus: Sequence[FoundGpu], setting: str | None) -> list[FoundGpu]:
+    """The GPUs that a value of CUDA_VISIBLE_DEVICES leaves, in its order; None leaves all.
+
+    As in CUDA, entries are indices or beginnings of UUIDs, and the first entry that names nothing
+    ends the list. Two things differ: indices count in the order of PCI addresses (CUDA's own order
+    with CUDA_DEVICE_ORDER=PCI_BUS_ID, and always that among GPUs of one kind), and a GPU with MIG
+    stands for all its slices. Source: CUDA programming guide, CUDA environment variables.
+    """
+    if setting is None:
+        return list(gpus)
+    chosen: dict[str, FoundGpu] = {}
+    for entry in (part.strip() for part in setting.split(",")):
+        named = [found for found in gpus if _is_named(found, entry)]
+        if not named:
+            break
+        chosen |= {found.gpu.uuid: found for found in named}
+    return list(chosen.values())
+
+
+def _is_named(found: FoundGpu, entry: str) -> bool:
+    if entry.isdecimal():
+        return found.index == int(entry)
+    return entry.startswith(("GPU-", "MIG-")) and any(
+        uuid.startswith(entry) for uuid in (found.gpu.uuid, found.physical_uuid)
+    )
+
+
+def _demand(why_none: str | None, tensorrt: str | None) -> None:
+    """ConfigError when there is no GPU, or no TensorRT for it: both in one sentence."""
+    problems = [f"no GPU can be used ({why_none})"] if why_none else []
+    problems += [tensorrt] if tensorrt else []
+    if problems:
+        hint = f"{INSTALL_HINT}, or " if tensorrt and "install" in tensorrt else ""
+        raise ConfigError(
+            f"lanes.device: gpu, but {' and '.join(problems)}; expected a GPU with TensorRT. "
+            f"On a machine with a GPU: {hint}set `lanes.device: auto` to use what is there."
+        )
+
+
+def _largest_kind(gpus: Sequence[FoundGpu]) -> list[FoundGpu]:
+    """The GPUs that share engines and have the most multiprocessors together."""
+    kinds: dict[str, list[FoundGpu]] = defaultdict(list)
+    for found in gpus:
+        kinds[str(found.gpu.identity)].append(found)
+    if len(kinds) < 2:
+        return list(gpus)
+    chosen = max(kinds.values(), key=lambda kind: sum(found.gpu.num_sms for found in kind))
+    log.warning(
+        "GPUs of %d kinds: a run uses one kind, here %d x %s; name others in %s.",
+        len(kinds),
+        len(chosen),
+        _title(chosen[0]),
+        VISIBLE,
+    )
+    return chosen
+
+
+def _title(found: FoundGpu) -> str:
+    return f"{found.gpu.name} {found.gpu.mig_profile or ''}".strip()
+
+
+def _cpu_lane(job: Job) -> LaneDevice:
+    return LaneDevice(name="cpu", num_threads=job.lanes.threads or num_cores())
+
+
+def _gpu_lanes(job: Job, gpus: Sequence[FoundGpu]) -> list[LaneDevice]:
+    shares = share_cores([found.cores for found in gpus], os.sched_getaffinity(0))
+    lanes = []
+    for found, cores in zip(gpus, shares, strict=True):
+        num_threads = job.lanes.threads or len(cores)
+        part = "" if found.slice is None else f"-slice{found.slice}"
+        lanes.append(
+            LaneDevice(
+                name=f"gpu{found.index}{part}",
+                num_threads=num_threads,
+                gpu=dataclasses.replace(found.gpu, num_threads=num_threads),
+                cores=cores,
+            )
+        )
+    return lanes
+
+
+def share_cores(near: Sequence[Collection[int]], allowed: Collection[int]) -> list[frozenset[int]]:
+    """Cores for each GPU: those of its NUMA node, divided among the GPUs of that node.
+
+    A GPU whose node is unknown, or has no core that is allowed, shares all that are. Threads of one
+    physical core stay together. With fewer cores than GPUs, a core serves several.
+
+    Args:
+        near: Cores of each GPU's NUMA node; empty: unknown.
+        allowed: Cores that this process may use.
+    """
+    nodes: dict[frozenset[int], list[int]] = defaultdict(list)
+    for index, cores in enumerate(near):
+        nodes[frozenset(cores) & frozenset(allowed) or frozenset(allowed)].append(index)
+    shares: dict[int, frozenset[int]] = {}
+    for cores, members in nodes.items():
+        ordered = sorted(cores, key=lambda core: (_first_sibling(core), core))
+        for place, index in enumerate(members):
+            begin = place * len(ordered) // len(members)
+            end = max((place + 1) * len(ordered) // len(members), begin + 1)
+            shares[index] = frozenset(ordered[begin:end])
+    return [shares[index] for index in range(len(near))]
+
+
+def _first_sibling(core: int) -> int:
+    """The lowest of the hardware threads that share a physical core."""
+    with suppress(OSError, ValueError):
+        siblings = (CPUS / f"cpu{core}" / "topology" / "thread_siblings_list").read_text()
+        return int(siblings.replace("-", ",").split(",")[0])
+    return core

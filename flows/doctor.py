@@ -11,7 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flows.devices import list_gpus, num_cores
+from engines.gpu_runtimes import INSTALL_HINT, tensorrt_problem, torch_problem
+from engines.nvml import FoundGpu
+from flows.devices import NUMA_NODES, num_cores, usable_gpus
 
 Facts = dict[str, Any]
 PACKAGES = {
@@ -19,7 +21,8 @@ PACKAGES = {
     "onnxruntime": "CPU engines, and the fp32 reference",
     "openvino": "CPU engines",
     "nvidia-dali-cuda130": "decodes images",
-    "tensorrt": "GPU engines: pip install 'nightscore[gpu]'",
+    "tensorrt": f"GPU engines: {INSTALL_HINT}",
+    "cuda-bindings": f"GPU engines: {INSTALL_HINT}",
     "pyarrow": "reads and writes Parquet",
     "prefect": "schedules the nightly deployment",
     "s3fs": "S3 input and output",
@@ -31,13 +34,18 @@ INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 def doctor_facts() -> Facts:
     """Device, packages and settings, read without starting anything."""
     cpu = _cpu_info()
+    gpus, why_none = usable_gpus()
     return {
         "nightscore": importlib.metadata.version("nightscore"),
         "python": platform.python_version(),
         "cpu": cpu["name"],
         "cores": num_cores(),
         "int8_instructions": [flag for flag in INT8_FLAGS if flag in cpu["flags"]],
-        "gpus": [f"{gpu.name}, driver {gpu.driver}" for gpu in list_gpus()],
+        "numa_nodes": _numa_nodes(),
+        "gpus": [_gpu_info(found) for found in gpus],
+        "no_gpu_because": why_none,
+        "no_tensorrt_because": why_none or tensorrt_problem(gpus[0].gpu),
+        "no_torch_on_gpu_because": why_none or torch_problem(gpus[0].gpu),
         "packages": {name: _version(name) for name in PACKAGES},
         "prefect_api_url": os.environ.get("PREFECT_API_URL"),
         "s3_endpoint": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
@@ -56,11 +64,52 @@ def _cpu_info() -> Facts:
     return {"name": stripped.get("model name", name), "flags": flags.split()}
 
 
+def _gpu_info(found: FoundGpu) -> Facts:
+    gpu = found.gpu
+    return {
+        "index": found.index,
+        "uuid": gpu.uuid,
+        "name": gpu.name,
+        "mig_profile": gpu.mig_profile,
+        "memory_bytes": gpu.memory_bytes,
+        "compute_capability": ".".join(map(str, gpu.compute_capability)),
+        "sms": gpu.num_sms,
+        "driver": gpu.driver,
+        "cuda": ".".join(map(str, gpu.cuda)),
+        "near_cores": len(found.cores),
+    }
+
+
+def _numa_nodes() -> dict[str, str]:
+    """Cores of each NUMA node, as Linux writes them."""
+    nodes = sorted(NUMA_NODES.glob("node[0-9]*/cpulist"))
+    return {path.parent.name: path.read_text(encoding="utf-8").strip() for path in nodes}
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _gpu_engines(facts: Facts) -> str:
+    if not facts["gpus"]:
+        return f"none, CPU engines are used: {facts['no_gpu_because']}"
+    tensorrt, torch = facts["no_tensorrt_because"], facts["no_torch_on_gpu_because"]
+    if not tensorrt:
+        return "TensorRT"
+    return f"torch in fp16: {tensorrt}" if not torch else f"none: {tensorrt}, and {torch}"
+
+
+def _gpu_line(gpu: Facts) -> Text:
+    memory = f"{gpu['memory_bytes'] / 1024**3:,.1f} GiB" if gpu["memory_bytes"] else "memory shared"
+    slice_of = f"MIG slice {gpu['mig_profile']}, " if gpu["mig_profile"] else ""
+    near = f", {gpu['near_cores']} cores near it" if gpu["near_cores"] else ""
+    return Text(
+        f"{gpu['index']}: {gpu['name']}, {slice_of}{memory}, {gpu['sms']} SMs, compute capability "
+        f"{gpu['compute_capability']}, driver {gpu['driver']} (CUDA {gpu['cuda']}){near}"
+    )
 
 
 def render_doctor(facts: Facts) -> RenderableType:
@@ -69,7 +118,11 @@ def render_doctor(facts: Facts) -> RenderableType:
     table.add_row("nightscore", f"{facts['nightscore']}, Python {facts['python']}")
     int8 = ", ".join(facts["int8_instructions"]) or "none: int8 engines will gain little"
     table.add_row("cpu", f"{facts['cpu']}, {facts['cores']} cores, int8 instructions: {int8}")
-    table.add_row("gpu", "; ".join(facts["gpus"]) or "none: CPU engines are used")
+    nodes = ", ".join(f"{node}: cores {cores}" for node, cores in facts["numa_nodes"].items())
+    table.add_row("numa nodes", nodes or "unknown")
+    for gpu in facts["gpus"]:
+        table.add_row("gpu", _gpu_line(gpu))
+    table.add_row("gpu engines", Text(_gpu_engines(facts)))
     for name, version in facts["packages"].items():
         table.add_row(name, Text(version or f"missing ({PACKAGES[name]})"))
     server = (

@@ -22,7 +22,7 @@ from pipeline.cost import find_price, load_prices, own_price
 from pipeline.lane import Lane, add_times
 from pipeline.plan import Shard
 from pipeline.publish import read_manifest
-from pipeline.report import Price, RunReport, StageTimes
+from pipeline.report import DeviceUse, Price, RunReport, StageTimes
 from pipeline.run import (
     PreparedRun,
     RunClock,
@@ -32,6 +32,7 @@ from pipeline.run import (
     prepare_run,
 )
 from pipeline.storage import open_storage
+from pipeline.telemetry import Sampler
 
 Group = Sequence[Shard]
 MapGroups = Callable[[Callable[[Group], None], Sequence[Group], int], None]
@@ -85,8 +86,8 @@ def run_night(
     devices = lane_devices(job)
     with open_lanes([Lane(device) for device in devices]) as lanes:
         run = prepare_run(job, date, devices[0], clock, observer.say)
-        _score(run, lanes, observer, map_groups or map_in_threads)
-    return finish_run(run, lanes, price)
+        uses = _score(run, lanes, observer, map_groups or map_in_threads)
+    return finish_run(run, lanes, price, uses)
 
 
 def price_of(job: Job, date: str) -> Price:
@@ -110,12 +111,14 @@ def open_lanes(lanes: list[Lane]) -> Iterator[list[Lane]]:
         lane.close()
 
 
-def _score(run: PreparedRun, lanes: list[Lane], observer: Observer, map_groups: MapGroups) -> None:
+def _score(
+    run: PreparedRun, lanes: list[Lane], observer: Observer, map_groups: MapGroups
+) -> tuple[DeviceUse, ...]:
     num_todo = sum(shard.num_rows for shard in run.todo)
     num_rows = run.plan.num_rows
     if not run.todo:
         observer.say(f"all {len(run.plan.shards)} shards were committed before")
-        return
+        return ()
     for lane in lanes:
         lane.open(lane_setup(run, lane.device))
     groups = split(run.todo, GROUPS_PER_LANE * len(lanes))
@@ -124,8 +127,9 @@ def _score(run: PreparedRun, lanes: list[Lane], observer: Observer, map_groups: 
         min(lanes, key=lambda lane: lane.num_pending).score(group)
 
     observer.start(num_rows, num_rows - num_todo)
-    with _watch(lanes, observer):
+    with Sampler(lane.device.engine_device for lane in lanes) as sampler, _watch(lanes, observer):
         map_groups(score_group, groups, CALLERS_PER_LANE * len(lanes))
+    return sampler.use()
 
 
 @contextmanager

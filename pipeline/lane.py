@@ -39,6 +39,8 @@ class LaneDevice:
     num_threads: int
     gpu: Gpu | None = None
     """None: the CPU."""
+    cores: frozenset[int] = frozenset()
+    """CPU cores that its process is bound to; empty: not bound."""
 
     @property
     def engine_device(self) -> Device:
@@ -72,8 +74,9 @@ class Lane:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         # Daemon: should nobody close the lane, the interpreter's end does not wait for it.
+        binding = (self.device.gpu and self.device.gpu.uuid, self.device.cores)
         self._process = context.Process(
-            target=lane_main, args=(theirs,), name=self.device.name, daemon=True
+            target=lane_main, args=(theirs, *binding), name=self.device.name, daemon=True
         )
         self._process.start()
         theirs.close()

@@ -7,13 +7,13 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 
 from engines.load import open_runner
-from engines.store import StoredEngine
+from engines.manifest import StoredEngine
 from pipeline.blocks import Decoder
 from pipeline.config import Job
 from pipeline.errors import LaneError
@@ -73,8 +73,9 @@ Message = Ready | Progress | Committed | Failed
 SendMessage = Callable[[Message], None]
 
 
-def lane_main(connection: Connection) -> None:
+def lane_main(connection: Connection, gpu_uuid: str | None, cores: frozenset[int]) -> None:
     """Entry point of the process; ends when the parent closes its inbox or dies."""
+    bind_process(gpu_uuid, cores)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group: the parent decides
     threading.Thread(target=_die_with_parent, name="watch-parent", daemon=True).start()
     import_heavy_modules()
@@ -94,6 +95,18 @@ def lane_main(connection: Connection) -> None:
         _score(setup, inbox, send)
     except Exception as error:  # the boundary of the process: the parent raises it again
         send(Failed(_portable(error)))
+
+
+def bind_process(gpu_uuid: str | None, cores: frozenset[int]) -> None:
+    """Let this process see one GPU or slice, and run on the cores near to it.
+
+    Before CUDA is used and threads are started: later, both would have no effect on them.
+    """
+    if gpu_uuid:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_uuid
+    if cores:
+        with suppress(OSError):  # cores taken away meanwhile: slower, not wrong
+            os.sched_setaffinity(0, cores)
 
 
 def import_heavy_modules() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -37,6 +37,44 @@ class Ceilings:
     """The engine on one prepared batch, again and again: no copying, no decoding."""
     engine_with_copies_per_sec: float
     """The engine fed as in the run: blocks cut into batches, outputs copied out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceUse:
+    """What one device did while rows were scored; None where it does not tell.
+
+    Shares are from 0 to 1.
+    """
+
+    name: str
+    kind: str
+    """`gpu` or `cpu`."""
+    num_samples: int
+    duration_s: float
+    """Between the first and the last sample."""
+    uuid: str | None = None
+    """Of the GPU or MIG slice."""
+    utilisation_mean: float | None = None
+    """Cores busy with anything, of those that the run may use; or time in which any kernel ran,
+    which does not say how full the GPU was. None for MIG slices."""
+    utilisation_max: float | None = None
+    cpu_s: float | None = None
+    """CPU seconds of the run's processes, lanes included; CPU only."""
+    memory_peak_bytes: int | None = None
+    """Largest sample, whoever used the memory; GPU only."""
+    power_mean_w: float | None = None
+    energy_j: float | None = None
+    energy_meter: str | None = None
+    """What the power and energy are those of: a physical GPU, which slices share, or the CPU
+    packages. Sums count each meter once."""
+    sm_clock_mean_mhz: float | None = None
+    sm_clock_min_mhz: float | None = None
+    memory_clock_mean_mhz: float | None = None
+    temperature_max_c: float | None = None
+    throttled: dict[str, float] = field(default_factory=dict)
+    """Share of samples with lowered clocks, by reason."""
+    jpeg_utilisation_mean: float | None = None
+    """Share of time in which the GPU's JPEG decoders worked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +195,10 @@ class RunReport:
     """ISO 8601, UTC."""
     output: str
     manifest: str
+    devices: tuple[DeviceUse, ...] = ()
+    """What the devices did while this attempt scored; empty when it scored nothing."""
+    joules_per_1000_rows: float | None = None
+    """Of this attempt's rows, by the meters that `devices` names; None when unknown."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -181,6 +223,7 @@ def report_from_dict(data: dict[str, Any]) -> RunReport:
             ),
             "stages": {name: StageTimes(**times) for name, times in data["stages"].items()},
             "ceilings": Ceilings(**ceilings) if ceilings else None,
+            "devices": tuple(DeviceUse(**use) for use in data.get("devices", ())),
             "quarantine_samples": tuple(
                 QuarantineSample(**sample) for sample in data["quarantine_samples"]
             ),

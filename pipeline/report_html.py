@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
+from pipeline import report_devices
 from pipeline import report_tables as tables
 from pipeline import report_words as words
 from pipeline.report import RunReport, StageTimes
@@ -31,6 +32,7 @@ def render_html(report: RunReport) -> str:
     sections = [
         _time(report),
         _limits(report),
+        _devices(report),
         _cost(report),
         _engine(report),
         _quarantine(report),
@@ -137,6 +139,20 @@ def _limits(report: RunReport) -> Markup:
         "How near to the limit",
         f"{speed}What single stages do alone, on this device and with rows of this run:",
         table("", columns, with_bars(tables.limit_rows(report), bars)),
+    )
+
+
+def _devices(report: RunReport) -> Markup:
+    if not report.devices:
+        return Markup()
+    first, *others = report_devices.COLUMNS
+    bars = [bar((use.utilisation_mean or 0.0, "main")) for use in report.devices]
+    columns = {first: "", "": "wide"} | dict.fromkeys(others, "number")
+    energy = report_devices.energy_sentence(report)
+    return section(
+        "What the devices did",
+        f"{energy}." if energy else "While rows were scored, sampled once a second:",
+        table("", columns, with_bars(report_devices.device_rows(report), bars)),
     )
 
 

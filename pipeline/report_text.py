@@ -14,6 +14,7 @@ from rich.text import Text
 from pipeline import report_tables as tables
 from pipeline import report_words as words
 from pipeline.report import RunReport
+from pipeline.report_devices import device_facts
 
 BAR_COLUMNS = 16
 
@@ -93,6 +94,7 @@ def _key_facts(report: RunReport) -> list[tuple[str, str]]:
             f"{words.hourly(price)}; {words.plain(price.source)}, as of {words.plain(price.as_of)}",
         ),
         ("phases", ", ".join(f"{p.name} {words.duration(p.amount)}" for p in words.phases(report))),
+        *device_facts(report),
         ("engine", f"{words.engine_name(engine)}, {words.engine_origin(engine)}"),
         ("agreement", words.agreement_sentence(engine)),
         ("why this engine", words.plain(engine.reason)),

@@ -16,7 +16,7 @@ from engines.model import fingerprint_model
 from pipeline.config import Job
 from pipeline.cost import cost_of
 from pipeline.engine import get_engine, load_class_names, request_for
-from pipeline.lane import Lane, LaneDevice, add_times
+from pipeline.lane import NO_TIME, Lane, LaneDevice, add_times
 from pipeline.lane_child import LaneSetup
 from pipeline.ledger import Attempt, CommitRecord, Ledger, utc_now
 from pipeline.part import OutputLayout
@@ -31,6 +31,7 @@ from pipeline.publish import (
 )
 from pipeline.quarantine import read_samples
 from pipeline.report import (
+    DeviceUse,
     EngineFacts,
     EngineRung,
     Phases,
@@ -39,6 +40,7 @@ from pipeline.report import (
     StageTimes,
 )
 from pipeline.storage import MANIFEST, open_storage, probe
+from pipeline.telemetry import joules_per_1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,8 +157,16 @@ def lane_setup(run: PreparedRun, device: LaneDevice) -> LaneSetup:
     )
 
 
-def finish_run(run: PreparedRun, lanes: Sequence[Lane], price: Price) -> RunReport:
+def finish_run(
+    run: PreparedRun, lanes: Sequence[Lane], price: Price, uses: tuple[DeviceUse, ...]
+) -> RunReport:
     """Check the ledger, publish, and write the report.
+
+    Args:
+        run: The run; all its shards are committed.
+        lanes: What scored them.
+        price: Of the machine.
+        uses: What the devices did meanwhile.
 
     Raises:
         GuardError: A limit of the job was exceeded; nothing was published.
@@ -166,7 +176,7 @@ def finish_run(run: PreparedRun, lanes: Sequence[Lane], price: Price) -> RunRepo
     output = open_storage(run.job.output.uri)
     records = run.ledger.records()
     check_complete(run.plan, records, run.job)
-    report = _make_report(run, lanes, records, price)
+    report = _make_report(run, lanes, records, price, uses)
     if not publish(run.job, run.plan, run.ledger, records, report, output):
         return already_published(run.job, run.plan.date)
     write_reports(output, report)
@@ -182,7 +192,11 @@ def already_published(job: Job, date: str) -> RunReport:
 
 
 def _make_report(
-    run: PreparedRun, lanes: Sequence[Lane], records: Mapping[int, CommitRecord], price: Price
+    run: PreparedRun,
+    lanes: Sequence[Lane],
+    records: Mapping[int, CommitRecord],
+    price: Price,
+    uses: tuple[DeviceUse, ...],
 ) -> RunReport:
     job, plan, clock = run.job, run.plan, run.clock
     output = open_storage(job.output.uri)
@@ -231,6 +245,8 @@ def _make_report(
         finished_at=utc_now(),
         output=folder,
         manifest=f"{folder}/{MANIFEST}",
+        devices=uses,
+        joules_per_1000_rows=joules_per_1000(uses, stages.get("write", NO_TIME).items),
     )
 
 
