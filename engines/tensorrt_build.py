@@ -355,7 +355,8 @@ def _new_monitor(toolkit: Toolkit, say: Callable[[str], None]) -> Any:
 
 def _inspect(toolkit: Toolkit, plan: bytes) -> str | None:
     """JSON of the layers; needs a GPU."""
-    engine = toolkit.trt.Runtime(toolkit.log.logger).deserialize_cuda_engine(plan)
+    runtime = toolkit.trt.Runtime(toolkit.log.logger)
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return None
     json_format = toolkit.trt.LayerInformationFormat.JSON

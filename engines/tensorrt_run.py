@@ -54,6 +54,7 @@ class TensorRtRunner:
         self._device = device
         self._use_graphs = use_graphs
         self._slots: Slots | None = None
+        self._runtime: Any = None
 
     def __enter__(self) -> TensorRtRunner:
         """Load the plan, allocate all slots, and run each once.
@@ -70,6 +71,7 @@ class TensorRtRunner:
             streams = undo.enter_context(CudaStreams())
             undo.callback(self._forget)
             self._check_device(streams.compute_capability)
+            self._runtime = toolkit.trt.Runtime(toolkit.log.logger)  # outlives its engine
             engine = self._deserialize(toolkit, plan)
             others = self._check_tensors(toolkit.trt, engine)
             binder = _Binder(toolkit, engine, streams, others, self)
@@ -103,6 +105,7 @@ class TensorRtRunner:
     def _forget(self) -> None:
         """Let contexts and engine go before the memory that they use; TensorRT frees by count."""
         self._slots = None
+        self._runtime = None
 
     def _check_device(self, found: tuple[int, int]) -> None:
         if found != self._device.compute_capability:
@@ -114,7 +117,7 @@ class TensorRtRunner:
 
     def _deserialize(self, toolkit: Toolkit, plan: bytes) -> Any:
         toolkit.log.clear()
-        engine = toolkit.trt.Runtime(toolkit.log.logger).deserialize_cuda_engine(plan)
+        engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is not None:
             return engine
         what = f"engine plan {self._plan.name}"
