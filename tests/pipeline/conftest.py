@@ -11,6 +11,7 @@ import pytest
 from pipeline.cost import cost_of
 from pipeline.report import (
     Ceilings,
+    DeviceUse,
     EngineFacts,
     EngineRung,
     Phases,
@@ -120,6 +121,17 @@ REPORT = RunReport(
     finished_at="2026-11-21T02:00:43Z",
     output="s3://lake/scores/demo/dt=2026-11-20",
     manifest="s3://lake/scores/demo/dt=2026-11-20/_MANIFEST.json",
+    devices=(
+        DeviceUse(
+            name="Intel Xeon Platinum 8375C",
+            kind="cpu",
+            num_samples=9,
+            duration_s=7.6,
+            utilisation_mean=0.981,
+            utilisation_max=1.0,
+            cpu_s=14.2,
+        ),
+    ),
 )
 
 

@@ -22,6 +22,14 @@ def test_a_report_without_stages_and_ceilings_reads_back(
     assert report_from_dict(json.loads(report.to_json())) == report
 
 
+def test_a_report_from_before_devices_were_sampled_reads_back(
+    a_report: Callable[..., RunReport],
+) -> None:
+    data = json.loads(a_report(devices=(), joules_per_1000_rows=None).to_json())
+    del data["devices"], data["joules_per_1000_rows"]
+    assert report_from_dict(data) == a_report(devices=(), joules_per_1000_rows=None)
+
+
 def test_json_keeps_foreign_characters_readable(a_report: Callable[..., RunReport]) -> None:
     assert "Zürich" in a_report(device="Zürich 1").to_json()
 
