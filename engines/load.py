@@ -34,8 +34,15 @@ def make_runner(
         from engines.ovino import OpenVinoRunner
 
         return OpenVinoRunner(graph, input, outputs, device.num_threads)
+    if runtime == "torch":
+        from engines.torch_run import TorchMode, TorchRunner
+
+        mode = TorchMode(device="cuda" if device.kind == "gpu" else "cpu")
+        return TorchRunner(graph, input, outputs, device.num_threads, mode)
     if runtime != "onnxruntime":
-        raise EngineError(f"runtime {runtime}: not known here; expected openvino or onnxruntime.")
+        raise EngineError(
+            f"runtime {runtime}: not known here; expected openvino, onnxruntime or torch."
+        )
     from engines.onnxrt import OnnxrtRunner
 
     return OnnxrtRunner(graph, input, outputs, device.num_threads)

@@ -10,15 +10,20 @@ from typing import cast
 
 import numpy as np
 import pytest
+import torch
 
 from engines.build import resolve_engine
 from engines.devices import this_cpu
 from engines.errors import EngineError
 from engines.gate import run_rows
 from engines.load import make_runner, open_runner
+from engines.model import FeatureInput, ModelSpec
 from engines.runner import Array, Outputs, Runner
 from engines.store import EngineStore, StoredEngine
+from engines.torch_program import save_program
+from engines.torch_run import TorchMode, TorchRunner
 from tests.engines.small_models import (
+    NUM_FEATURES,
     feature_rows,
     features_spec,
     request_for,
@@ -37,11 +42,36 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> StoredEngine:
     return resolve_engine(request, store, feature_rows, lambda _: None).engine
 
 
-@pytest.fixture(params=["openvino", "onnxruntime", "checked"])
-def closed(request: pytest.FixtureRequest, engine: StoredEngine) -> Runner:
+def torch_twin() -> torch.nn.Module:
+    """The model of `write_features_model` with its weights, drawn in the same order."""
+    rng = np.random.default_rng(1)
+    first, second = torch.nn.Linear(NUM_FEATURES, 32), torch.nn.Linear(32, 1)
+    with torch.no_grad():
+        for tensor in (first.weight, first.bias, second.weight, second.bias):
+            tensor.copy_(torch.from_numpy(rng.standard_normal(tensor.shape)))
+    return torch.nn.Sequential(first, torch.nn.ReLU(), second)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("torch") / "features.pt2"
+    spec = ModelSpec(
+        source=f"{__name__}:torch_twin",
+        input=FeatureInput(num_features=NUM_FEATURES),
+        head="scores",
+    )
+    save_program(spec, BATCH, path)
+    return path
+
+
+@pytest.fixture(params=["openvino", "onnxruntime", "torch", "checked"])
+def closed(request: pytest.FixtureRequest, engine: StoredEngine, program: Path) -> Runner:
     if request.param == "checked":
         return open_runner(engine)
     known = engine.manifest
+    if request.param == "torch":  # compiled, it is tested in tests/engines/test_torch_run.py
+        mode = TorchMode(is_compiled=False)
+        return TorchRunner(program, known.input, known.outputs, THREADS, mode)
     return make_runner(
         request.param, engine.artifact, known.input, known.outputs, this_cpu(THREADS)
     )
@@ -190,7 +220,7 @@ def test_a_graph_that_is_not_there_fails_on_entering_not_before(
     engine: StoredEngine, tmp_path: Path
 ) -> None:
     known = engine.manifest
-    for runtime in ("openvino", "onnxruntime"):
+    for runtime in ("openvino", "onnxruntime", "torch"):
         absent = make_runner(
             runtime, tmp_path / "none.onnx", known.input, known.outputs, this_cpu(THREADS)
         )

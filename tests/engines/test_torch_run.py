@@ -1,0 +1,204 @@
+"""torch programs: the same answers as the ONNX graph, nothing unpickled, a fall-back."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from engines.candidates import onnx_candidates
+from engines.devices import this_cpu
+from engines.errors import EngineCorruptError, ModelError
+from engines.export import load_core
+from engines.gate import run_rows
+from engines.graph import input_spec
+from engines.load import make_runner
+from engines.model import FeatureInput, ModelSpec
+from engines.runner import TensorSpec
+from engines.torch_program import TorchPrecision, save_program
+from engines.torch_run import TorchMode, TorchRunner
+from tests.engines.small_models import IMAGES, NUM_FEATURES, feature_rows, image_rows
+
+BATCH = 4
+EAGER = TorchMode(is_compiled=False)
+
+
+def pictures_model() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 5),
+    )
+
+
+def users_model() -> torch.nn.Module:
+    torch.manual_seed(4)
+    return torch.nn.Sequential(torch.nn.Linear(NUM_FEATURES, 1), torch.nn.Flatten(0))
+
+
+HERE = "tests.engines.test_torch_run"
+PICTURES = ModelSpec(source=f"{HERE}:pictures_model", input=IMAGES, head="classes", top_k=2)
+USERS = ModelSpec(
+    source=f"{HERE}:users_model", input=FeatureInput(num_features=NUM_FEATURES), head="scores"
+)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[TensorSpec, ...]]:
+    path = tmp_path_factory.mktemp("torch") / "pictures.pt2"
+    return path, save_program(PICTURES, BATCH, path)
+
+
+def open_program(
+    spec: ModelSpec, path: Path, mode: TorchMode, precision: TorchPrecision = "fp32"
+) -> TorchRunner:
+    outputs = save_program(spec, BATCH, path, precision)
+    return TorchRunner(path, input_spec(spec, BATCH), outputs, 2, mode)
+
+
+def test_pictures_have_the_outputs_of_the_wrapped_graph(tmp_path: Path) -> None:
+    rows = image_rows(10, seed=1)
+    (candidate,) = onnx_candidates(
+        load_core(PICTURES),
+        PICTURES,
+        runtimes=["onnxruntime"],
+        precision="fp32",
+        batch_size=BATCH,
+        folder=tmp_path,
+    )
+    session = onnxruntime.InferenceSession(candidate.graph)
+    names = [output.name for output in candidate.outputs]
+    with open_program(PICTURES, tmp_path / "p.pt2", EAGER) as runner:
+        found = run_rows(runner, rows)
+        first = session.run(names, {"rows": rows[:BATCH]})
+        for name, expected in zip(names, first, strict=True):
+            assert found[name].dtype == expected.dtype
+            np.testing.assert_allclose(found[name][:BATCH], expected, rtol=1e-4, atol=1e-5)
+    assert [found[name].shape for name in ("class_id", "probability", "logits")] == [
+        (10, 2),
+        (10, 2),
+        (10, 5),
+    ]
+
+
+def test_a_model_of_one_score_a_row_gives_a_column(tmp_path: Path) -> None:
+    rows = feature_rows(6, seed=1)
+    with open_program(USERS, tmp_path / "p.pt2", EAGER) as runner, torch.no_grad():
+        scores = run_rows(runner, rows)["score"]
+        expected = users_model()(torch.from_numpy(rows)).numpy()
+    assert runner.outputs == (TensorSpec(name="score", dtype="float32", shape=(BATCH, 1)),)
+    np.testing.assert_allclose(scores[:, 0], expected, atol=1e-6)
+
+
+def test_both_layouts_and_half_precision_agree_with_fp32(tmp_path: Path) -> None:
+    rows = image_rows(8, seed=2)
+    answers = []
+    for precision in ("fp32", "fp16"):
+        for is_channels_last in (True, False):
+            mode = TorchMode(is_compiled=False, is_channels_last=is_channels_last)
+            with open_program(PICTURES, tmp_path / "p.pt2", mode, precision) as runner:
+                answers.append(run_rows(runner, rows))
+    logits = [answer["logits"] for answer in answers]
+    assert {array.dtype for array in logits} == {np.dtype(np.float32)}
+    for found in logits[1:]:
+        np.testing.assert_allclose(found, logits[0], atol=5e-3)
+    assert not np.array_equal(logits[0], logits[2])  # it was computed in another precision
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+def test_a_compiled_program_answers_as_the_eager_one(
+    program: tuple[Path, tuple[TensorSpec, ...]],
+) -> None:
+    path, outputs = program
+    rows = image_rows(12, seed=5)
+    with TorchRunner(path, input_spec(PICTURES, BATCH), outputs, 2, EAGER) as runner:
+        eager = run_rows(runner, rows)
+    with make_runner("torch", path, input_spec(PICTURES, BATCH), outputs, this_cpu(2)) as runner:
+        assert isinstance(runner, TorchRunner)
+        assert runner.fallback is None
+        compiled = run_rows(runner, rows)
+    np.testing.assert_allclose(compiled["logits"], eager["logits"], atol=1e-5)
+
+
+def test_without_a_compiler_the_program_is_run_eagerly_with_a_warning(
+    program: tuple[Path, tuple[TensorSpec, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def no_compiler(*_: object, **__: object) -> None:
+        raise RuntimeError("g++ not found")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    path, outputs = program
+    with (
+        caplog.at_level(logging.WARNING),
+        TorchRunner(path, input_spec(PICTURES, BATCH), outputs, 2, TorchMode()) as runner,
+    ):
+        assert runner.fallback == "RuntimeError: g++ not found"
+        assert len(run_rows(runner, image_rows(5, seed=1))["class_id"]) == 5
+    assert "run eagerly" in caplog.text
+
+
+def test_an_onnx_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    spec = ModelSpec(source="model.onnx", input=IMAGES, head="classes")
+    with pytest.raises(ModelError, match=r"model\.onnx: an ONNX file; expected module:callable"):
+        save_program(spec, BATCH, tmp_path / "p.pt2")
+
+
+def test_a_head_that_does_not_fit_is_said(tmp_path: Path) -> None:
+    spec = ModelSpec(source=PICTURES.source, input=IMAGES, head="classes", top_k=9)
+    with pytest.raises(ModelError, match=r"shape \(4, 5\); expected float32 logits .* C >= 9"):
+        save_program(spec, BATCH, tmp_path / "p.pt2")
+
+
+def test_a_program_holds_no_pickle(program: tuple[Path, tuple[TensorSpec, ...]]) -> None:
+    with zipfile.ZipFile(program[0]) as archive:
+        for info in archive.infolist():
+            assert not archive.read(info).startswith((b"PK", b"\x80\x02")), info.filename
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data/sample_inputs/model.pt", b"anything"),
+        ("data/constants/opaque_obj_0", b"anything"),
+        ("data/constants/custom_obj_0", b"anything"),
+        ("data/weights/model.pt", b"anything"),
+        (
+            "data/weights/model_weights_config.json",
+            b'{"config": {"w": {"path_name": "weight_0", "use_pickle": true}}}',
+        ),
+    ],
+)
+def test_a_program_with_something_to_unpickle_is_not_loaded(
+    name: str, content: bytes, program: tuple[Path, tuple[TensorSpec, ...]], tmp_path: Path
+) -> None:
+    path, outputs = program
+    evil = tmp_path / "evil.pt2"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(evil, "w") as target:
+        root = source.namelist()[0].partition("/")[0]
+        for info in source.infolist():
+            if info.filename != f"{root}/{name}":
+                target.writestr(info, source.read(info))
+        target.writestr(f"{root}/{name}", content)
+    runner = TorchRunner(evil, input_spec(PICTURES, BATCH), outputs, 2, EAGER)
+    with pytest.raises(EngineCorruptError, match=r"expected a graph and raw tensors"), runner:
+        pytest.fail("it was loaded")
+
+
+def test_a_file_that_is_no_archive_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "p.pt2"
+    path.write_bytes(b"not a zip file")
+    runner = TorchRunner(path, input_spec(PICTURES, BATCH), (), 2, EAGER)
+    with pytest.raises(EngineCorruptError, match=r"expected an archive of torch\.export"), runner:
+        pytest.fail("it was loaded")
