@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, Protocol, TypeVar, cast
 
@@ -33,6 +33,8 @@ class FileInfo:
     num_bytes: int
     version: str
     """ETag of an object, modification time in ns of a file: changes when the content does."""
+    modified_at: float = field(compare=False)
+    """Unix time of the last change in s, by the store's clock; objects may have whole seconds."""
 
 
 class Storage(Protocol):
@@ -157,7 +159,12 @@ class LocalStorage:
 
     def _info(self, path: Path, status: os.stat_result) -> FileInfo:
         relative = path.relative_to(self._root).as_posix()
-        return FileInfo(path=relative, num_bytes=status.st_size, version=str(status.st_mtime_ns))
+        return FileInfo(
+            path=relative,
+            num_bytes=status.st_size,
+            version=str(status.st_mtime_ns),
+            modified_at=status.st_mtime,
+        )
 
     def open(self, path: str) -> BinaryIO:
         return (self._root / path).open("rb")
@@ -295,7 +302,12 @@ class ObjectStorage:
 
     def _info(self, full: str, entry: dict[str, Any]) -> FileInfo:
         relative = full.removeprefix(f"{self._root}/")
-        return FileInfo(path=relative, num_bytes=entry["size"], version=entry["ETag"].strip('"'))
+        return FileInfo(
+            path=relative,
+            num_bytes=entry["size"],
+            version=entry["ETag"].strip('"'),
+            modified_at=entry["LastModified"].timestamp(),
+        )
 
     @_named
     def info(self, path: str) -> FileInfo | None:
