@@ -20,9 +20,10 @@ from engines.gate import Accuracy, GateSpec, compare, race, run_rows
 from engines.keys import BUILDER_REVISION, RUNTIME_PACKAGES, digest, digest_bytes
 from engines.keys import runtime_version as version_of
 from engines.load import make_runner, probe_answer
+from engines.manifest import EngineManifest, Rung, StoredEngine
 from engines.model import ModelSpec, fingerprint_model, shown
 from engines.runner import Array, Outputs, Runner
-from engines.store import EngineManifest, EngineStore, Rung, StoredEngine
+from engines.store import EngineStore
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ def resolve_engine(
     rows: RowSource,
     say: Callable[[str], None],
     fingerprint: str | None = None,
+    force: bool = False,
 ) -> ResolvedEngine:
     """Take the engine for a request from the store, or build it; several processes build once.
 
@@ -96,6 +98,7 @@ def resolve_engine(
         rows: Gives real rows; called only to build.
         say: Is told in a few words what takes long.
         fingerprint: Of the request's model; None: taken here.
+        force: Build even when there is one.
 
     Raises:
         ModelError: The model is wrong.
@@ -103,11 +106,12 @@ def resolve_engine(
     """
     fingerprint = fingerprint or fingerprint_model(request.model)
     key = request_key(request, fingerprint)
-    if engine := _find_intact(store, key):
+    if not force and (engine := _find_intact(store, key)):
         return ResolvedEngine(engine=engine, built=False, build_s=0.0)
     with store.lock(key):
         started = time.monotonic()
-        if engine := _find_intact(store, key):  # another process has built it meanwhile
+        # Another process may have built it meanwhile.
+        if not force and (engine := _find_intact(store, key)):
             return ResolvedEngine(engine=engine, built=False, build_s=0.0)
         build = _Build(request, rows, say)
         manifest, graph = build.run(key, fingerprint, started)

@@ -10,8 +10,8 @@ import numpy as np
 
 from engines.devices import Device
 from engines.errors import EngineCorruptError, EngineError
+from engines.manifest import StoredEngine
 from engines.runner import Array, Outputs, Runner, TensorSpec
-from engines.store import StoredEngine
 
 PROBE_SEED = 20261120
 PROBE_TOLERANCE = 0.02

@@ -1,267 +1,243 @@
-"""The engine store: immutable engines by key, and a pointer for each question asked of it.
+"""The engine store: immutable engines by key, and a version log for each question asked of it.
 
-    <root>/engines/<engine key>/{<artifact>, manifest.json}   published by one atomic rename
-    <root>/current/<request key>.json                         which engine answers a request
-    <root>/locks/<request key>.lock                           held while an engine is built
+    engines/<engine key>/{<sha256>-<file> ..., manifest.json}   the manifest is created last
+    requests/<request key>/<number>.json                        which engine answers a request
+    locks/<request key>...                                      held while an engine is built
 
 An engine's key covers all that decides what it answers and where it is valid. A request's key
-covers what a job asks for on this device, so that the next night finds the engine again.
+covers what a job asks for on this device, so that the next night finds the engine again. The store
+may lie on a local disk or in a bucket; from a bucket, engines are fetched into a local cache.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
 import os
-import shutil
-import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from engines.devices import Cpu, Device, Gpu
-from engines.errors import EngineCorruptError, EngineNotFoundError, LockTimeoutError
-from engines.gate import Accuracy
+from engines.errors import EngineCorruptError, EngineNotFoundError
+from engines.files import FileStore
 from engines.keys import digest_bytes
-from engines.runner import TensorSpec
+from engines.locks import LEASE_S, Patience, Say, file_lock, lease
+from engines.manifest import (
+    EngineManifest,
+    StoredEngine,
+    check_content,
+    parse_manifest,
+    stored_name,
+)
+from engines.versions import Version, VersionLog
 
 log = logging.getLogger(__name__)
 
+ENGINES = "engines"
+LOCKS = "locks"
 MANIFEST = "manifest.json"
-LOCK_POLL_S = 0.2
+
+
+def default_cache() -> Path:
+    """Where engines from a bucket are kept on this machine."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "nightscore", "engines")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rung:
-    """One candidate of the ladder, as it was measured."""
+class StoreOptions:
+    """What a user of a store may choose."""
 
-    runtime: str
-    precision: str
-    rows_per_s: float
-    accuracy: Accuracy | None
-    """None when the candidate failed."""
-    passed: bool
-    error: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineManifest:
-    """What an engine is, where it is valid, and why it was chosen."""
-
-    key: str
-    request_key: str
-    model_source: str
-    model_fingerprint: str
-    runtime: str
-    runtime_version: str
-    precision: str
-    batch_size: int
-    input: TensorSpec
-    outputs: tuple[TensorSpec, ...]
-    artifact: str
-    """Name of the file that the runtime loads: an ONNX graph, a TensorRT plan, a torch program."""
-    artifact_sha256: str
-    artifact_bytes: int
-    attachments: Mapping[str, str]
-    """Names and sha256 of the files kept beside it, such as the scale table."""
-    device: Device
-    calibration_rows: int
-    calibration_sha256: str
-    """Of the rows that the scales were taken from."""
-    min_agreement: float
-    accuracy: Accuracy
-    rungs: tuple[Rung, ...]
-    reason: str
-    build_s: float
-    created_at: str
-    """ISO 8601, UTC."""
-    probe: tuple[float, ...]
-    """Float output of the probe batch, first column; see engines/load.py."""
-
-    def to_json(self) -> bytes:
-        """UTF-8 JSON."""
-        return json.dumps(asdict(self), indent=1).encode()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredEngine:
-    """An engine on disk."""
-
-    folder: str
-    manifest: EngineManifest
-
-    @property
-    def key(self) -> str:
-        """The engine's key."""
-        return self.manifest.key
-
-    @property
-    def artifact(self) -> Path:
-        """The file that the runtime loads."""
-        return Path(self.folder, self.manifest.artifact)
-
-    def check(self) -> None:
-        """Compare the graph with its manifest.
-
-        Raises:
-            EngineCorruptError: A byte has changed, or the file is gone.
-        """
-        try:
-            found = digest_bytes(self.artifact.read_bytes())
-        except OSError as error:
-            raise EngineCorruptError(
-                f"engine {self.key[:12]}: {error.strerror}; expected {self.artifact}."
-            ) from None
-        if found != self.manifest.artifact_sha256:
-            raise EngineCorruptError(
-                f"engine {self.key[:12]}: sha256 {found[:12]}; expected "
-                f"{self.manifest.artifact_sha256[:12]}. The file was changed after it was stored."
-            )
+    cache: Path | None = None
+    """Folder for engines from a bucket; None: see `default_cache`."""
+    say: Say = log.info
+    """Told when somebody else's build is waited for."""
+    lease_s: float = LEASE_S
+    """Silence after which the lock of a store in a bucket is taken over."""
 
 
 class EngineStore:
-    """A folder of engines that several processes may use at once."""
+    """Engines that several processes, or machines, may use at once."""
 
-    def __init__(self, root: str | Path) -> None:
-        self._root = Path(root)
+    def __init__(self, files: FileStore, options: StoreOptions | None = None) -> None:
+        self.files = files
+        self.versions = VersionLog(files)
+        self._options = options or StoreOptions()
+        self._local = Path(os.path.abspath(files.uri)) if "://" not in files.uri else None
 
     def find(self, request_key: str) -> StoredEngine | None:
-        """The engine that answers a request, not yet checked; None when there is none."""
-        path = self._root / "current" / f"{request_key}.json"
+        """The intact engine that answers a request, at hand on this machine; None without one.
+
+        A damaged one is not served: that is said, and `publish` replaces it.
+        """
         try:
-            pointer = json.loads(path.read_bytes())
-            return _read_engine(self._root / "engines" / pointer["key"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if path.exists():
-                log.warning("%s: %s: %s; it is not used.", path, type(error).__name__, error)
+            version = self.versions.current(request_key)
+            if version is None:
+                return None
+            engine = self._read(version.engine, version)
+            if engine.manifest.request_key != request_key:
+                raise EngineCorruptError(
+                    f"engine {engine.key[:12]}: answers request {engine.manifest.request_key[:12]}"
+                    f"; expected {request_key[:12]}."
+                )
+            self.fetch(engine).check()
+        except EngineCorruptError as error:
+            log.warning("%s: %s So it is not used, and built again.", self.files.uri, error)
             return None
+        return engine
+
+    def keys(self) -> list[str]:
+        """Keys of all engines that have at least one file."""
+        return sorted({file.path.split("/")[1] for file in self.files.list_files(ENGINES)})
 
     def list(self) -> list[StoredEngine]:
-        """All engines, newest first; folders that cannot be read are left out."""
+        """All engines, newest first, not fetched; those that cannot be read are left out."""
         engines = []
-        for folder in (self._root / "engines").glob("[0-9a-f]*"):
+        for key in self.keys():
             try:
-                engines.append(_read_engine(folder))
-            except (OSError, ValueError, KeyError, TypeError):
+                engines.append(self._read(key))
+            except EngineCorruptError:
                 continue
         return sorted(engines, key=lambda engine: engine.manifest.created_at, reverse=True)
 
-    def get(self, key: str) -> StoredEngine:
-        """The engine whose key begins with `key`.
+    def full_key(self, key: str) -> str:
+        """The one key that begins with `key`.
 
         Raises:
             EngineNotFoundError: None, or several.
         """
-        found = [engine for engine in self.list() if engine.key.startswith(key)]
+        found = [full for full in self.keys() if full.startswith(key)]
         if len(found) != 1:
             raise EngineNotFoundError(
-                f"engine {key}: {len(found)} in {self._root}; expected one. "
+                f"engine {key}: {len(found)} in {self.files.uri}; expected one. "
                 "`score engine list` shows their keys."
             )
         return found[0]
 
+    def get(self, key: str) -> StoredEngine:
+        """The engine whose key begins with `key`, not fetched.
+
+        Raises:
+            EngineNotFoundError: None, or several.
+            EngineCorruptError: Its manifest cannot be read.
+        """
+        return self._read(self.full_key(key))
+
+    def check(self, key: str) -> StoredEngine:
+        """Compare every file of an engine, as it lies in the store, with what was published.
+
+        Raises:
+            EngineCorruptError: A byte has changed, or a file is gone.
+        """
+        engine = self._read(key)
+        named = [v for v in self.versions.history(engine.manifest.request_key) if v.engine == key]
+        if named:
+            engine = self._read(key, named[-1])
+        for name, sha256 in engine.manifest.files.items():
+            self._read_file(key, name, sha256)
+        return engine
+
+    def fetch(self, engine: StoredEngine) -> StoredEngine:
+        """Bring the files of an engine to this machine, unless they are here.
+
+        Raises:
+            EngineCorruptError: What the store has is not what was published.
+        """
+        if self._local is not None:
+            return engine
+        folder = Path(engine.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, sha256 in engine.manifest.files.items():
+            path = folder / name
+            if path.exists() and digest_bytes(path.read_bytes()) == sha256:
+                continue
+            temporary = path.with_name(f".{name}.{uuid.uuid4().hex}.tmp")
+            try:
+                temporary.write_bytes(self._read_file(engine.key, name, sha256))
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return engine
+
     def publish(
         self, manifest: EngineManifest, artifact: bytes, attachments: Mapping[str, bytes]
     ) -> StoredEngine:
-        """Store an engine and let it answer its request from now on."""
-        folder = self._root / "engines" / manifest.key
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = folder.parent / f".publishing-{uuid.uuid4().hex}"
-        staged.mkdir()  # not mkdtemp, whose folders nobody else may read
-        try:
-            _write(staged / manifest.artifact, artifact)
-            for name, data in attachments.items():
-                _write(staged / name, data)
-            _write(staged / MANIFEST, manifest.to_json())
-            if folder.exists() and not _is_intact(folder):
-                shutil.rmtree(folder)  # damaged, and we hold the lock of its request
-            try:
-                os.rename(staged, folder)
-            except OSError:
-                if not _is_intact(folder):
-                    raise
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-        pointer = self._root / "current" / f"{manifest.request_key}.json"
-        pointer.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pointer.with_suffix(f".{os.getpid()}.tmp")
-        _write(temporary, json.dumps({"key": manifest.key}).encode())
-        os.replace(temporary, pointer)
-        return _read_engine(folder)
+        """Store an engine and let it answer its request from now on.
 
-    @contextmanager
-    def lock(self, request_key: str, timeout_s: float = 3600.0) -> Iterator[None]:
-        """Hold the build lock of a request; the kernel frees it when its owner dies.
+        Hashes and sizes of the files are filled in here. Builds are not deterministic: when an
+        intact engine of the same key is there, or comes first, that one is taken and returned.
+        """
+        manifest = replace(
+            manifest,
+            artifact_sha256=digest_bytes(artifact),
+            artifact_bytes=len(artifact),
+            attachments={name: digest_bytes(data) for name, data in attachments.items()},
+        )
+        contents = {manifest.artifact: artifact, **attachments}
+        self._create(manifest, {stored_name(n, digest_bytes(d)): d for n, d in contents.items()})
+        path = _path(manifest.key, MANIFEST)
+        published = self.files.read(path)
+        if published is None:
+            raise EngineCorruptError(f"{path}: gone; expected what was created a moment ago.")
+        digest = digest_bytes(published)
+        version = self.versions.append(manifest.request_key, manifest.key, digest, "built")
+        engine = self.fetch(self._read(manifest.key, version))
+        if engine.manifest.artifact_sha256 != manifest.artifact_sha256:
+            log.info("engine %s: an earlier build of it is kept.", manifest.key[:12])
+        return engine
+
+    def lock(self, request_key: str, timeout_s: float = 3600.0) -> AbstractContextManager[None]:
+        """Hold the build lock of a request; see engines/locks.py for what frees it.
 
         Raises:
             LockTimeoutError: Somebody else has held it for longer than `timeout_s`.
         """
-        path = self._root / "locks" / f"{request_key}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + timeout_s
-        with path.open("w") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise LockTimeoutError(
-                            f"{path}: held by another process for {timeout_s:.0f} s; expected its "
-                            "build to end. Look for a hanging `score` process."
-                        ) from None
-                    time.sleep(LOCK_POLL_S)
-            yield
+        patience = Patience(timeout_s=timeout_s, say=self._options.say)
+        if self._local is not None:
+            return file_lock(self._local / LOCKS / f"{request_key}.lock", patience)
+        return lease(self.files, f"{LOCKS}/{request_key}", patience, self._options.lease_s)
+
+    def folder(self, key: str) -> Path:
+        """Where the files of an engine lie on this machine, or will."""
+        if self._local is not None:
+            return self._local / ENGINES / key
+        return (self._options.cache or default_cache()) / key
+
+    def _create(self, manifest: EngineManifest, contents: Mapping[str, bytes]) -> None:
+        """Put the files of an engine into the store, the manifest last."""
+        try:
+            self.check(manifest.key).check_runtime()
+            return
+        except EngineCorruptError:  # none there yet, or a damaged one
+            self.files.delete(_path(manifest.key, MANIFEST))  # first: readers begin with it
+        for name, data in contents.items():
+            path = _path(manifest.key, name)
+            if not self.files.create(path, data) and self.files.read(path) != data:
+                self.files.delete(path)
+                self.files.create(path, data)
+        self.files.create(_path(manifest.key, MANIFEST), manifest.to_json())
+
+    def _read(self, key: str, version: Version | None = None) -> StoredEngine:
+        data = self.files.read(_path(key, MANIFEST))
+        if data is None:
+            raise EngineCorruptError(f"engine {key[:12]}: no {MANIFEST}; expected an engine.")
+        if version is not None:
+            check_content(key, MANIFEST, data, version.manifest_sha256)
+        manifest = parse_manifest(data)
+        if manifest.key != key:
+            raise EngineCorruptError(
+                f"engine {key[:12]}: its manifest is that of {manifest.key[:12]}; expected its own."
+            )
+        return StoredEngine(folder=str(self.folder(key)), manifest=manifest)
+
+    def _read_file(self, key: str, name: str, sha256: str) -> bytes:
+        data = self.files.read(_path(key, name))
+        if data is None:
+            raise EngineCorruptError(f"engine {key[:12]}: {name} is gone; expected it.")
+        check_content(key, name, data, sha256)
+        return data
 
 
-def _read_engine(folder: Path) -> StoredEngine:
-    manifest = _manifest_from(json.loads((folder / MANIFEST).read_bytes()))
-    if manifest.key != folder.name:
-        raise ValueError(f"manifest of engine {manifest.key}; expected {folder.name}")
-    return StoredEngine(folder=str(folder), manifest=manifest)
-
-
-def _is_intact(folder: Path) -> bool:
-    try:
-        _read_engine(folder).check()
-    except (OSError, ValueError, KeyError, TypeError, EngineCorruptError):
-        return False
-    return True
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _manifest_from(fields: dict[str, Any]) -> EngineManifest:
-    def tensor(spec: dict[str, Any]) -> TensorSpec:
-        return TensorSpec(**{**spec, "shape": tuple(spec["shape"])})
-
-    def device(spec: dict[str, Any]) -> Device:
-        values: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in spec.items()
-        }
-        return Gpu(**values) if "uuid" in values else Cpu(**values)
-
-    def rung(entry: dict[str, Any]) -> Rung:
-        accuracy = entry["accuracy"]
-        return Rung(**{**entry, "accuracy": Accuracy(**accuracy) if accuracy else None})
-
-    return EngineManifest(
-        **{
-            **fields,
-            "device": device(fields["device"]),
-            "input": tensor(fields["input"]),
-            "outputs": tuple(map(tensor, fields["outputs"])),
-            "accuracy": Accuracy(**fields["accuracy"]),
-            "rungs": tuple(map(rung, fields["rungs"])),
-            "probe": tuple(fields["probe"]),
-        }
-    )
+def _path(key: str, name: str) -> str:
+    return f"{ENGINES}/{key}/{name}"

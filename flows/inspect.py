@@ -1,18 +1,16 @@
-"""Facts for `score plan`, `status` and `engine`, and how they look on a terminal."""
+"""Facts for `score plan` and `status`, and how they look on a terminal."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from engines.store import EngineStore
 from flows.devices import lane_devices
 from pipeline.config import Job
-from pipeline.engine import find_engine, load_class_names, request_for
+from pipeline.engine import find_engine, load_class_names, open_store, request_for
 from pipeline.ledger import Ledger
 from pipeline.plan import make_plan, run_id_of
 from pipeline.publish import published_folder, read_manifest
@@ -27,7 +25,7 @@ def plan_facts(job: Job, date: str) -> Facts:
     plan = make_plan(job, date, open_storage(job.input.uri))
     device = lane_devices(job)[0]
     request = request_for(job, plan.num_features, device.engine_device)
-    engine = find_engine(request, EngineStore(job.engine.store))
+    engine = find_engine(request, open_store(job))
     names = load_class_names(job.model.class_names)
     run_id = run_id_of(plan, job, engine.key, names) if engine else None
     done = Ledger(output, job.name, run_id).records() if run_id else {}
@@ -142,57 +140,3 @@ def render_status(facts: Facts) -> RenderableType:
         rows = f"{entry['rows_done']:,}"
         table.add_row(entry["date"], state, rows, "", entry["run_id"])
     return table
-
-
-def engine_facts(job: Job) -> list[Facts]:
-    """The engines in the job's store."""
-    return [dataclasses.asdict(engine.manifest) for engine in EngineStore(job.engine.store).list()]
-
-
-def one_engine_facts(job: Job, key: str) -> Facts:
-    """One engine by the first characters of its key."""
-    return dataclasses.asdict(EngineStore(job.engine.store).get(key).manifest)
-
-
-def render_engines(engines: list[Facts]) -> RenderableType:
-    """One line for each engine."""
-    if not engines:
-        return Text("no engine is built yet; `score run` builds one when it needs it")
-    table = Table(box=None, pad_edge=False)
-    for heading in ("key", "model", "runtime", "precision", "batch", "agreement", "built"):
-        table.add_column(heading)
-    for engine in engines:
-        table.add_row(
-            engine["key"][:12],
-            str(engine["model_source"]).rpartition(":")[2].rpartition("/")[2],
-            engine["runtime"],
-            engine["precision"],
-            str(engine["batch_size"]),
-            f"{engine['accuracy']['agreement']:.4f}",
-            engine["created_at"][:10],
-        )
-    return table
-
-
-def render_engine(engine: Facts) -> RenderableType:
-    """What an engine is, and the ladder that it was chosen from."""
-    about = Table(show_header=False, box=None, pad_edge=False)
-    for name in ("key", "model_source", "model_fingerprint", "created_at"):
-        about.add_row(name.replace("_", " "), str(engine[name]))
-    device = engine["device"]
-    about.add_row("device", f"{device['name']}, {device['num_threads']} threads")
-    runtime = f"{engine['runtime']} {engine['runtime_version']}, {engine['precision']}"
-    about.add_row("runtime", f"{runtime}, batches of {engine['batch_size']}")
-    about.add_row("chosen", engine["reason"])
-    ladder = Table(box=None, pad_edge=False)
-    for heading in ("rung", "rows/s", "agreement", "gate"):
-        ladder.add_column(heading)
-    for rung in engine["rungs"]:
-        accuracy = rung["accuracy"]
-        ladder.add_row(
-            f"{rung['runtime']} {rung['precision']}",
-            f"{rung['rows_per_s']:,.0f}",
-            f"{accuracy['agreement']:.4f}" if accuracy else "-",
-            "passed" if rung["passed"] else rung["error"] or "failed",
-        )
-    return Group(about, Text(), ladder)

@@ -12,20 +12,24 @@ from engines.build import (
     CalibrationSpec,
     EngineRequest,
     ResolvedEngine,
+    RowSource,
     request_key,
     resolve_engine,
 )
 from engines.devices import Device
 from engines.gate import GateSpec
+from engines.manifest import StoredEngine
 from engines.model import FeatureInput, ImageInput, ModelSpec, fingerprint_model
-from engines.store import EngineStore, StoredEngine
+from engines.store import EngineStore, StoreOptions
 from pipeline.blocks import Array
 from pipeline.config import Job
 from pipeline.errors import ConfigError, InputError
 from pipeline.lane_child import make_decoder
 from pipeline.plan import Plan
 from pipeline.read import sample_rows
-from pipeline.storage import Storage
+from pipeline.storage import Storage, open_storage
+
+Say = Callable[[str], None]
 
 
 def request_for(job: Job, num_features: int, device: Device) -> EngineRequest:
@@ -47,6 +51,17 @@ def request_for(job: Job, num_features: int, device: Device) -> EngineRequest:
     )
 
 
+def open_store(job: Job, say: Say | None = None) -> EngineStore:
+    """The job's engine store, on a local disk or in a bucket.
+
+    Args:
+        job: The job.
+        say: Told when another process's build is waited for.
+    """
+    options = StoreOptions(say=say) if say else StoreOptions()
+    return EngineStore(open_storage(job.engine.store), options)
+
+
 def find_engine(request: EngineRequest, store: EngineStore) -> StoredEngine | None:
     """The engine that would score tonight, or None when one must be built."""
     return store.find(request_key(request, fingerprint_model(request.model)))
@@ -58,14 +73,23 @@ def get_engine(
     source: Storage,
     request: EngineRequest,
     fingerprint: str,
-    say: Callable[[str], None],
+    say: Say,
 ) -> ResolvedEngine:
     """Take the job's engine from its store, or build it from rows of this input."""
+    rows = _row_source(job, plan, source, request.device.num_threads)
+    return resolve_engine(request, open_store(job, say), rows, say, fingerprint)
 
-    def rows(num_rows: int, seed: int) -> Array:
-        return decoded_sample(job, plan, source, num_rows, seed, request.device.num_threads)
 
-    return resolve_engine(request, EngineStore(job.engine.store), rows, say, fingerprint)
+def rebuild_engine(
+    job: Job, plan: Plan, source: Storage, request: EngineRequest, say: Say
+) -> ResolvedEngine:
+    """Build the job's engine from rows of this input, even when there is one: a new version."""
+    rows = _row_source(job, plan, source, request.device.num_threads)
+    return resolve_engine(request, open_store(job, say), rows, say, force=True)
+
+
+def _row_source(job: Job, plan: Plan, source: Storage, num_threads: int) -> RowSource:
+    return lambda num_rows, seed: decoded_sample(job, plan, source, num_rows, seed, num_threads)
 
 
 def decoded_sample(

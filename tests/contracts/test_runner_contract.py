@@ -17,9 +17,9 @@ from engines.devices import this_cpu
 from engines.errors import EngineError
 from engines.gate import run_rows
 from engines.load import make_runner, open_runner
+from engines.manifest import StoredEngine
 from engines.model import FeatureInput, ModelSpec
 from engines.runner import Array, Outputs, Runner
-from engines.store import EngineStore, StoredEngine
 from engines.torch_program import save_program
 from engines.torch_run import TorchMode, TorchRunner
 from tests.engines.small_models import (
@@ -29,6 +29,7 @@ from tests.engines.small_models import (
     request_for,
     write_features_model,
 )
+from tests.engines.small_stores import local_store
 
 BATCH = 4
 THREADS = 2
@@ -38,7 +39,7 @@ THREADS = 2
 def engine(tmp_path_factory: pytest.TempPathFactory) -> StoredEngine:
     folder = tmp_path_factory.mktemp("runners")
     request = request_for(features_spec(write_features_model(folder / "m.onnx")))
-    store = EngineStore(folder / "store")
+    store = local_store(folder / "store")
     return resolve_engine(request, store, feature_rows, lambda _: None).engine
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines.store import EngineStore
+from tests.engines.small_stores import local_store
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +19,7 @@ def short_race(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> EngineStore:
-    return EngineStore(tmp_path / "store")
+    return local_store(tmp_path / "store")
 
 
 @pytest.fixture

@@ -22,11 +22,12 @@ from engines.errors import AccuracyError, EngineCorruptError, EngineError
 from engines.gate import GateSpec, compare, race
 from engines.keys import digest_bytes
 from engines.load import make_runner, open_runner
+from engines.manifest import StoredEngine
 from engines.model import FeatureInput, ImageInput
 from engines.runner import Array
-from engines.store import EngineStore, StoredEngine
 from tests.engines.small_graphs import features, gemm, linear, linear_weights, make_model, save
 from tests.engines.small_models import feature_rows, request_for
+from tests.engines.small_stores import local_store
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -43,7 +44,7 @@ def build(
 ) -> StoredEngine:
     path = save(model, folder / "m.onnx")
     request = request_for(features(path), min_agreement=min_agreement)
-    return resolve_engine(request, EngineStore(folder / "store"), rows, quiet).engine
+    return resolve_engine(request, local_store(folder / "store"), rows, quiet).engine
 
 
 def logarithm() -> onnx.ModelProto:
@@ -85,7 +86,7 @@ def test_where_int8_cannot_be_made_fp32_is_chosen(
 def test_a_model_that_answers_nan_gets_no_engine(tmp_path: Path) -> None:
     with pytest.raises(AccuracyError, match="not all finite"):
         build(tmp_path, logarithm())
-    assert EngineStore(tmp_path / "store").list() == []
+    assert local_store(tmp_path / "store").list() == []
 
 
 def test_an_engine_whose_probe_is_nan_opens_all_the_same(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_other_calibration_rows_make_another_engine_but_not_another_question(
     path = save(linear(), tmp_path / "m.onnx")
     request = request_for(features(path), min_agreement=0.5)
     found = [
-        resolve_engine(request, EngineStore(tmp_path / name), rows, quiet).engine.manifest
+        resolve_engine(request, local_store(tmp_path / name), rows, quiet).engine.manifest
         for name, rows in {
             "a": feature_rows,
             "b": feature_rows,
@@ -161,10 +162,10 @@ def test_another_models_graph_with_a_mended_hash_is_caught_by_the_probe(tmp_path
     weights["b"] += 1
     other = build(tmp_path / "other", make_model([gemm()], weights, ["batch", 4]))
     data = other.artifact.read_bytes()
-    engine.artifact.write_bytes(data)
     mended = dataclasses.replace(
         engine, manifest=dataclasses.replace(engine.manifest, artifact_sha256=digest_bytes(data))
     )
+    mended.artifact.write_bytes(data)
     with pytest.raises(EngineCorruptError, match="probe batch gives"), open_runner(mended):
         pytest.fail("another model's graph was opened")
 
@@ -174,7 +175,8 @@ def test_a_damaged_entry_is_not_found_and_said(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = build(tmp_path, linear())
-    pointer = tmp_path / "store" / "current" / f"{engine.manifest.request_key}.json"
+    folder = tmp_path / "store" / "requests" / engine.manifest.request_key
+    pointer = folder / "0001.json"
     manifest = engine.artifact.with_name("manifest.json")
     if damage == "pointer":
         pointer.write_text("[")
@@ -182,7 +184,7 @@ def test_a_damaged_entry_is_not_found_and_said(
         manifest.write_bytes(manifest.read_bytes()[:-40])
     else:
         manifest.write_text(manifest.read_text().replace(engine.key, "f" * 64))
-    store = EngineStore(tmp_path / "store")
+    store = local_store(tmp_path / "store")
     with caplog.at_level(logging.WARNING):
         assert store.find(engine.manifest.request_key) is None
     assert "it is not used" in caplog.text
@@ -222,7 +224,7 @@ def test_an_image_and_a_features_input_never_share_a_row_shape() -> None:
 
 
 def _hold(root: str, ready: Connection) -> None:
-    with EngineStore(root).lock("k"):
+    with local_store(root).lock("k"):
         ready.send("held")
         signal.pause()
 
@@ -235,7 +237,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     assert owner.pid
     os.kill(owner.pid, signal.SIGKILL)
     owner.join(20)
-    with EngineStore(tmp_path).lock("k", timeout_s=2.0):
+    with local_store(tmp_path).lock("k", timeout_s=2.0):
         pass
     here.close()
     there.close()
@@ -248,7 +250,7 @@ def _build_and_count(folder: str) -> None:
         return feature_rows(num_rows, seed)
 
     request = request_for(features(Path(folder, "m.onnx")))
-    resolve_engine(request, EngineStore(Path(folder, "store")), counted, quiet)
+    resolve_engine(request, local_store(Path(folder, "store")), counted, quiet)
 
 
 def test_two_processes_build_one_engine_once(tmp_path: Path) -> None:
@@ -260,4 +262,4 @@ def test_two_processes_build_one_engine_once(tmp_path: Path) -> None:
         worker.join(120)
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert (tmp_path / "count").read_text() == "built\n"
-    assert len(EngineStore(tmp_path / "store").list()) == 1
+    assert len(local_store(tmp_path / "store").list()) == 1

@@ -1,0 +1,87 @@
+"""What all commands share: options, both outputs, and what a signal does."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipeline.errors import Interrupted
+
+JobPath = Annotated[str, typer.Argument(metavar="JOB", help="Job file (YAML).", show_default=False)]
+Date = Annotated[str, typer.Option("--date", help="ISO date of the run, such as 2026-11-20.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as output.uri=/tmp/x."),
+]
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def load(job: str, overrides: list[str] | None) -> Any:
+    """The job of a command."""
+    from pipeline.config import load_job
+
+    return load_job(job, overrides or [])
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+
+
+def show(facts: Any, render: Callable[[Any], Any], *, as_json: bool) -> None:
+    """Print facts as the user asked for them."""
+    if as_json:
+        print_json(facts)
+    else:
+        console.print(render(facts))
+
+
+def observer(*, quiet: bool) -> Any:
+    """Bars on a terminal, lines elsewhere; always on standard error."""
+    from flows.progress import LineProgress, LiveProgress
+
+    if errors.is_terminal and not quiet:
+        return LiveProgress(errors)
+    return LineProgress(
+        lambda line: errors.print(line, highlight=False, markup=False, soft_wrap=True)
+    )
+
+
+class _Stop(BaseException):
+    """Raised where a signal meets the program; no `except Exception` on the way may take it."""
+
+
+@contextmanager
+def interruptible(kept: str = "committed shards are kept") -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Interrupted`: lanes end, and exit code 75 says resume."""
+    received: list[str] = []
+
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough; cleaning up must not be disturbed
+        received.append(signal.Signals(number).name)
+        raise _Stop
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except BaseException:
+        # In the middle of an import a signal may come out as another error: what counts is
+        # that there was one.
+        if not received:
+            raise
+        raise Interrupted(
+            f"{received[0]} received; {kept}. Run the same command again to go on."
+        ) from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
