@@ -142,12 +142,17 @@ class Slots:
         self._copy_out = streams.new_stream()
         self._slots = [self._new_slot(bind) for _ in range(num_slots)]
         self._busy = False
+        self._closed = False
         self.graph_refusal: str | None = "graphs were not asked for"
         """Why work is queued anew for each batch; None where graphs are launched."""
         for slot in self._slots:
             self._warm_up(slot)
         if use_graphs:
             self.graph_refusal = self._capture()
+
+    def close(self) -> None:
+        """To be called before memory is freed: a stream that is still open then leaves it alone."""
+        self._closed = True
 
     def infer(self, batches: Iterable[Array | DeviceRows | None]) -> Iterator[Outputs]:
         """See `engines.runner.Runner.infer`.
@@ -192,6 +197,7 @@ class Slots:
             yield self._finish(running, idle)
 
     def _start(self, slot: _Slot, batch: Array | DeviceRows) -> None:
+        self._check_open()
         streams = self._streams
         slot.batch = batch
         slot.num_rows = batch.shape[0] if batch.shape else 0
@@ -214,6 +220,7 @@ class Slots:
         streams.record(slot.copied_out, self._copy_out)
 
     def _finish(self, running: deque[_Slot], idle: deque[_Slot]) -> Outputs:
+        self._check_open()
         slot = running[0]
         self._streams.synchronize_event(slot.copied_out)
         # Copied: the slot's own memory is used again by its next batch.
@@ -225,7 +232,8 @@ class Slots:
     def _settle(self) -> None:
         """Wait for all that is in flight; the first error is raised once every stream was asked."""
         failures: list[EngineError] = []
-        for stream in (self._copy_in, self._compute, self._copy_out):
+        streams = () if self._closed else (self._copy_in, self._compute, self._copy_out)
+        for stream in streams:
             try:
                 self._streams.synchronize_stream(stream)
             except EngineError as error:
@@ -234,6 +242,10 @@ class Slots:
             slot.batch = None
         if failures:
             raise failures[0]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("engine: closed; expected open. Read streams to their end before.")
 
     def _new_slot(self, bind: Bind) -> _Slot:
         streams = self._streams

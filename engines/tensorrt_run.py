@@ -104,6 +104,8 @@ class TensorRtRunner:
 
     def _forget(self) -> None:
         """Let contexts and engine go before the memory that they use; TensorRT frees by count."""
+        if self._slots is not None:
+            self._slots.close()
         self._slots = None
         self._runtime = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import cast
@@ -149,20 +149,22 @@ def test_rows_in_device_memory_go_into_the_slot_without_the_host(use_graphs: boo
             assert streams.num_calls["copy_in"] == copied_before
 
 
-def test_rows_in_device_memory_live_until_they_are_read() -> None:
+def test_rows_in_device_memory_live_until_they_are_read_and_no_longer() -> None:
     """HostDeviceRows overwrites its memory when nobody holds it: a kept reference matters."""
+    given: list[weakref.ref[HostDeviceRows]] = []
+
+    def source(streams: HostStreams) -> Iterator[DeviceRows]:
+        for batch in batches(8):
+            rows = HostDeviceRows(streams, batch.copy())
+            given.append(weakref.ref(rows))
+            yield rows
+            del rows
+
     for seed in SEEDS:
         with HostStreams(seed) as streams:
             slots = make(streams)
-            rows = batches(8)
-
-            def source(streams: HostStreams, rows: list[Array]) -> Iterator[DeviceRows]:
-                for batch in rows:
-                    yield HostDeviceRows(streams, batch.copy())
-
-            check(slots.infer(source(streams, rows)), rows)
-            gc.collect()
-            assert all(slot.batch is None for slot in slots._slots)
+            check(slots.infer(source(streams)), batches(8))
+            assert all(reference() is None for reference in given)
 
 
 def test_host_and_device_batches_may_alternate() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import tensorrt_rtx
 from engines.cuda import device_problem
 from engines.devices import Gpu
 from engines.errors import CudaError, EngineCorruptError, EngineError, OutOfDeviceMemoryError
-from engines.runner import Array, TensorSpec
+from engines.runner import Array, Outputs, TensorSpec
 from engines.tensorrt_build import BuilderSettings, Log, Toolkit, build_plan, rtx_toolkit
 from engines.tensorrt_run import TensorRtRunner
 from tests.engines.host_streams import Faults, HostDeviceRows, HostStreams
@@ -334,6 +334,23 @@ class Draining(HostStreams):
     def __exit__(self, *error: object) -> None:
         self._run_until(lambda: self.num_pending == 0)
         super().__exit__(*error)
+
+
+def test_a_stream_left_open_when_the_runner_is_left_touches_nothing_any_more(
+    made_up: MadeUpTensorRt, runner: TensorRtRunner
+) -> None:
+    made_up.streams = Draining()
+    made_up.engine = MadeUpEngine(made_up.streams)
+    for end in ("next", "close"):
+        with runner:
+            outputs = cast("Generator[Outputs]", runner.infer(batches(9)))
+            next(outputs)
+        calls = dict(made_up.streams.num_calls)
+        if end == "next":
+            with pytest.raises(EngineError, match="engine: closed"):
+                next(outputs)
+        outputs.close()
+        assert made_up.streams.num_calls == calls
 
 
 def test_an_error_in_the_body_and_one_of_cuda_come_through(

@@ -20,7 +20,7 @@ from engines.half import to_half
 from engines.runner import Array, Outputs, TensorSpec
 from engines.tensorrt_build import BuilderSettings, BuiltPlan, build_plan, unavailable
 from engines.tensorrt_run import TensorRtRunner
-from tests.engines.test_tensorrt_build import BATCH, FOR_TENSORRT, SIZE, quantised, residual_net
+from tests.engines.residual_graphs import BATCH, FOR_TENSORRT, SIZE, quantised, residual_net
 from tests.gpu.device_rows import CudaRows
 
 PROBLEM = unavailable()
