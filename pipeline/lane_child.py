@@ -128,11 +128,12 @@ def make_decoder(
     return FeatureDecoder(job.input.features, feature_columns, num_features)
 
 
-def _lane_decoder(setup: LaneSetup) -> Decoder:
-    """The decoder of a lane: for images on the GPU where that is what computes."""
+def make_lane_decoder(setup: LaneSetup) -> Decoder:
+    """The decoder of a lane: for images on the GPU, where the engine takes them from there."""
     job, engine = setup.job, setup.engine.manifest
     how = job.lanes.gpu_decode
-    if job.input.images is None or engine.device.kind != "gpu" or not how.enabled:
+    # Of the runtimes on a GPU, torch takes batches from host memory only.
+    if job.input.images is None or engine.runtime != "tensorrt" or not how.enabled:
         return make_decoder(job, setup.feature_columns, setup.num_features, setup.num_threads)
     from pipeline.decode_images_gpu import GpuImageDecoder
 
@@ -151,7 +152,7 @@ def _score(setup: LaneSetup, inbox: queue.Queue[Shard | None], send: SendMessage
         tools = ScoringTools(
             source=open_storage(job.input.uri),
             ledger=Ledger(open_storage(job.output.uri), job.name, setup.run_id),
-            decoder=opened.enter_context(_lane_decoder(setup)),
+            decoder=opened.enter_context(make_lane_decoder(setup)),
             runner=opened.enter_context(open_runner(setup.engine)),
             layout=setup.layout,
             passthrough=job.input.passthrough,

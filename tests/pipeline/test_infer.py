@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from device_cases import HostRows, SlotRunner
 from pipeline_cases import SumRunner
 
 from pipeline.blocks import BadRow, DecodedBlock, pad
@@ -100,3 +102,29 @@ def test_padding_adds_zeros_and_copies_only_when_it_must() -> None:
     padded = pad(full[:1], 3)
     assert padded.dtype == np.uint8
     assert padded.tolist() == [[1, 1], [0, 0], [0, 0]]
+
+
+def on_device(decoded: DecodedBlock) -> DecodedBlock:
+    return dataclasses.replace(decoded, inputs=HostRows(decoded.inputs))  # type: ignore[arg-type]
+
+
+def test_a_block_on_a_device_is_one_batch_and_its_outputs_are_cut() -> None:
+    sizes = [4, 1, 3, 4, 2]
+    firsts = np.cumsum([0, *sizes[:-1]]).tolist()
+    runner = SlotRunner((4, 2), "float32")
+    blocks = (on_device(block(size, first)) for size, first in zip(sizes, firsts, strict=True))
+    scored = list(infer_blocks(blocks, runner))
+    assert runner.kinds == ["device"] * 5
+    for result, size, first in zip(scored, sizes, firsts, strict=True):
+        expected = [2.0 * row for row in range(first, first + size)]
+        assert result.outputs[0][:, 0].tolist() == expected
+
+
+def test_blocks_in_host_memory_may_come_between_those_on_a_device() -> None:
+    runner = SlotRunner((4, 2), "float32")
+    blocks = [on_device(block(4)), block(9, 4), None, on_device(block(2, 13))]
+    scored = list(infer_blocks(blocks, runner))
+    assert runner.kinds == ["device", "host", "host", "host", "device"]
+    assert np.concatenate([result.outputs[0] for result in scored])[:, 0].tolist() == [
+        2.0 * row for row in range(15)
+    ]

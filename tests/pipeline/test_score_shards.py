@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from device_cases import HostRows, SlotRunner
 from pipeline_cases import SumRunner, a_job, a_plan, job_data, scoring_tools, users, write_input
 
 from pipeline.config import Job
+from pipeline.decode_features import FeatureDecoder
 from pipeline.ledger import CommitRecord
 from pipeline.plan import Plan
-from pipeline.score_shards import ShardScoring, measure_ceilings
+from pipeline.score_shards import ScoringTools, ShardScoring, measure_ceilings
 from pipeline.storage import LocalStorage
 
 pytestmark = pytest.mark.timeout(30)
@@ -166,3 +170,82 @@ def test_ceilings_are_measured_without_committing(job: Job, plan: Plan) -> None:
     )
     assert np.isfinite(ceilings.engine_per_sec)
     assert tools.ledger.records() == {}
+
+
+class DeviceDecoder(FeatureDecoder):
+    """Leaves its rows on a "device", and draws one block ahead."""
+
+    def decode_blocks(self, blocks: Iterable[Any]) -> Iterator[Any]:
+        waiting: deque[Any] = deque()
+        for rows in blocks:
+            if rows is not None:
+                inputs, bad_rows = self.decode(rows)
+                waiting.append((HostRows(inputs), bad_rows))
+            while len(waiting) > (rows is not None):
+                yield waiting.popleft()
+            if rows is None:
+                yield None
+        yield from waiting
+
+
+@pytest.fixture
+def device_tools(job: Job, plan: Plan) -> ScoringTools:
+    runner = SlotRunner((7, 2), "float32")
+    assert job.input.features is not None
+    decoder = DeviceDecoder(job.input.features, plan.feature_columns, plan.num_features)
+    decoder.block_rows = runner.batch_size
+    return scoring_tools(job, plan, runner, decoder=decoder)
+
+
+def test_a_decoder_on_a_device_that_draws_ahead_scores_the_same_rows(
+    job: Job, plan: Plan, device_tools: ScoringTools
+) -> None:
+    with ShardScoring([*plan.shards, None], device_tools) as scoring:
+        records = list(scoring)
+    table = pa.concat_tables(part_of(job, record) for record in records)
+    assert table["user_id"].to_pylist() == [row for row in range(124) if row not in (17, 40)]
+    assert table["score"].to_pylist() == [3.0 * row for row in table["user_id"].to_pylist()]
+    assert set(device_tools.runner.kinds) == {"device"}  # type: ignore[attr-defined]
+    assert no_threads_left()
+
+
+def test_a_pause_brings_out_what_the_decoder_has_drawn_ahead(
+    plan: Plan, device_tools: ScoringTools
+) -> None:
+    first_came = threading.Event()
+
+    def shards() -> Iterator[Any]:
+        yield plan.shards[0]
+        yield None
+        assert first_came.wait(10), "the first shard waits for the second"
+        yield plan.shards[1]
+
+    with ShardScoring(shards(), device_tools) as scoring:
+        for _ in scoring:
+            first_came.set()
+    assert first_came.is_set()
+
+
+def test_ceilings_are_measured_on_a_device_too(plan: Plan, device_tools: ScoringTools) -> None:
+    ceilings = measure_ceilings(plan.shards[0], device_tools)
+    rates = (
+        ceilings.decode_per_sec,
+        ceilings.engine_per_sec,
+        ceilings.engine_with_copies_per_sec,
+    )
+    assert min(rates) > 0
+    assert set(device_tools.runner.kinds) == {"device"}  # type: ignore[attr-defined]
+
+
+def test_a_ceiling_is_what_a_known_stage_does(
+    monkeypatch: pytest.MonkeyPatch, job: Job, plan: Plan
+) -> None:
+    class Slow(SumRunner):
+        def _score(self, batch: Any) -> Any:
+            time.sleep(0.01)  # 4 rows: 400 rows per second at most
+            return super()._score(batch)
+
+    monkeypatch.setattr("pipeline.score_shards.CEILING_S", 0.2)
+    ceilings = measure_ceilings(plan.shards[0], scoring_tools(job, plan, Slow()))
+    assert 40 < ceilings.engine_per_sec <= 400
+    assert 40 < ceilings.engine_with_copies_per_sec <= 400
