@@ -71,8 +71,10 @@ def _together(uses: Sequence[DeviceUse]) -> str:
     watts = {use.energy_meter: use.power_mean_w for use in uses if use.power_mean_w is not None}
     cpu_s = [use.cpu_s for use in uses if use.cpu_s is not None]
     lowered = [text for use in uses if (text := _throttling(use))]
+    # Cores are busy with other people's work too; the run's own part is its CPU time.
+    with_what = " with everything on it" if cpu_s else ""
     facts = [
-        f"{words.percent(sum(means) / len(means))} busy" if means else "",
+        f"{words.percent(sum(means) / len(means))} busy{with_what}" if means else "",
         f"at most {words.percent(max(peaks))}" if peaks else "",
         f"{words.duration(sum(cpu_s))} of CPU time for this run" if cpu_s else "",
         f"{_gib(max(memory))} of memory" if memory else "",

@@ -55,7 +55,10 @@ def test_devices_of_a_kind_share_a_line(a_report: Build) -> None:
             "85.0% busy, at most 90.0%, 11.0 GiB of memory, 1,000 W, 1,900 MHz, "
             "clocks lowered: sw_power_cap 12.5%",
         ),
-        ("CPU while scoring", "50.0% busy, at most 75.0%, 12.0 s of CPU time for this run"),
+        (
+            "CPU while scoring",
+            "50.0% busy with everything on it, at most 75.0%, 12.0 s of CPU time for this run",
+        ),
         ("energy", "2.00 J per 1,000 rows (GPU alone)"),
     ]
 
