@@ -21,8 +21,11 @@ from engines.benchmark_child import Open, Opened, Series, Stream, Streamed, Time
 from engines.benchmark_contestant import Cell, Contestant
 from engines.benchmark_process import VariantProcess
 from engines.benchmark_results import DeviceFigures, VariantResult
-from engines.benchmark_variants import Variant, VariantFiles
+from engines.benchmark_variants import Variant
+from engines.calibrate import Method
+from engines.candidates import CandidateFactory
 from engines.devices import this_cpu
+from engines.export import fixed_batch
 from engines.gate import Answers, run_rows
 from engines.load import make_runner
 from engines.model import ModelSpec
@@ -47,6 +50,8 @@ class BenchOptions:
     """Of each throughput measurement."""
     latency_s: float = 1.0
     """Of each latency measurement."""
+    method: Method = "max"
+    """How int8 scales are taken from the calibration rows."""
 
 
 class Metering(Protocol):
@@ -90,8 +95,8 @@ def run_benchmark(
         ModelError: The model cannot be exported at all.
     """
     with tempfile.TemporaryDirectory(prefix="nightscore-bench-") as folder, ExitStack() as opened:
-        files = VariantFiles(spec, rows.calibration, Path(folder), say)
-        batch_sizes = _batch_sizes(options, files.fixed_batch())
+        files = CandidateFactory(spec, rows.calibration, options.method, Path(folder), say)
+        batch_sizes = _batch_sizes(options, fixed_batch(files.core))
         reference = _reference(files, rows.measured)
         np.save(rows_path := Path(folder, "rows.npy"), rows.measured)
         contestants = [
@@ -114,11 +119,11 @@ def _batch_sizes(options: BenchOptions, fixed: int | None) -> tuple[int, ...]:
     return (fixed,) if fixed else options.batch_sizes
 
 
-def _reference(files: VariantFiles, rows: Array) -> Answers:
+def _reference(files: CandidateFactory, rows: Array) -> Answers:
     """What fp32 on ONNX Runtime answers, the reference of the accuracy gate too."""
     cpu = this_cpu(len(os.sched_getaffinity(0)))
-    batch_size = files.fixed_batch() or min(REFERENCE_BATCH, len(rows))
-    candidate = files.candidate("onnxruntime", "fp32", batch_size)
+    batch_size = fixed_batch(files.core) or min(REFERENCE_BATCH, len(rows))
+    candidate = files.make("onnxruntime", "fp32", batch_size)
     with make_runner(
         "onnxruntime", candidate.graph, candidate.input, candidate.outputs, cpu
     ) as runner:
@@ -140,7 +145,7 @@ class _Rounds:
         self._meter = meter
         self._say = say
 
-    def open(self, batch_sizes: Sequence[int], files: VariantFiles, folder: Path) -> None:
+    def open(self, batch_sizes: Sequence[int], files: CandidateFactory, folder: Path) -> None:
         """Make and open every candidate."""
         for contestant in self._contestants:
             self._say(f"opening {contestant.variant.name}")
@@ -181,11 +186,11 @@ class _Rounds:
         contestant.attempt(cell.batch_size, step)
 
 
-def _open(contestant: Contestant, batch_size: int, files: VariantFiles, folder: Path) -> None:
+def _open(contestant: Contestant, batch_size: int, files: CandidateFactory, folder: Path) -> None:
     variant = contestant.variant
 
     def step(process: VariantProcess) -> None:
-        candidate = files.candidate(variant.runtime, variant.precision, batch_size)
+        candidate = files.make(variant.runtime, variant.precision, batch_size)
         done = process.ask(Open(candidate=candidate), Opened, OPEN_TIMEOUT_S)
         contestant.cells[batch_size] = Cell(
             batch_size=batch_size,
