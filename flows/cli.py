@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from engines.errors import EngineError, EngineNotFoundError, ModelError
+from flows.cli_bench import bench
 from flows.cli_engine import engine_app
 from flows.terminal import (
     Date,
@@ -37,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(engine_app, name="engine")
+app.command()(bench)
 
 EXIT_INTERRUPTED = 75
 
