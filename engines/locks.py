@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.errors import LockTimeoutError
+from engines.errors import EngineError, LockTimeoutError
 from engines.files import FileStore
 
 log = logging.getLogger(__name__)
@@ -74,18 +74,20 @@ def lease(
 
     Raises:
         LockTimeoutError: Others have held it for too long.
+        EngineError: The store replaces objects, so that nothing in it can be held.
     """
     owner = _Owner(files, folder)
-    owner.acquire(patience, lease_s)
     beats = threading.Thread(
         target=owner.beat, args=(lease_s / BEATS_PER_LEASE,), name="lease", daemon=True
     )
-    beats.start()
-    try:
+    try:  # a signal may come in the middle of acquiring it
+        owner.acquire(patience, lease_s)
+        beats.start()
         yield
     finally:
         owner.stop.set()
-        beats.join()
+        if beats.ident is not None:
+            beats.join()
         owner.release()
 
 
@@ -136,12 +138,21 @@ class _Owner:
             if held == 0 or now - since >= lease_s:
                 self._term = held + 1
                 if self._files.create(self._path, self._data):
+                    self._prove_exclusive()
                     self._clear(state)
                     if held:
                         log.warning("%s/%s: taken over, its owner is silent.", *self._where)
                     return
                 continue
             waiting.go_on(self._describe(held), lease_s / POLLS_PER_LEASE)
+
+    def _prove_exclusive(self) -> None:
+        if self._files.create(self._path, b"{}"):
+            self._files.delete(self._path)
+            raise EngineError(
+                f"{self._files.uri}: the store replaces existing objects; expected conditional "
+                "writes (If-None-Match). Machines could overwrite each other: use another store."
+            )
 
     def beat(self, period_s: float) -> None:
         """Renew until told to stop, or until somebody has taken over."""

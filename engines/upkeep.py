@@ -39,7 +39,7 @@ def roll_back(store: EngineStore, request_key: str, to: str | None = None) -> Ve
         if not earlier:
             raise RollbackError(
                 f"engine {current[:12]}: the only one that has answered this request; expected an "
-                "earlier one. `score engine build --force` makes another."
+                "earlier one. An engine of another model comes back with its model file."
             )
         to = earlier[-1]
     elif to == current:

@@ -17,9 +17,8 @@ def render_engines(engines: list[Facts]) -> RenderableType:
         return Text("no engine is built yet; `score run` builds one when it needs it")
     table = Table(box=None, pad_edge=False)
     for heading in ("key", "model", "engine", "agrees", "built", "version"):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis")
-        if heading != "model":  # the one to be shortened on a narrow terminal
-            table.columns[-1].min_width = max(len(heading), 6)
+        # On a narrow terminal the name of the model is shortened, and nothing else.
+        table.add_column(heading, no_wrap=heading != "model", overflow="ellipsis")
     for engine in engines:
         version = "-" if engine["version"] is None else str(engine["version"])
         table.add_row(
@@ -36,6 +35,8 @@ def render_engines(engines: list[Facts]) -> RenderableType:
 def render_engine(engine: Facts) -> RenderableType:
     """What an engine is, and the ladder that it was chosen from."""
     about = Table(show_header=False, box=None, pad_edge=False)
+    about.add_column()
+    about.add_column(overflow="fold")  # keys are to be copied: no part of one may be left out
     for name in ("key", "model_source", "model_fingerprint", "created_at"):
         about.add_row(name.replace("_", " "), str(engine[name]))
     about.add_row("version", _version(engine))
@@ -71,7 +72,12 @@ def render_rungs(rungs: list[Facts]) -> RenderableType:
 
 def render_built(engine: Facts) -> RenderableType:
     """Whether an engine was built, and what it is."""
-    said = f"built in {engine['build_s']:.0f} s" if engine["built"] else "found, nothing to build"
+    if not engine["built"]:
+        said = "found, nothing to build"
+    elif engine["version_before"] is not None:
+        said = f"built in {engine['took_s']:.0f} s; the same as version {engine['version_before']}"
+    else:
+        said = f"built in {engine['took_s']:.0f} s"
     return Group(Text(said, style="bold green"), render_engine(engine))
 
 

@@ -10,7 +10,7 @@ from engines.build import request_key
 from engines.devices import Device
 from engines.errors import EngineCorruptError, EngineError, RollbackError
 from engines.load import open_runner
-from engines.manifest import EngineManifest, StoredEngine
+from engines.manifest import EngineManifest
 from engines.model import fingerprint_model, shown
 from engines.store import EngineStore
 from engines.upkeep import collect_garbage, roll_back
@@ -34,11 +34,8 @@ def list_facts(job: Job) -> list[Facts]:
 def show_facts(job: Job, key: str) -> Facts:
     """One engine by the first characters of its key."""
     store = open_store(job)
-    return _stored_facts(store, store.get(key))
-
-
-def _stored_facts(store: EngineStore, engine: StoredEngine) -> Facts:
-    return _facts(engine.manifest, store.versions.history(engine.manifest.request_key))
+    manifest = store.get(key).manifest
+    return _facts(manifest, store.versions.history(manifest.request_key))
 
 
 def _facts(manifest: EngineManifest, history: list[Version]) -> Facts:
@@ -60,7 +57,16 @@ def build_facts(job: Job, date: str, say: Callable[[str], None], *, force: bool)
     else:
         fingerprint = fingerprint_model(request.model)
         resolved = get_engine(job, plan, source, request, fingerprint, say)
-    return {**_stored_facts(open_store(job), resolved.engine), "built": resolved.built}
+    store = open_store(job)
+    manifest = resolved.engine.manifest
+    history = store.versions.history(manifest.request_key)
+    before = [v.number for v in history[:-1] if v.engine == manifest.key]
+    return {
+        **_facts(manifest, history),
+        "built": resolved.built,
+        "took_s": resolved.build_s,
+        "version_before": before[-1] if before else None,
+    }
 
 
 def verify_facts(job: Job, key: str | None) -> Facts:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.errors import LockTimeoutError
+from engines.errors import EngineError, LockTimeoutError
 from engines.locks import Patience, lease
 from pipeline.storage import FileInfo, LocalStorage
 
@@ -163,6 +163,39 @@ def test_a_waiter_that_slept_looks_again_before_it_takes_over(
     ):
         pytest.fail("took over from an owner that is alive")
     assert beats > 5
+
+
+class Careless(LocalStorage):
+    """Replaces what is there, as rclone's S3 server does."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        self.delete(path)
+        return super().create(path, data)
+
+
+def test_a_store_that_replaces_objects_is_refused(tmp_path: Path) -> None:
+    files = Careless(str(tmp_path))
+    with (
+        pytest.raises(EngineError, match=r"replaces existing objects; expected conditional"),
+        lease(files, FOLDER, patience(0), LEASE_S),
+    ):
+        pytest.fail("a lease that anybody can take")
+    assert names(files) == []
+
+
+class Interrupted(LocalStorage):
+    """Ctrl-C comes right after the first object was made."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        super().create(path, data)
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_a_lease_is_acquired_leaves_nothing(tmp_path: Path) -> None:
+    files = Interrupted(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt), lease(files, FOLDER, patience(0), LEASE_S):
+        pytest.fail("went on")
+    assert names(files) == []
 
 
 class Sleeper:
