@@ -53,8 +53,8 @@ class Measurement:
     num_latencies: int
     peak_rss_bytes: int
     """Of the variant's process: all batch sizes are open in it."""
-    accuracy: Accuracy | None
-    """Answers of the timed run against fp32; None: other outputs than expected."""
+    accuracy: Accuracy
+    """Answers of the timed run against fp32, on the rows that it came to."""
     device: DeviceFigures | None
 
 
