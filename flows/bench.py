@@ -70,11 +70,11 @@ def bench_facts(job: Job, date: str, request: BenchRequest, say: Say) -> Facts:
     gpu = next((d.gpu for d in lane_devices(job) if d.gpu), None)
     spec = request_for(job, plan.num_features, gpu or cpu).model
     variants = _chosen(all_variants(spec, cpu, gpu, _why_no_gpu(job)), request.names)
-    before = load_facts()
+    machine, before = machine_facts(cpu, gpu), load_facts()  # before anything is at work here
     num_rows = request.num_rows or ROWS[kind]
     wanted = num_rows + job.engine.calibration.rows
     say(f"decoding {wanted:,} rows of the input")
-    sample = decoded_sample(job, plan, source, wanted, request.seed, cpu.num_threads)
+    sample = decoded_sample(job, plan, source, wanted, request.seed, cpu.num_threads).rows
     split = max(1, len(sample) * job.engine.calibration.rows // wanted)
     rows = BenchRows(calibration=sample[:split], measured=sample[split:])
     options = BenchOptions(
@@ -88,7 +88,7 @@ def bench_facts(job: Job, date: str, request: BenchRequest, say: Say) -> Facts:
     facts = {
         "job": job.name,
         "setup": {
-            **machine_facts(cpu, gpu),
+            **machine,
             "model": {
                 "source": spec.source,
                 "fingerprint": fingerprint_model(spec),
