@@ -12,10 +12,9 @@ import onnxruntime
 import pytest
 import torch
 
-from engines.candidates import onnx_candidates
+from engines.candidates import CandidateFactory
 from engines.devices import this_cpu
 from engines.errors import EngineCorruptError, ModelError
-from engines.export import load_core
 from engines.gate import run_rows
 from engines.graph import input_spec
 from engines.load import make_runner
@@ -68,14 +67,8 @@ def open_program(
 
 def test_pictures_have_the_outputs_of_the_wrapped_graph(tmp_path: Path) -> None:
     rows = image_rows(10, seed=1)
-    (candidate,) = onnx_candidates(
-        load_core(PICTURES),
-        PICTURES,
-        runtimes=["onnxruntime"],
-        precision="fp32",
-        batch_size=BATCH,
-        folder=tmp_path,
-    )
+    factory = CandidateFactory(PICTURES, rows, "max", tmp_path, lambda _: None)
+    candidate = factory.make("onnxruntime", "fp32", BATCH)
     session = onnxruntime.InferenceSession(candidate.graph)
     names = [output.name for output in candidate.outputs]
     with open_program(PICTURES, tmp_path / "p.pt2", EAGER) as runner:
