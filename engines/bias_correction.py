@@ -12,44 +12,65 @@ and Bias Correction", ICCV 2019, section 4.2; here E[x] is measured on the calib
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
+from engines.probing import open_session, with_reductions
 from engines.runner import Array
 
 LARGEST_INT8 = 127
-MEAN_PREFIX = "nightscore_mean_"
+Biases = Mapping[str, npt.NDArray[np.float32]]
 
 
-def correct_biases(core: onnx.ModelProto, batches: Iterable[dict[str, Array]]) -> onnx.ModelProto:
-    """A copy of `core` whose biases make up for the rounding of its weights.
+def corrected_biases(core: onnx.ModelProto, batches: Iterable[dict[str, Array]]) -> Biases:
+    """The biases that make up for the rounding of each layer's weights.
 
     Args:
         core: Float graph with constant weights.
         batches: Calibration rows as the graph takes them.
 
     Returns:
-        The float graph to quantise; convolutions and Gemms without a bias of their own are left
-        as they are.
+        Layer -> bias, float32 [channels]; convolutions and Gemms without a bias of their own are
+        left out.
     """
+    constants = {tensor.name: tensor for tensor in core.graph.initializer}
+    uses = Counter(name for node in core.graph.node for name in node.input)
+    layers = [node for node in core.graph.node if _is_correctable(node, constants, uses)]
+    if not layers:
+        return {}
+    biases = {}
+    means = _input_means(core, layers, batches)
+    for layer, mean in zip(layers, means, strict=True):
+        weight = numpy_helper.to_array(constants[layer.input[1]]).astype(np.float64)
+        bias = numpy_helper.to_array(constants[layer.input[2]])
+        biases[layer.name] = (bias + _mean_shift(layer, weight, mean)).astype(np.float32)
+    return biases
+
+
+def with_biases(
+    core: onnx.ModelProto, biases: Biases, float_layers: Collection[str] = ()
+) -> onnx.ModelProto:
+    """A copy of `core` with other biases, but for the layers that are not going to be rounded."""
     model = onnx.ModelProto()
     model.CopyFrom(core)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    uses = Counter(name for node in model.graph.node for name in node.input)
-    layers = [node for node in model.graph.node if _is_correctable(node, constants, uses)]
-    if not layers:
-        return model
-    means = _input_means(model, layers, batches)
-    for layer, mean in zip(layers, means, strict=True):
-        weight = numpy_helper.to_array(constants[layer.input[1]]).astype(np.float64)
-        bias = constants[layer.input[2]]
-        corrected = numpy_helper.to_array(bias) + _mean_shift(layer, weight, mean)
-        bias.CopyFrom(numpy_helper.from_array(corrected.astype(np.float32), bias.name))
+    for node in model.graph.node:
+        if node.name in biases and node.name not in float_layers:
+            bias = constants[node.input[2]]
+            bias.CopyFrom(numpy_helper.from_array(biases[node.name], bias.name))
     return model
+
+
+def rounded(weight: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
+    """Weights after symmetric int8 rounding with one scale for each channel of `axis`."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(axis=others, keepdims=True)
+    scale = np.where(largest == 0, 1, largest / LARGEST_INT8)
+    return np.asarray(np.round(weight / scale) * scale)
 
 
 def _is_correctable(
@@ -73,35 +94,17 @@ def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((int(entry.i) for entry in node.attribute if entry.name == name), default)
 
 
-def _mean_node(graph: onnx.GraphProto, source: str, axes: list[int], name: str, opset: int) -> None:
-    """Add the mean of `source` over `axes` as an output: axes are an attribute before opset 18."""
-    if opset < 18:
-        node = helper.make_node("ReduceMean", [source], [name], keepdims=0, axes=axes)
-    else:
-        values = numpy_helper.from_array(np.array(axes, np.int64), f"{name}_axes")
-        graph.initializer.append(values)
-        node = helper.make_node("ReduceMean", [source, values.name], [name], keepdims=0)
-    graph.node.append(node)
-    graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-
-
 def _input_means(
     model: onnx.ModelProto, layers: list[onnx.NodeProto], batches: Iterable[dict[str, Array]]
 ) -> list[npt.NDArray[np.float64]]:
     """Mean of every layer's input over rows and positions: [channels] for each layer."""
-    import onnxruntime
-
-    probed = onnx.ModelProto()
-    probed.CopyFrom(model)
-    opset = max(e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
     num_dims = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
-    names = [f"{MEAN_PREFIX}{position}" for position in range(len(layers))]
-    for name, layer in zip(names, layers, strict=True):
-        axes = [0, *range(2, num_dims[layer.input[1]])]  # all but the channels
-        _mean_node(probed.graph, layer.input[0], axes, name, opset)
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(probed.SerializeToString(), options)
+    # Over all axes but the channels.
+    wanted = [
+        ("ReduceMean", layer.input[0], [0, *range(2, num_dims[layer.input[1]])]) for layer in layers
+    ]
+    probed, names = with_reductions(model, wanted)
+    session = open_session(probed)
     sums = [np.zeros(1)] * len(layers)
     num_rows = 0
     for batch in batches:
@@ -116,10 +119,7 @@ def _mean_shift(
 ) -> npt.NDArray[np.float64]:
     """(W - Wq) E[x] for each output channel, with the scales that the quantiser will choose."""
     num_outputs = len(weight)
-    largest = np.abs(weight).reshape(num_outputs, -1).max(axis=1)
-    scale = np.where(largest == 0, 1, largest / LARGEST_INT8)
-    scale = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    error = weight - np.round(weight / scale) * scale
+    error = weight - rounded(weight, 0)
     if layer.op_type == "Gemm":
         return np.asarray(error @ mean)
     groups = _attribute(layer, "group", 1)

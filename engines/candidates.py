@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.calibrate import Feeds, Method, ScaleTable, calibrate, feeds_of
 from engines.devices import Device
-from engines.export import fixed_batch
+from engines.export import fixed_batch, load_core, name_nodes
 from engines.model import ImageInput, ModelSpec
-from engines.runner import TensorSpec
+from engines.runner import Array, TensorSpec
+from engines.tensorrt_build import BuilderSettings
 
 if TYPE_CHECKING:
     import onnx
+
+    from engines.bias_correction import Biases
+    from engines.onnxrt import OnnxrtRunner
+    from engines.quantize import Placement
+    from engines.torch_program import TorchPrecision
+
+log = logging.getLogger(__name__)
+
+SCALES = "scales.json"
+"""Attachment of int8 engines: the scale table."""
+TIMING_CACHE = "timing.cache"
+"""Attachment of TensorRT engines; the next build on such a device begins with it."""
+GRAPH = "graph.onnx"
+"""Attachment of TensorRT engines: what the plan was built from."""
 
 CPU_BATCH_IMAGES = 8
 """Activations of a small batch stay in the cache: EfficientNet-Lite0 int8 on OpenVINO scored
@@ -34,6 +52,9 @@ class Candidate:
     """What the runtime loads: an ONNX file, a TensorRT plan or a torch program."""
     input: TensorSpec
     outputs: tuple[TensorSpec, ...]
+    """Of the head, and `logits` for classes, which only the gate asks for."""
+    float_layers: tuple[str, ...] = ()
+    """Layers that stay in float, of `mixed`."""
 
     @property
     def name(self) -> str:
@@ -53,37 +74,182 @@ def batch_size_for(
     return fixed_batch(core) or wanted or default
 
 
-def onnx_candidates(
+class CandidateFactory:
+    """Makes candidates of one model; what they share is made once, and only when it is needed.
+
+    Args:
+        spec: The model.
+        calibration: Real rows in the engine's input dtype.
+        method: How the int8 scales are taken from them.
+        folder: Gets what runtimes load.
+        say: Is told what takes long.
+        timing_cache: Of an earlier TensorRT build on this kind of device.
+        settings: What is asked of TensorRT.
+    """
+
+    def __init__(  # noqa: PLR0913  # the last two count on a GPU only
+        self,
+        spec: ModelSpec,
+        calibration: Array,
+        method: Method,
+        folder: Path,
+        say: Callable[[str], None],
+        timing_cache: bytes | None = None,
+        settings: BuilderSettings = BuilderSettings(),  # noqa: B008  # a frozen value
+    ) -> None:
+        self._spec = spec
+        self._calibration = calibration
+        self._method = method
+        self._folder = folder
+        self.say = say
+        self._timing_cache = timing_cache
+        self._by_products: dict[str, dict[str, bytes]] = {}
+        self._settings = settings
+
+    @cached_property
+    def core(self) -> onnx.ModelProto:
+        """The model's float graph, without preprocessing and head."""
+        self.say(f"exporting {self._spec.source}")
+        core = load_core(self._spec)
+        name_nodes(core)
+        return core
+
+    @cached_property
+    def feeds(self) -> Feeds:
+        """The calibration rows as `core` takes them."""
+        return feeds_of(self.core, self._spec, self._calibration)
+
+    def some_feeds(self, num_rows: int) -> Feeds:
+        """The first calibration rows as `core` takes them."""
+        return feeds_of(self.core, self._spec, self._calibration[:num_rows])
+
+    @cached_property
+    def biases(self) -> Biases:
+        """Corrected for the rounding of weights."""
+        from engines.bias_correction import corrected_biases
+
+        return corrected_biases(self.core, self.feeds())
+
+    @cached_property
+    def scales(self) -> ScaleTable:
+        """Ranges of all tensors: the source of every int8 graph's scales."""
+        self.say(f"calibrating int8 ({self._method}) with {len(self._calibration):,} rows")
+        return calibrate(self.core, self.feeds, self._method)
+
+    def make(
+        self, runtime: str, precision: str, batch_size: int, float_layers: Sequence[str] = ()
+    ) -> Candidate:
+        """What a runtime loads for a precision and a batch size.
+
+        Args:
+            runtime: `openvino`, `onnxruntime`, `tensorrt` or `torch`.
+            precision: `fp32`, `fp16`, `int8`, or `mixed`: int8 but for `float_layers`.
+            batch_size: Rows of every batch.
+            float_layers: Names of layers that stay in float.
+
+        Raises:
+            ModelError: The model cannot be exported, or does not fit its description.
+            Exception: Whatever a quantiser, exporter or builder raises.
+        """
+        folder = self._folder / runtime
+        folder.mkdir(exist_ok=True)
+        if runtime == "torch":
+            return self._torch(precision, batch_size, folder / f"{precision}-{batch_size}.pt2")
+        placement: Placement = "tensorrt" if runtime == "tensorrt" else "cpu"
+        graph = self.graph(precision, placement, float_layers)
+        wrapped = _wrapped(graph, self._spec, runtime, precision, batch_size, folder)
+        candidate = replace(wrapped, float_layers=tuple(float_layers))
+        return self._planned(candidate) if runtime == "tensorrt" else candidate
+
+    def simulation(
+        self, device: Device, batch_size: int, float_layers: Sequence[str]
+    ) -> OnnxrtRunner:
+        """Runs the mixed graph of a device on the CPU, node by node as it is written."""
+        from engines.onnxrt import OnnxrtRunner
+
+        folder = self._folder / "simulated"
+        folder.mkdir(exist_ok=True)
+        placement: Placement = "tensorrt" if device.kind == "gpu" else "cpu"
+        graph = self.graph("mixed", placement, float_layers)
+        found = _wrapped(graph, self._spec, "onnxruntime", "mixed", batch_size, folder)
+        return OnnxrtRunner(
+            found.graph, found.input, found.outputs, device.num_threads, is_literal=True
+        )
+
+    def graph(
+        self, precision: str, placement: Placement, float_layers: Sequence[str] = ()
+    ) -> onnx.ModelProto:
+        """The model in a precision, without preprocessing and head."""
+        if precision == "fp32":
+            return self.core
+        if precision == "fp16":
+            from engines.half import to_half
+
+            return to_half(self.core)
+        from engines.quantize import quantize
+
+        return quantize(self.core, self.biases, self.scales, placement, float_layers)
+
+    def attachments_of(self, candidate: Candidate) -> dict[str, bytes]:
+        """Files to keep beside an engine: the scales that it was made from, what a build left."""
+        files = dict(self._by_products.get(candidate.name, {}))
+        if candidate.precision in ("int8", "mixed"):
+            files[SCALES] = self.scales.to_json()
+        return files
+
+    def _torch(self, precision: str, batch_size: int, path: Path) -> Candidate:
+        from engines.graph import input_spec
+        from engines.torch_program import save_program
+
+        kind: TorchPrecision = "fp16" if precision == "fp16" else "fp32"
+        return Candidate(
+            runtime="torch",
+            precision=precision,
+            graph=path,
+            input=input_spec(self._spec, batch_size),
+            outputs=save_program(self._spec, batch_size, path, kind),
+        )
+
+    def _planned(self, candidate: Candidate) -> Candidate:
+        """Compile the graph of a candidate with TensorRT: minutes."""
+        from engines.tensorrt_build import build_plan
+
+        self.say(f"building {candidate.name} in batches of {candidate.input.shape[0]}")
+        built = build_plan(
+            candidate.graph.read_bytes(),
+            self._settings,
+            timing_cache=self._timing_cache,
+            say=self.say,
+        )
+        self._timing_cache = built.timing_cache or self._timing_cache
+        for warning in built.warnings:
+            log.warning("%s: %s", candidate.name, warning)
+        files = {TIMING_CACHE: built.timing_cache, GRAPH: candidate.graph.read_bytes()}
+        if built.inspector is not None:
+            files["layers.json"] = built.inspector.encode()
+        self._by_products[candidate.name] = files
+        plan = candidate.graph.with_suffix(".plan")
+        plan.write_bytes(built.plan)
+        return replace(candidate, graph=plan)
+
+
+def _wrapped(
     core: onnx.ModelProto,
     spec: ModelSpec,
-    *,
-    runtimes: Sequence[str],
+    runtime: str,
     precision: str,
     batch_size: int,
     folder: Path,
-) -> list[Candidate]:
-    """Wrap a graph of the model, write it to `folder`, and name it for each runtime.
-
-    Args:
-        core: The model's graph in this precision, without preprocessing and head.
-        spec: The model's description.
-        runtimes: Runtimes that load the ONNX file as it is.
-        precision: `fp32`, `int8` or `mixed`.
-        batch_size: Rows of every batch.
-        folder: Gets `<precision>-<batch>.onnx`.
-    """
+) -> Candidate:
     from engines.graph import input_spec, output_specs, wrap
 
     wrapped = wrap(core, spec, batch_size)
     path = folder / f"{precision}-{batch_size}.onnx"
     path.write_bytes(wrapped.SerializeToString())
-    return [
-        Candidate(
-            runtime=runtime,
-            precision=precision,
-            graph=path,
-            input=input_spec(spec, batch_size),
-            outputs=output_specs(wrapped, spec),
-        )
-        for runtime in runtimes
-    ]
+    return Candidate(
+        runtime=runtime,
+        precision=precision,
+        graph=path,
+        input=input_spec(spec, batch_size),
+        outputs=output_specs(wrapped, spec),
+    )

@@ -143,6 +143,15 @@ def fixed_batch(model: onnx.ModelProto) -> int | None:
     return entry.type.tensor_type.shape.dim[0].dim_value or None
 
 
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node a name of its own: layers are told apart by it."""
+    taken: set[str] = set()
+    for position, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{position}_{node.output[0]}"
+        taken.add(node.name)
+
+
 def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fold constants and infer shapes: the quantiser needs both."""
     import onnx

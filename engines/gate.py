@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 
+from engines.metrics import explained_variance, task_metric
 from engines.model import Head
-from engines.runner import Array, Outputs, Runner
+from engines.runner import Array, Runner
 
+Floats = npt.NDArray[np.float64]
+ROUNDING = 1e-9
+"""Of differences between two metrics."""
 RACE_ROUNDS = 5
 RACE_S = 0.25
 """Seconds for each runner in each round."""
@@ -23,6 +28,12 @@ class GateSpec:
 
     num_rows: int = 512
     min_agreement: float = 0.97
+    min_cosine: float = 0.98
+    max_divergence: float = 0.05
+    max_metric_loss: float = 0.005
+    """Of the task's metric (0.005: half a point of accuracy), where rows have labels."""
+    label: str | None = None
+    """Column that the labels come from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,44 +47,128 @@ class Accuracy:
     mean_abs_diff: float
     """Of the best class's probability, or of the scores."""
     max_abs_diff: float
+    cosine: float | None = None
+    """Mean cosine between the logits of a row; None for scores."""
+    divergence: float | None = None
+    """Mean Kullback-Leibler divergence of a row's probabilities from fp32's, nats; None for
+    scores."""
+    metric_name: str | None = None
+    """`accuracy`, `AUC` or `R2`; None without labels."""
+    metric: float | None = None
+    reference_metric: float | None = None
+    """The same metric of fp32."""
 
-    def passes(self, gate: GateSpec) -> bool:
-        """Whether the agreement is high enough."""
-        return self.agreement >= gate.min_agreement
+    @property
+    def metric_loss(self) -> float:
+        """What the task's metric lost against fp32; 0 without labels."""
+        if self.metric is None or self.reference_metric is None:
+            return 0.0
+        return self.reference_metric - self.metric
+
+    def failures(self, gate: GateSpec) -> tuple[str, ...]:
+        """What is not reached, such as `agreement 0.9312 < 0.97`; empty: it passes."""
+        misses = []
+        if not self.agreement >= gate.min_agreement:
+            misses.append(f"agreement {self.agreement:.4f} < {gate.min_agreement}")
+        if self.cosine is not None and not self.cosine >= gate.min_cosine:
+            misses.append(f"cosine {self.cosine:.4f} < {gate.min_cosine}")
+        if self.divergence is not None and not self.divergence <= gate.max_divergence:
+            misses.append(f"divergence {self.divergence:.4f} > {gate.max_divergence}")
+        if not self.metric_loss <= gate.max_metric_loss + ROUNDING:
+            loss = f"{self.metric_name} loss {self.metric_loss:.4f}"
+            misses.append(f"{loss} > {gate.max_metric_loss}")
+        return tuple(misses)
 
 
-def compare(head: Head, reference: Outputs, found: Outputs) -> Accuracy:
-    """Judge outputs [rows, k] against the reference's."""
-    with np.errstate(invalid="ignore"):  # inf - inf
-        difference = np.abs(found[-1].astype(np.float64) - reference[-1].astype(np.float64))
+Answers = dict[str, Array]
+"""An engine's outputs by name, one entry a row."""
+
+
+def compare(
+    head: Head, reference: Answers, found: Answers, labels: Array | None = None
+) -> Accuracy:
+    """Judge answers against the reference's.
+
+    Args:
+        head: The model's head.
+        reference: Answers of fp32, with `logits` [rows, C] for classes.
+        found: Answers of the engine.
+        labels: float64 [rows], NaN where a row has none; None: no label column.
+    """
     if head == "classes":
-        difference = difference[:, 0]
-    if not np.isfinite(difference).all():  # NaN scores agree with nothing
-        agreement = 0.0
-    elif head == "classes":
-        agreement = float(np.mean(reference[0][:, 0] == found[0][:, 0]))
+        accuracy = _compare_classes(reference, found)
     else:
-        columns = range(reference[0].shape[1])
-        agreement = min(_explained(reference[0][:, i], found[0][:, i]) for i in columns)
+        accuracy = _compare_scores(reference["score"], found["score"])
+    if labels is None or not np.isfinite(accuracy.max_abs_diff):
+        return accuracy
+    ours, theirs = (task_metric(head, answers, labels) for answers in (found, reference))
+    if ours is None or theirs is None:
+        return accuracy
+    return replace(accuracy, metric_name=ours[0], metric=ours[1], reference_metric=theirs[1])
+
+
+def _compare_classes(reference: Answers, found: Answers) -> Accuracy:
+    expected, logits = (answers["logits"].astype(np.float64) for answers in (reference, found))
+    difference = _difference(reference["probability"][:, 0], found["probability"][:, 0])
+    finite = bool(np.isfinite(logits).all() and np.isfinite(expected).all())
+    same = float(np.mean(reference["class_id"][:, 0] == found["class_id"][:, 0]))
     return Accuracy(
-        num_rows=len(reference[0]),
+        num_rows=len(logits),
+        agreement=same if finite else 0.0,  # NaN agrees with nothing
+        mean_abs_diff=float(difference.mean()),
+        max_abs_diff=float(difference.max()),
+        cosine=_mean_cosine(expected, logits) if finite else 0.0,
+        divergence=_mean_divergence(expected, logits) if finite else None,
+    )
+
+
+def _mean_cosine(expected: Floats, found: Floats) -> float:
+    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+    # Logits that are all zero have no direction: equal ones agree.
+    cosines = np.where(norms > 0, np.sum(expected * found, axis=1) / np.maximum(norms, 1e-300), 1.0)
+    return float(cosines.mean())
+
+
+def _mean_divergence(expected: Floats, found: Floats) -> float:
+    log_p, log_q = _log_softmax(expected), _log_softmax(found)
+    return max(0.0, float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))))
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def _compare_scores(expected: Array, found: Array) -> Accuracy:
+    difference = _difference(expected, found)
+    agreement = 0.0
+    if np.isfinite(difference).all():
+        columns = range(expected.shape[1])
+        agreement = min(_explained(expected[:, i], found[:, i]) for i in columns)
+    return Accuracy(
+        num_rows=len(expected),
         agreement=agreement,
         mean_abs_diff=float(difference.mean()),
         max_abs_diff=float(difference.max()),
     )
 
 
+def _difference(expected: Array, found: Array) -> Floats:
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return np.abs(found.astype(np.float64) - expected.astype(np.float64))
+
+
 def _explained(expected: Array, found: Array) -> float:
     if np.ptp(expected) == 0:  # no variance to explain: constant scores agree or do not
         return 1.0 if np.allclose(expected, found, rtol=1e-2) else 0.0
-    error = np.mean(np.square(expected.astype(np.float64) - found))
-    return max(0.0, 1.0 - float(error / np.var(expected, dtype=np.float64)))
+    return explained_variance(expected, found)
 
 
-def run_rows(runner: Runner, rows: Array) -> Outputs:
-    """Outputs for any number of rows; the last batch is padded."""
+def run_rows(runner: Runner, rows: Array) -> Answers:
+    """Answers for any number of rows; the last batch is padded."""
     outputs = list(runner.infer(_batches(rows, runner.batch_size)))
-    return tuple(np.concatenate(parts)[: len(rows)] for parts in zip(*outputs, strict=True))
+    joined = (np.concatenate(parts)[: len(rows)] for parts in zip(*outputs, strict=True))
+    return {spec.name: array for spec, array in zip(runner.outputs, joined, strict=True)}
 
 
 def _batches(rows: Array, batch_size: int) -> Iterator[Array]:

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import ModelError
 from engines.model import ImageInput, ModelSpec
-from engines.runner import Array, TensorSpec
+from engines.runner import LOGITS, Array, TensorSpec
 
 INPUT = "rows"
 MIN_IR_VERSION = 8
@@ -56,7 +56,7 @@ def wrap(core: onnx.ModelProto, spec: ModelSpec, batch_size: int) -> onnx.ModelP
 
 def _renamed(core: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which no tensor of the model has a name that the wrapped graph gives away."""
-    ours = {INPUT, "score", "class_id", "probability"}
+    ours = {INPUT, "score", "class_id", "probability", LOGITS}
     theirs = {name for node in core.graph.node for name in (*node.input, *node.output)}
     if ours.isdisjoint(theirs):
         model = onnx.ModelProto()
@@ -99,7 +99,12 @@ def output_specs(model: onnx.ModelProto, spec: ModelSpec) -> tuple[TensorSpec, .
 def _output_types(spec: ModelSpec) -> list[tuple[str, str]]:
     if spec.head == "scores":
         return [("score", "float32")]
-    return [("class_id", "int32"), ("probability", "float32")]
+    return [("class_id", "int32"), ("probability", "float32"), (LOGITS, "float32")]
+
+
+def scoring_outputs(outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """What a night needs of an engine's outputs: logits are for the gate only."""
+    return tuple(spec for spec in outputs if spec.name != LOGITS)
 
 
 def _constant(graph: onnx.GraphProto, name: str, values: object, dtype: type) -> str:
@@ -139,4 +144,5 @@ def _head(graph: onnx.GraphProto, spec: ModelSpec, model_output: str) -> list[on
         helper.make_node(
             "Cast", [indices], ["class_id"], name=f"{PREFIX}class_id", to=TensorProto.INT32
         ),
+        helper.make_node("Identity", [model_output], [LOGITS], name=f"{PREFIX}logits"),
     ]

@@ -8,15 +8,18 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-BUILDER_REVISION = 1
+BUILDER_REVISION = 2
 """Raised when the builder's code changes what it makes of the same input."""
-RUNTIME_PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
-"""Runtime -> distribution whose version it has."""
+RUNTIMES = {"cpu": ("openvino", "onnxruntime"), "gpu": ("tensorrt", "torch")}
+"""Kind of device -> what may run an engine there; each is a distribution's name too."""
 
 
 def runtime_version(runtime: str) -> str:
-    """Full version of a runtime, without importing it."""
-    return importlib.metadata.version(RUNTIME_PACKAGES[runtime])
+    """Full version of a runtime, without importing it; `none` where it is not installed."""
+    try:
+        return importlib.metadata.version(runtime)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def digest(value: Any) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.devices import Device
+from engines.devices import Device, Gpu
 from engines.errors import EngineCorruptError, EngineError
 from engines.manifest import StoredEngine
-from engines.runner import Array, Outputs, Runner, TensorSpec
+from engines.runner import LOGITS, Array, Outputs, Runner, TensorSpec
 
 PROBE_SEED = 20261120
 PROBE_TOLERANCE = 0.02
@@ -39,9 +39,14 @@ def make_runner(
 
         mode = TorchMode(device="cuda" if device.kind == "gpu" else "cpu")
         return TorchRunner(graph, input, outputs, device.num_threads, mode)
+    if runtime == "tensorrt" and isinstance(device, Gpu):
+        from engines.tensorrt_run import TensorRtRunner
+
+        return TensorRtRunner(graph, input, outputs, device)
     if runtime != "onnxruntime":
         raise EngineError(
-            f"runtime {runtime}: not known here; expected openvino, onnxruntime or torch."
+            f"runtime {runtime}: not known on a {device.kind}; expected openvino, onnxruntime or "
+            "torch, or tensorrt on a gpu."
         )
     from engines.onnxrt import OnnxrtRunner
 
@@ -57,9 +62,11 @@ def probe_batch(spec: TensorSpec) -> Array:
 
 
 def probe_answer(runner: Runner) -> tuple[float, ...]:
-    """The first column of the runner's float output for the probe batch."""
+    """The first column of probability or score for the probe batch."""
     (outputs,) = runner.infer([probe_batch(runner.input)])
-    return tuple(float(value) for value in outputs[-1][:, 0])
+    by_name = {spec.name: array for spec, array in zip(runner.outputs, outputs, strict=True)}
+    by_name.pop(LOGITS, None)
+    return tuple(map(float, list(by_name.values())[-1][:, 0]))
 
 
 def open_runner(engine: StoredEngine) -> Runner:
@@ -106,8 +113,8 @@ class CheckedRunner:
                 f"{expected[:3]}. Remove it from the store; the next run builds it again."
             )
 
-    def __exit__(self, *_: object) -> None:
-        self._runner.__exit__()
+    def __exit__(self, *error: object) -> None:
+        self._runner.__exit__(*error)
 
     def infer(self, batches: Iterable[Array | None]) -> Iterator[Outputs]:
         """See `engines.runner.Runner.infer`."""

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from engines.devices import Device
 from engines.errors import EngineCorruptError
-from engines.gate import Accuracy
+from engines.gate import Accuracy, GateSpec
 from engines.keys import digest_bytes, runtime_version
 from engines.runner import TensorSpec
 
@@ -24,11 +24,27 @@ class Rung:
 
     runtime: str
     precision: str
+    """`fp32`, `fp16`, `int8`, or `mixed`: int8 but for `float_layers`."""
+    batch_size: int
+    """0 when there was nothing to run."""
     rows_per_s: float
+    """Alone, when the engine was built."""
     accuracy: Accuracy | None
     """None when the candidate failed."""
     passed: bool
+    failures: tuple[str, ...]
+    """What of the gate was missed."""
     error: str | None
+    """Why the candidate could not be made or run."""
+    note: str | None
+    """What was done differently than asked for, such as a smaller batch."""
+    float_layers: tuple[str, ...]
+    """Layers kept in float so that the gate is passed."""
+
+    @property
+    def name(self) -> str:
+        """Such as `openvino int8`."""
+        return f"{self.runtime} {self.precision}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +71,8 @@ class EngineManifest:
     calibration_rows: int
     calibration_sha256: str
     """Of the rows that the scales were taken from."""
-    min_agreement: float
+    calibration_method: str
+    gate: GateSpec
     accuracy: Accuracy
     rungs: tuple[Rung, ...]
     reason: str
@@ -127,6 +144,10 @@ class StoredEngine:
         """The file that the runtime loads."""
         manifest = self.manifest
         return Path(self.folder, stored_name(manifest.artifact, manifest.artifact_sha256))
+
+    def attachment(self, name: str) -> Path:
+        """A file that is kept beside the artifact."""
+        return Path(self.folder, stored_name(name, self.manifest.attachments[name]))
 
     def check(self) -> None:
         """Compare every file with the manifest, and the runtime with the one installed here.

@@ -20,16 +20,26 @@ class OnnxrtRunner:
         input: The graph's input.
         outputs: The graph's outputs, in order.
         num_threads: Batches that may be computed at once.
+        is_literal: Compute what the graph says, node by node. The optimiser of ONNX Runtime 1.31
+            takes some int8 graphs with float layers for what they are not: cosine 0.952 instead
+            of 0.998 for EfficientNet-Lite0 with its first depthwise layer in float.
     """
 
     def __init__(
-        self, graph: Path, input: TensorSpec, outputs: tuple[TensorSpec, ...], num_threads: int
+        self,
+        graph: Path,
+        input: TensorSpec,
+        outputs: tuple[TensorSpec, ...],
+        num_threads: int,
+        *,
+        is_literal: bool = False,
     ) -> None:
         self.batch_size = input.shape[0]
         self.input = input
         self.outputs = outputs
         self._graph = graph
         self._num_threads = num_threads
+        self._is_literal = is_literal
 
     def __enter__(self) -> OnnxrtRunner:
         import onnxruntime
@@ -39,6 +49,9 @@ class OnnxrtRunner:
         # Spinning threads would steal the cores of the other stages.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        if self._is_literal:
+            level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.graph_optimization_level = level
         self._session = onnxruntime.InferenceSession(
             self._graph, options, providers=["CPUExecutionProvider"]
         )

@@ -86,8 +86,6 @@ class OpenVinoRunner:
         request.wait()
         running.popleft()
         # Copied: the request's own memory is used again by its next batch.
-        outputs = tuple(
-            np.array(request.get_output_tensor(i).data) for i in range(len(self.outputs))
-        )
+        outputs = tuple(np.array(request.get_tensor(output.name).data) for output in self.outputs)
         idle.append(request)
         return outputs

@@ -1,89 +1,133 @@
-"""Static int8 quantisation: scales from real rows, explicit Q/DQ nodes in the graph."""
+"""Static int8: explicit Q/DQ nodes from a scale table, placed as the runtime wants them."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import (
+    CalibrationMethod,
+    TensorData,
+    TensorsData,
+    save_tensors_data,
+)
 
-from engines.bias_correction import correct_biases
-from engines.model import ImageInput, ModelSpec
-from engines.runner import Array
+from engines.bias_correction import Biases, with_biases
+from engines.calibrate import ScaleTable
 
-CALIBRATION_BATCH_ROWS = 32
+Placement = Literal["tensorrt", "cpu"]
+WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+TENSORRT_OPS = (*WEIGHTED_OPS, "Add", "MaxPool", "GlobalAveragePool", "AveragePool")
+TENSORRT_OPTIONS = {
+    # Symmetric, signed, float bias: all else its parser refuses.
+    "ActivationSymmetric": True,
+    "WeightSymmetric": True,
+    "QuantizeBias": False,
+    "AddQDQPairToWeight": True,  # weights stay float constants followed by Q and DQ
+    "DedicatedQDQPair": True,  # a pair for each consumer, so that one can be removed alone
+    # No Q/DQ between a convolution and its activation, so that they fuse.
+    "OpTypesToExcludeOutputQuantization": list(TENSORRT_OPS),
+}
 
 
-def quantize_for_cpu(
-    core: onnx.ModelProto, spec: ModelSpec, rows: Array, fixed_batch: int | None
+def quantize(
+    core: onnx.ModelProto,
+    biases: Biases,
+    table: ScaleTable,
+    placement: Placement,
+    float_layers: Sequence[str] = (),
 ) -> onnx.ModelProto:
-    """The graph that CPU runtimes run as real int8: uint8 activations, int8 weights per channel.
-
-    TensorRT wants another one (symmetric activations, float bias); see ARCHITECTURE.md.
+    """An int8 graph from a float one.
 
     Args:
-        core: Float graph, simplified.
-        spec: The model's description.
-        rows: Calibration rows in the engine's input dtype; min and max of every activation over
-            them give the scales.
-        fixed_batch: Batch that `core` is bound to, if any.
+        core: Float graph with shapes inferred.
+        biases: Corrected ones; see engines/bias_correction.py.
+        table: Ranges of its tensors.
+        placement: `tensorrt`: symmetric int8 activations, float bias, Q/DQ where convolution, bias,
+            residual Add and activation fuse. `cpu`: uint8 activations and Q/DQ on outputs too,
+            which ONNX Runtime's x86 kernels need and OpenVINO runs fastest. Weights are int8 per
+            channel, and every scale comes from the same table, in both.
+        float_layers: Names of nodes that stay in float.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
-        corrected = correct_biases(core, _Rows(spec, core, rows, fixed_batch).feeds())
-        onnx.save(corrected, source)
-        quiet = logging.getLogger()
-        level = quiet.level
-        quiet.setLevel(logging.ERROR)  # the quantiser advises what has been done already
-        try:
-            quantize_static(
-                source,
-                target,
-                _Rows(spec, core, rows, fixed_batch),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
-        finally:
-            quiet.setLevel(level)
-        return onnx.load(target)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        ranges, target = Path(folder, "ranges.json"), Path(folder, "int8.onnx")
+        save_tensors_data(_as_tensors_data(table), ranges)
+        options: dict[str, Any] = {"activation_type": QuantType.QUInt8}
+        if placement == "tensorrt":
+            options = {
+                "activation_type": QuantType.QInt8,
+                "op_types_to_quantize": list(TENSORRT_OPS),
+                "extra_options": TENSORRT_OPTIONS,
+            }
+        quantize_static(
+            with_biases(core, biases, float_layers),
+            target,
+            None,
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(float_layers),
+            calibration_cache_path=ranges,
+            **options,
+        )
+        model = onnx.load(target)
+    if placement == "tensorrt":
+        _free_one_leg_of_adds(model.graph)
+    return model
 
 
-def normalised(spec: ModelSpec, rows: Array) -> Array:
-    """Rows as the model itself takes them; the same sums as in the graph."""
-    if not isinstance(spec.input, ImageInput):
-        return rows
-    mean, std = (np.asarray(values, np.float32) for values in (spec.input.mean, spec.input.std))
-    planes = (rows.astype(np.float32) - mean) / std
-    return np.ascontiguousarray(planes.transpose(0, 3, 1, 2))
+def quantizable_layers(core: onnx.ModelProto) -> list[str]:
+    """Names of the nodes with weights, in the graph's order."""
+    return [node.name for node in core.graph.node if node.op_type in WEIGHTED_OPS]
 
 
-class _Rows(CalibrationDataReader):  # type: ignore[misc]
-    """Calibration rows in batches, as ONNX Runtime's quantiser asks for them."""
+def _as_tensors_data(table: ScaleTable) -> TensorsData:
+    data = {
+        name: TensorData(lowest=np.float32(low), highest=np.float32(high))
+        for name, (low, high) in table.ranges.items()
+    }
+    return TensorsData(CalibrationMethod.MinMax, data)
 
-    def __init__(
-        self, spec: ModelSpec, core: onnx.ModelProto, rows: Array, fixed_batch: int | None
-    ) -> None:
-        self._name = core.graph.input[0].name
-        self._spec = spec
-        self._rows = rows
-        self._fixed_batch = fixed_batch
-        self._left = self.feeds()
 
-    def feeds(self) -> Iterator[dict[str, Any]]:
-        """All batches, as the graph takes them."""
-        batch_rows = self._fixed_batch or CALIBRATION_BATCH_ROWS
-        for start in range(0, len(self._rows), batch_rows):
-            batch = self._rows[start : start + batch_rows]
-            if self._fixed_batch:  # rows from the front again: no row weighs much more than others
-                batch = self._rows.take(range(start, start + batch_rows), axis=0, mode="wrap")
-            yield {self._name: normalised(self._spec, batch)}
+def _free_one_leg_of_adds(graph: onnx.GraphProto) -> None:
+    """Bypass the Q/DQ pair on one weighted leg of every residual Add, which fuses with it.
 
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self._left, None)
+    The other leg, the skip, keeps its pair: TensorRT then reads int8 there. Where no leg comes
+    from a weighted layer both keep theirs.
+    """
+    producer = {output: node for node in graph.node for output in node.output}
+    for add in [node for node in graph.node if node.op_type == "Add"]:
+        for position, name in enumerate(add.input):
+            dequantize = producer.get(name)
+            if dequantize is None or dequantize.op_type != "DequantizeLinear":
+                continue
+            quantize_node = producer[dequantize.input[0]]
+            source = producer.get(quantize_node.input[0])
+            if source is None or source.op_type not in WEIGHTED_OPS:
+                continue
+            add.input[position] = quantize_node.input[0]
+            graph.node.remove(dequantize)  # the pair is this Add's own
+            graph.node.remove(quantize_node)
+            break
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser advises on the root logger what has been done already."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

@@ -15,6 +15,10 @@ Array = npt.NDArray[Any]
 Outputs = tuple[Array, ...]
 
 
+LOGITS = "logits"
+"""Output that only the gate asks for."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
     """One input or output of an engine."""

@@ -57,17 +57,34 @@ def _version(engine: Facts) -> str:
 def render_rungs(rungs: list[Facts]) -> RenderableType:
     """The ladder: every candidate with its speed and its accuracy."""
     ladder = Table(box=None, pad_edge=False)
-    for heading in ("rung", "rows/s", "agreement", "gate"):
-        ladder.add_column(heading)
+    for heading in ("rung", "batch", "rows/s", "agreement", "cosine", "KL", "metric", "gate"):
+        ladder.add_column(heading, overflow="fold")
+    remarks = []
     for rung in rungs:
-        accuracy = rung["accuracy"]
+        name = f"{rung['runtime']} {rung['precision']}"
+        accuracy = rung["accuracy"] or {}
+        figures = ("agreement", "cosine", "divergence", "metric")
+        verdict = "passed" if rung["passed"] else "failed" if rung["error"] else "missed"
         ladder.add_row(
-            f"{rung['runtime']} {rung['precision']}",
+            name,
+            str(rung["batch_size"] or "-"),
             f"{rung['rows_per_s']:,.0f}",
-            f"{accuracy['agreement']:.4f}" if accuracy else "-",
-            "passed" if rung["passed"] else rung["error"] or "failed",
+            *(_figure(accuracy.get(figure)) for figure in figures),
+            verdict,
         )
-    return ladder
+        remarks += [Text(f"{name}: {remark}") for remark in _remarks(rung)]
+    return Group(ladder, *remarks)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _remarks(rung: Facts) -> list[str]:
+    said = [rung["error"], ", ".join(rung["failures"]), rung["note"]]
+    if rung["float_layers"]:
+        said.append(f"in float: {', '.join(rung['float_layers'])}")
+    return [remark for remark in said if remark]
 
 
 def render_built(engine: Facts) -> RenderableType:

@@ -96,6 +96,9 @@ class CalibrationSection(Section):
 
     rows: Annotated[int, Field(ge=8)] = 256
     seed: int = 0
+    method: Literal["max", "percentile", "entropy"] = "max"
+    """`max`: the range of all values. `percentile`: without the largest 0.01 %, for models with
+    outliers. `entropy`: what loses the least information, as TensorRT's calibrator did."""
 
 
 class GateSection(Section):
@@ -104,6 +107,15 @@ class GateSection(Section):
     rows: Annotated[int, Field(ge=8)] = 512
     min_agreement: Share = 0.97
     """Share of rows with the same top-1 class; for scores the explained variance."""
+    min_cosine: Share = 0.98
+    """Mean cosine between a row's logits and fp32's (classes)."""
+    max_divergence: Annotated[float, Field(ge=0)] = 0.05
+    """Mean Kullback-Leibler divergence of a row's probabilities from fp32's, nats (classes)."""
+    label: str | None = None
+    """Column with the true class index, or with the target of a score. With it the task's own
+    metric must hold too: accuracy, AUC (labels 0 and 1) or R2."""
+    max_metric_loss: Share = 0.005
+    """What that metric may lose against fp32: 0.005 is half a point."""
 
 
 class EngineSection(Section):

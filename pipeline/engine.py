@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from engines.build import (
     CalibrationSpec,
     EngineRequest,
     ResolvedEngine,
     RowSource,
+    Sample,
     request_key,
     resolve_engine,
 )
@@ -44,8 +46,17 @@ def request_for(job: Job, num_features: int, device: Device) -> EngineRequest:
     calibration, gate = job.engine.calibration, job.engine.gate
     return EngineRequest(
         model=ModelSpec(source=model.source, input=shape, head=model.head, top_k=model.top_k),
-        calibration=CalibrationSpec(num_rows=calibration.rows, seed=calibration.seed),
-        gate=GateSpec(num_rows=gate.rows, min_agreement=gate.min_agreement),
+        calibration=CalibrationSpec(
+            num_rows=calibration.rows, seed=calibration.seed, method=calibration.method
+        ),
+        gate=GateSpec(
+            num_rows=gate.rows,
+            min_agreement=gate.min_agreement,
+            min_cosine=gate.min_cosine,
+            max_divergence=gate.max_divergence,
+            max_metric_loss=gate.max_metric_loss,
+            label=gate.label,
+        ),
         device=device,
         batch_size=job.engine.batch_size,
     )
@@ -94,26 +105,42 @@ def _row_source(job: Job, plan: Plan, source: Storage, num_threads: int) -> RowS
 
 def decoded_sample(
     job: Job, plan: Plan, source: Storage, num_rows: int, seed: int, num_threads: int
-) -> Array:
-    """Engine inputs of up to `num_rows` good rows, decoded exactly as at night.
+) -> Sample:
+    """Engine inputs of up to `num_rows` good rows, decoded as at night, with their labels if any.
 
     Raises:
-        InputError: No row of the sample can be decoded.
+        InputError: No row of the sample can be decoded, or the label column does not fit.
     """
     decoder = make_decoder(job, plan.feature_columns, plan.num_features, num_threads)
-    table = sample_rows(plan, source, decoder.columns, num_rows, seed).combine_chunks()
+    label = job.engine.gate.label
+    columns = (*decoder.columns, *([label] if label else []))
+    table = sample_rows(plan, source, tuple(dict.fromkeys(columns)), num_rows, seed)
     good: list[Array] = []
+    labels: list[Array] = []
     with decoder:
-        for rows in table.to_batches(max_chunksize=decoder.block_rows):
+        for rows in table.combine_chunks().to_batches(max_chunksize=decoder.block_rows):
             inputs, bad_rows = decoder.decode(rows)
             good.append(np.delete(inputs, list(bad_rows), axis=0))
+            if label:
+                labels.append(np.delete(_labels(rows, label), list(bad_rows)))
     sample = np.concatenate(good)
     if len(sample) == 0:
         raise InputError(
             f"{source.uri}: none of {len(table)} sampled rows can be decoded; expected good rows "
             "to calibrate the engine with. Look at the data."
         )
-    return sample
+    return Sample(rows=sample, labels=np.concatenate(labels) if labels else None)
+
+
+def _labels(rows: pa.RecordBatch, label: str) -> Array:
+    """float64, NaN for null."""
+    column = rows.column(label)
+    try:
+        return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(
+            f"column {label}: {error}; expected numbers. Check `engine.gate.label`."
+        ) from None
 
 
 def load_class_names(names: str | None) -> tuple[str, ...]:

@@ -208,9 +208,13 @@ def _feature_columns(job: Job, schema: pa.Schema, where: str) -> tuple[str, ...]
 
 
 def _check_columns(job: Job, features: tuple[str, ...], schema: pa.Schema, where: str) -> None:
-    for name in job.input.passthrough:
+    label = job.engine.gate.label
+    wanted = [(name, "input.passthrough") for name in job.input.passthrough]
+    wanted += [(label, "engine.gate.label")] if label else []
+    wanted += [(name, "input.features.columns") for name in features]
+    for name, key in wanted:
         if name not in schema.names:
-            raise _missing_column(name, schema, where, "input.passthrough")
+            raise _missing_column(name, schema, where, key)
     if job.input.images:
         name = job.input.images.column
         if name not in schema.names:
@@ -222,8 +226,6 @@ def _check_columns(job: Job, features: tuple[str, ...], schema: pa.Schema, where
                 "Check `input.images.column`."
             )
     for name in features:
-        if name not in schema.names:
-            raise _missing_column(name, schema, where, "input.features.columns")
         kind = schema.field(name).type
         if pa.types.is_fixed_size_list(kind) and len(features) == 1:
             kind = kind.value_type

@@ -88,6 +88,21 @@ class EngineRung:
     """Share of held-out rows with the fp32 answer, or variance explained; None: not run."""
     passed: bool
     error: str | None
+    cosine: float | None = None
+    """Between its logits and those of fp32, mean; None for scores."""
+    divergence: float | None = None
+    """Kullback-Leibler, of its probabilities from those of fp32, mean; None for scores."""
+    metric_name: str | None = None
+    """Of the task, where the job names a label column: `accuracy`, `AUC` or `R2`."""
+    metric: float | None = None
+    reference_metric: float | None = None
+    """The same of fp32."""
+    failures: tuple[str, ...] = ()
+    """What of the gate was missed."""
+    note: str | None = None
+    """What was done otherwise than asked for, such as a smaller batch."""
+    float_layers: tuple[str, ...] = ()
+    """Layers that stay in float so that the gate is passed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,9 +233,7 @@ def report_from_dict(data: dict[str, Any]) -> RunReport:
             **data,
             "phases": Phases(**data["phases"]),
             "cost": Cost(**{**cost, "price": Price(**cost["price"])}),
-            "engine": EngineFacts(
-                **{**engine, "rungs": tuple(EngineRung(**rung) for rung in engine["rungs"])}
-            ),
+            "engine": EngineFacts(**{**engine, "rungs": tuple(map(_rung, engine["rungs"]))}),
             "stages": {name: StageTimes(**times) for name, times in data["stages"].items()},
             "ceilings": Ceilings(**ceilings) if ceilings else None,
             "devices": tuple(DeviceUse(**use) for use in data.get("devices", ())),
@@ -229,3 +242,8 @@ def report_from_dict(data: dict[str, Any]) -> RunReport:
             ),
         }
     )
+
+
+def _rung(data: dict[str, Any]) -> EngineRung:
+    lists = {name: tuple(data.get(name, ())) for name in ("failures", "float_layers")}
+    return EngineRung(**{**data, **lists})

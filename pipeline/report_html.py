@@ -179,7 +179,8 @@ def _engine(report: RunReport) -> Markup:
     }
     content = [fact_list(facts)]
     if engine.rungs:
-        columns = {"candidate": "", "rows/s": "number", "agreement": "number", "result": "message"}
+        figures = dict.fromkeys(("rows/s", "agreement", "cosine", "divergence"), "number")
+        columns = {"candidate": "", **figures, "result": "message"}
         strong = [tables.is_chosen(rung, engine) for rung in engine.rungs]
         content.append(
             table("Candidates on this device", columns, tables.rung_rows(report), strong)

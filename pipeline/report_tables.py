@@ -35,12 +35,14 @@ def limit_rows(report: RunReport) -> Rows:
 
 
 def rung_rows(report: RunReport) -> Rows:
-    """Candidate, rows per second, agreement, result."""
+    """Candidate, rows per second, agreement, cosine, divergence, result."""
     return [
         (
             f"{words.plain(rung.runtime)} {words.plain(rung.precision)}",
             words.amount(rung.rows_per_s) if rung.rows_per_s else "-",
             words.agreement(rung.agreement),
+            words.agreement(rung.cosine),
+            "-" if rung.divergence is None else f"{rung.divergence:.4f}",
             _result(rung, report.engine),
         )
         for rung in report.engine.rungs
@@ -73,6 +75,13 @@ def is_chosen(rung: EngineRung, engine: EngineFacts) -> bool:
 def _result(rung: EngineRung, engine: EngineFacts) -> str:
     if rung.error:
         return words.message(rung.error)
+    said = ["chosen" if is_chosen(rung, engine) else "passed"]
     if not rung.passed:
-        return "failed the gate"
-    return "chosen" if is_chosen(rung, engine) else "passed"
+        said = [f"missed the gate: {', '.join(rung.failures)}" if rung.failures else "missed the gate"]
+    if rung.metric is not None and rung.reference_metric is not None:
+        said.append(f"{rung.metric_name} {rung.metric:.4f} (fp32 {rung.reference_metric:.4f})")
+    if rung.float_layers:
+        said.append(words.plural(len(rung.float_layers), "layer") + " in float")
+    if rung.note:
+        said.append(words.message(rung.note))
+    return "; ".join(said)

@@ -63,7 +63,7 @@ def render_markdown(report: RunReport) -> str:
             _md_table(("ceiling", "rows per second", "reached"), tables.limit_rows(report)),
         ]
     if report.engine.rungs:
-        heads = ("candidate", "rows per second", "agreement", "result")
+        heads = ("candidate", "rows/s", "agreement", "cosine", "divergence", "result")
         blocks += ["## Engine candidates", _md_table(heads, tables.rung_rows(report))]
     if report.quarantined:
         blocks += ["## Quarantined rows", _md_table(("reason", "rows"), tables.reason_rows(report))]
@@ -142,7 +142,7 @@ def _limits(report: RunReport) -> Table:
 
 
 def _rungs(report: RunReport) -> Table:
-    table = _table(("candidate",), ("rows per second", "agreement"))
+    table = _table(("candidate",), ("rows/s", "agreement", "cosine", "divergence"))
     table.add_column("result", overflow="fold")
     for row in tables.rung_rows(report):
         table.add_row(*(Text(cell) for cell in row))

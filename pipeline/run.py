@@ -10,8 +10,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from engines.build import ResolvedEngine
+from engines.gate import Accuracy
 from engines.model import fingerprint_model
 from pipeline.config import Job
 from pipeline.cost import cost_of
@@ -273,7 +275,7 @@ def _engine_facts(resolved: ResolvedEngine, build_s: float) -> EngineFacts:
         precision=manifest.precision,
         batch_size=manifest.batch_size,
         agreement=accuracy.agreement,
-        min_agreement=manifest.min_agreement,
+        min_agreement=manifest.gate.min_agreement,
         num_held_out=accuracy.num_rows,
         reason=manifest.reason,
         rungs=tuple(
@@ -281,15 +283,23 @@ def _engine_facts(resolved: ResolvedEngine, build_s: float) -> EngineFacts:
                 runtime=rung.runtime,
                 precision=rung.precision,
                 rows_per_s=rung.rows_per_s,
-                agreement=rung.accuracy.agreement if rung.accuracy else None,
                 passed=rung.passed,
                 error=rung.error,
+                failures=rung.failures,
+                note=rung.note,
+                float_layers=rung.float_layers,
+                **_fidelity(rung.accuracy),
             )
             for rung in manifest.rungs
         ),
         built=resolved.built,
         build_s=build_s,
     )
+
+
+def _fidelity(accuracy: Accuracy | None) -> dict[str, Any]:
+    names = ("agreement", "cosine", "divergence", "metric_name", "metric", "reference_metric")
+    return {name: getattr(accuracy, name, None) for name in names}
 
 
 def _describe(lanes: Sequence[Lane], run: PreparedRun) -> str:

@@ -46,7 +46,7 @@ def test_the_terminal_report_has_what_the_morning_wants_to_know(a_report: Build)
         "The bottleneck was decode: busy 97.1% of its time.",
         "openvino int8, batches of 8, built in 31.4 s",
         "0.9921 with fp32 on 512 held-out rows",
-        "failed the gate",
+        "missed the gate",
         "demo-2026-11-20-7d1f03c9",
         "s3://lake/scores/demo/dt=2026-11-20/_MANIFEST.json",
     ):

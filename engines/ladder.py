@@ -1,0 +1,274 @@
+"""The ladder: every candidate of a device judged against fp32 and raced; the fastest safe one wins.
+
+From the top: int8; int8 but for the layers that cannot bear it (mixed), looked for only when int8
+misses the gate; then fp16 on a GPU or fp32 on a CPU. Nothing that misses the gate is chosen, and
+nothing that is slower than a rung of higher precision.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from engines.candidates import Candidate, CandidateFactory, batch_size_for
+from engines.devices import Device, this_cpu
+from engines.errors import AccuracyError, ModelError, OutOfDeviceMemoryError
+from engines.gate import Accuracy, Answers, GateSpec, compare, race, run_rows
+from engines.load import make_runner, probe_answer
+from engines.manifest import Rung
+from engines.model import ModelSpec, shown
+from engines.runner import Array, Runner
+
+log = logging.getLogger(__name__)
+
+RUNGS = {
+    "cpu": (
+        ("openvino", "int8"),
+        ("onnxruntime", "int8"),
+        ("openvino", "fp32"),
+        ("onnxruntime", "fp32"),
+    ),
+    "gpu": (("tensorrt", "int8"), ("tensorrt", "fp16"), ("torch", "fp16")),
+}
+REFERENCE = ("onnxruntime", "fp32")
+"""What all are compared with, on the CPU; on a CPU a candidate itself."""
+RANKING_ROWS = 16
+"""Calibration rows on which layers are ranked; the order is all that is wanted of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """Rows that no scale was taken from."""
+
+    rows: Array
+    labels: Array | None
+    """float64 [rows], NaN where a row has none; None without a label column."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """The engine that is to be stored, and why."""
+
+    candidate: Candidate
+    rung: Rung
+    rungs: tuple[Rung, ...]
+    reason: str
+    probe: tuple[float, ...]
+
+
+@dataclass(kw_only=True, slots=True)
+class _Step:
+    """A candidate on its way: what is known of it so far."""
+
+    runtime: str
+    precision: str
+    candidate: Candidate | None = None
+    runner: Runner | None = None
+    accuracy: Accuracy | None = None
+    rows_per_s: float = 0.0
+    error: str | None = None
+    note: str | None = None
+    float_layers: tuple[str, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        return f"{self.runtime} {self.precision}"
+
+
+class Ladder:
+    """One climb.
+
+    Args:
+        spec: The model.
+        factory: Makes its candidates.
+        gate: What must be reached.
+        held_out: Rows to judge with.
+        device: What the engine is for.
+        opened: Closes the runners that the climb leaves open.
+    """
+
+    def __init__(  # each is a thing of its own
+        self,
+        spec: ModelSpec,
+        factory: CandidateFactory,
+        gate: GateSpec,
+        held_out: HeldOut,
+        device: Device,
+        opened: ExitStack,
+    ) -> None:
+        self._spec = spec
+        self._factory = factory
+        self._gate = gate
+        self._held_out = held_out
+        self._device = device
+        self._opened = opened
+        self._steps: list[_Step] = []
+
+    def climb(self, batch_size: int | None) -> Choice:
+        """Try every rung, and choose.
+
+        Args:
+            batch_size: Rows of a batch; None: what suits the device.
+
+        Raises:
+            ModelError: The model cannot be exported, or does not fit its description.
+            AccuracyError: No candidate passes.
+        """
+        wanted = batch_size_for(self._spec, self._device, batch_size, self._factory.core)
+        reference = self._run_reference()
+        rungs = RUNGS[self._device.kind]
+        self._factory.say(
+            f"measuring {len(rungs)} candidates on {len(self._held_out.rows):,} held-out rows"
+        )
+        for runtime, precision in rungs:
+            self._steps.append(self._try(_Step(runtime=runtime, precision=precision), wanted))
+            self._judge(self._steps[-1], reference)
+        self._mix(wanted, reference)
+        runners = {step.name: step.runner for step in self._steps if step.runner is not None}
+        for name, rows_per_s in race(runners, self._held_out.rows).items():
+            next(step for step in self._steps if step.name == name).rows_per_s = rows_per_s
+        return self._choose()
+
+    def _run_reference(self) -> Answers:
+        """Answers of fp32; whatever is wrong with the model shows here."""
+        cpu = this_cpu(self._device.num_threads)
+        batch_size = batch_size_for(self._spec, cpu, None, self._factory.core)
+        try:
+            candidate = self._factory.make(*REFERENCE, batch_size)
+            with self._runner(candidate, cpu) as runner:
+                return run_rows(runner, self._held_out.rows)
+        except ModelError:
+            raise
+        except Exception as error:  # the runtime may raise anything
+            raise AccuracyError(
+                f"{' '.join(REFERENCE)}: {shown(error)}; expected it to run, to compare with."
+            ) from error
+
+    def _runner(self, candidate: Candidate, device: Device) -> Runner:
+        return make_runner(
+            candidate.runtime, candidate.graph, candidate.input, candidate.outputs, device
+        )
+
+    def _try(self, step: _Step, batch_size: int) -> _Step:
+        """Make and open a candidate, in smaller batches where the device's memory is short."""
+        try:
+            step.candidate = self._factory.make(
+                step.runtime, step.precision, batch_size, step.float_layers
+            )
+            runner = self._runner(step.candidate, self._device)
+            step.runner = self._opened.enter_context(runner)
+        except OutOfDeviceMemoryError as error:
+            if batch_size == 1:
+                step.error = shown(error)
+                return step
+            step.note = f"batches of {batch_size // 2}: {batch_size} do not fit into memory"
+            log.warning("%s: %s", step.name, step.note)
+            return self._try(step, batch_size // 2)
+        except Exception as error:  # a runtime may refuse a graph in its own way
+            step.error = shown(error)
+            log.warning("%s: left out: %s", step.name, step.error)
+        return step
+
+    def _judge(self, step: _Step, reference: Answers) -> None:
+        if step.runner is None:
+            return
+        try:
+            answers = run_rows(step.runner, self._held_out.rows)
+        except Exception as error:  # as above
+            step.runner, step.error = None, shown(error)
+            return
+        step.accuracy = compare(self._spec.head, reference, answers, self._held_out.labels)
+
+    def _passes(self, step: _Step) -> bool:
+        return step.accuracy is not None and not step.accuracy.failures(self._gate)
+
+    def _mix(self, batch_size: int, reference: Answers) -> None:
+        """Where int8 runs but misses the gate: keep the worst layers in float until it passes."""
+        int8 = [step for step in self._steps if step.precision == "int8" and step.accuracy]
+        if not int8 or any(map(self._passes, int8)):
+            return
+        float_layers = self._find_float_layers(reference)
+        for step in int8:
+            mixed = _Step(runtime=step.runtime, precision="mixed", float_layers=float_layers or ())
+            if float_layers is None:
+                mixed.error = "half of the layers in float are not enough"
+            else:
+                self._judge(self._try(mixed, batch_size), reference)
+            self._steps.append(mixed)
+
+    def _find_float_layers(self, reference: Answers) -> tuple[str, ...] | None:
+        from engines.sensitivity import fewest_float_layers, rank_layers
+
+        factory = self._factory
+        ranked = rank_layers(
+            factory.core, factory.biases, factory.scales, factory.some_feeds(RANKING_ROWS)
+        )
+        cpu = this_cpu(self._device.num_threads)
+        batch_size = batch_size_for(self._spec, cpu, None, factory.core)
+
+        def passes(layers: Sequence[str]) -> bool:
+            with factory.simulation(self._device, batch_size, layers) as runner:
+                answers = run_rows(runner, self._held_out.rows)
+            accuracy = compare(self._spec.head, reference, answers, self._held_out.labels)
+            return not accuracy.failures(self._gate)
+
+        factory.say("int8 misses the gate: looking for the layers that cannot bear it")
+        return fewest_float_layers([name for name, _ in ranked], passes)
+
+    def _choose(self) -> Choice:
+        rungs = tuple(self._rung(step) for step in self._steps)
+        passed = [step for step in self._steps if self._passes(step)]
+        if not passed:
+            failed = "; ".join(f"{rung.name}: {rung.error or 'missed the gate'}" for rung in rungs)
+            raise AccuracyError(
+                f"no engine passes the gate ({failed}); expected one. Look at the model's answers "
+                "(all finite?) and at `engine.gate`."
+            )
+        best = max(passed, key=lambda step: step.rows_per_s)
+        assert best.candidate is not None
+        assert best.runner is not None
+        rung = self._rung(best)
+        return Choice(
+            candidate=best.candidate,
+            rung=rung,
+            rungs=rungs,
+            reason=explain(rung, rungs),
+            probe=probe_answer(best.runner),
+        )
+
+    def _rung(self, step: _Step) -> Rung:
+        failures = step.accuracy.failures(self._gate) if step.accuracy else ()
+        return Rung(
+            runtime=step.runtime,
+            precision=step.precision,
+            batch_size=step.candidate.input.shape[0] if step.candidate else 0,
+            rows_per_s=step.rows_per_s,
+            accuracy=step.accuracy,
+            passed=step.accuracy is not None and not failures,
+            failures=failures,
+            error=step.error,
+            note=step.note,
+            float_layers=step.float_layers,
+        )
+
+
+def explain(chosen: Rung, rungs: Sequence[Rung]) -> str:
+    """Why a rung was chosen, in one sentence."""
+    others = [rung for rung in rungs if rung.passed and rung.precision != chosen.precision]
+    text = f"{chosen.name}, the fastest of {sum(rung.passed for rung in rungs)} that pass the gate"
+    text += f" ({chosen.rows_per_s:,.0f} rows/s"
+    if others:
+        next_best = max(others, key=lambda rung: rung.rows_per_s)
+        if next_best.rows_per_s > 0:
+            text += f", {chosen.rows_per_s / next_best.rows_per_s:.2f} x {next_best.name}"
+    text += ")"
+    if chosen.float_layers:
+        text += f"; in float: {', '.join(chosen.float_layers)}"
+    for rung in rungs:
+        if rung.failures:
+            text += f"; {rung.name} missed the gate: {', '.join(rung.failures)}"
+        elif rung.error:
+            text += f"; {rung.name} failed: {rung.error}"
+    return text

@@ -1,0 +1,53 @@
+"""Metrics of a task, for inputs whose rows carry a label."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.runner import Array
+
+Floats = npt.NDArray[np.float64]
+
+
+def task_metric(head: str, outputs: dict[str, Array], labels: Floats) -> tuple[str, float] | None:
+    """Name and value of the task's metric; higher is better.
+
+    Args:
+        head: `classes`: share of rows whose best class is the label. `scores`: area under the ROC
+            curve when all labels are 0 or 1, explained variance (R squared) otherwise, both of
+            the first score.
+        outputs: The engine's outputs by name.
+        labels: [rows]; rows whose label is NaN are left out.
+
+    Returns:
+        None when the labels say nothing: there are none, or they are all the same for a score.
+    """
+    known = np.isfinite(labels)
+    labels = labels[known]
+    if head == "classes":
+        best = outputs["class_id"][known, 0]
+        return ("accuracy", float(np.mean(best == labels))) if len(labels) else None
+    if len(labels) == 0 or np.ptp(labels) == 0:
+        return None
+    scores = outputs["score"][known, 0].astype(np.float64)
+    if np.isin(labels, (0, 1)).all():
+        return "AUC", roc_auc(scores, labels == 1)
+    return "R2", explained_variance(labels, scores)
+
+
+def roc_auc(scores: Floats, positive: npt.NDArray[np.bool_]) -> float:
+    """Probability that a positive row scores higher than a negative one; ties count half."""
+    values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mean_rank = (last - (counts - 1) / 2)[inverse] if len(values) else inverse
+    num_positive = int(positive.sum())
+    num_negative = len(scores) - num_positive
+    above = mean_rank[positive].sum() - num_positive * (num_positive + 1) / 2
+    return float(above / (num_positive * num_negative))
+
+
+def explained_variance(expected: Array, found: Array) -> float:
+    """R squared: 1 - mean squared error / variance; not below 0."""
+    error = np.mean(np.square(expected.astype(np.float64) - found))
+    return max(0.0, 1.0 - float(error / np.var(expected, dtype=np.float64)))
