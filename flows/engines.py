@@ -9,7 +9,6 @@ from typing import Any
 from engines.build import request_key
 from engines.devices import Device
 from engines.errors import EngineCorruptError, EngineError, RollbackError
-from engines.load import open_runner
 from engines.manifest import EngineManifest
 from engines.model import fingerprint_model, shown
 from engines.store import EngineStore
@@ -17,7 +16,7 @@ from engines.upkeep import collect_garbage, roll_back
 from engines.versions import Version
 from flows.devices import lane_devices
 from pipeline.config import Job
-from pipeline.engine import get_engine, open_store, rebuild_engine, request_for
+from pipeline.engine import get_engine, open_store, request_for, try_engine
 from pipeline.plan import make_plan
 from pipeline.storage import open_storage
 
@@ -49,14 +48,10 @@ def _facts(manifest: EngineManifest, history: list[Version]) -> Facts:
 
 def build_facts(job: Job, date: str, say: Callable[[str], None], *, force: bool) -> Facts:
     """Find or build the job's engine for this machine, from the rows of `date`."""
-    source = open_storage(job.input.uri)
-    plan = make_plan(job, date, source)
+    plan = make_plan(job, date, open_storage(job.input.uri))
     request = request_for(job, plan.num_features, _device(job))
-    if force:
-        resolved = rebuild_engine(job, plan, source, request, say)
-    else:
-        fingerprint = fingerprint_model(request.model)
-        resolved = get_engine(job, plan, source, request, fingerprint, say)
+    fingerprint = fingerprint_model(request.model)
+    resolved = get_engine(job, plan, request, fingerprint, say, force=force)
     store = open_store(job)
     manifest = resolved.engine.manifest
     history = store.versions.history(manifest.request_key)
@@ -93,8 +88,8 @@ def _verify(store: EngineStore, key: str, device: Device) -> Facts:
         built_with = f"{engine.manifest.runtime} {engine.manifest.runtime_version}"
         return {**facts, "not_opened": f"built with {built_with}, which is not installed here"}
     try:
-        with open_runner(store.fetch(engine)):
-            return {**facts, "opened": True}
+        try_engine(store.fetch(engine), device)
+        return {**facts, "opened": True}
     except EngineError as error:
         return {**facts, "damage": str(error)}
     except Exception as error:  # a runtime may refuse a file in its own way

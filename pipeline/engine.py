@@ -13,13 +13,13 @@ from engines.build import (
     CalibrationSpec,
     EngineRequest,
     ResolvedEngine,
-    RowSource,
     Sample,
     request_key,
     resolve_engine,
 )
 from engines.devices import Device
 from engines.gate import GateSpec
+from engines.load import open_runner
 from engines.manifest import StoredEngine
 from engines.model import FeatureInput, ImageInput, ModelSpec, fingerprint_model
 from engines.store import EngineStore, StoreOptions
@@ -79,28 +79,62 @@ def find_engine(request: EngineRequest, store: EngineStore) -> StoredEngine | No
 
 
 def get_engine(
-    job: Job,
-    plan: Plan,
-    source: Storage,
-    request: EngineRequest,
-    fingerprint: str,
-    say: Say,
+    job: Job, plan: Plan, request: EngineRequest, fingerprint: str, say: Say, *, force: bool = False
 ) -> ResolvedEngine:
-    """Take the job's engine from its store, or build it from rows of this input."""
-    rows = _row_source(job, plan, source, request.device.num_threads)
-    return resolve_engine(request, open_store(job, say), rows, say, fingerprint)
+    """Take the job's engine from its store, or build it from rows of its input.
+
+    Args:
+        job: The job.
+        plan: The date whose rows are taken.
+        request: What is asked for.
+        fingerprint: Of the request's model.
+        say: Is told in a few words what takes long.
+        force: Build a new version even when there is one.
+    """
+    if not force:
+        found = open_store(job, say).find(request_key(request, fingerprint))
+        if found:
+            return ResolvedEngine(engine=found, built=False, build_s=0.0)
+    arguments = (job, plan, request, fingerprint, force)
+    if request.device.kind == "gpu":
+        from pipeline.engine_process import run_bound
+
+        resolved: ResolvedEngine = run_bound(request.device, build_engine, arguments, say)
+        return resolved
+    return build_engine(*arguments, say=say)
 
 
-def rebuild_engine(
-    job: Job, plan: Plan, source: Storage, request: EngineRequest, say: Say
+def try_engine(engine: StoredEngine, device: Device) -> None:
+    """Open an engine once on a device of this machine, which runs its probe batch.
+
+    Raises:
+        EngineError: It is not what was published.
+    """
+    if device.kind == "gpu":
+        from pipeline.engine_process import run_bound
+
+        run_bound(device, open_and_close, (engine,), lambda _: None)
+    else:
+        open_and_close(engine)
+
+
+def open_and_close(engine: StoredEngine, *, say: Say | None = None) -> None:
+    """`try_engine` in this very process; it has nothing to say."""
+    del say
+    with open_runner(engine):
+        pass
+
+
+def build_engine(  # as `get_engine`; all is plain data but `say`
+    job: Job, plan: Plan, request: EngineRequest, fingerprint: str, force: bool, *, say: Say
 ) -> ResolvedEngine:
-    """Build the job's engine from rows of this input, even when there is one: a new version."""
-    rows = _row_source(job, plan, source, request.device.num_threads)
-    return resolve_engine(request, open_store(job, say), rows, say, force=True)
+    """`get_engine` in this very process."""
+    source, num_threads = open_storage(job.input.uri), request.device.num_threads
 
+    def rows(num_rows: int, seed: int) -> Sample:
+        return decoded_sample(job, plan, source, num_rows, seed, num_threads)
 
-def _row_source(job: Job, plan: Plan, source: Storage, num_threads: int) -> RowSource:
-    return lambda num_rows, seed: decoded_sample(job, plan, source, num_rows, seed, num_threads)
+    return resolve_engine(request, open_store(job, say), rows, say, fingerprint, force)
 
 
 def decoded_sample(

@@ -21,7 +21,7 @@ from pipeline.ledger import CommitRecord, Ledger
 from pipeline.part import OutputLayout
 from pipeline.plan import Shard
 from pipeline.report import Ceilings, StageTimes
-from pipeline.score_shards import ScoringTools, ShardScoring, measure_ceilings
+from pipeline.score_shards import QUEUE_DEPTH, ScoringTools, ShardScoring, measure_ceilings
 from pipeline.storage import open_storage
 
 PROGRESS_PERIOD_S = 0.25
@@ -77,7 +77,7 @@ def lane_main(connection: Connection, gpu_uuid: str | None, cores: frozenset[int
     """Entry point of the process; ends when the parent closes its inbox or dies."""
     bind_process(gpu_uuid, cores)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group: the parent decides
-    threading.Thread(target=_die_with_parent, name="watch-parent", daemon=True).start()
+    threading.Thread(target=die_with_parent, name="watch-parent", daemon=True).start()
     import_heavy_modules()
     setup = connection.recv()
     if setup is None:
@@ -119,13 +119,23 @@ def make_decoder(
 ) -> Decoder:
     """The decoder for the job's kind of input; it decodes on the CPU."""
     if job.input.images is not None:
-        from pipeline.decode_images import ImageDecoder
+        from pipeline import decode_images as images
 
-        return ImageDecoder(job.input.images, job.model.size, num_threads)
-    from pipeline.decode_features import FeatureDecoder
+        return images.ImageDecoder(
+            job.input.images,
+            job.model.size,
+            job.lanes.decode_threads or num_threads,
+            job.lanes.block_rows or images.BLOCK_ROWS,
+        )
+    from pipeline import decode_features as features
 
     assert job.input.features is not None
-    return FeatureDecoder(job.input.features, feature_columns, num_features)
+    return features.FeatureDecoder(
+        job.input.features,
+        feature_columns,
+        num_features,
+        job.lanes.block_rows or features.BLOCK_ROWS,
+    )
 
 
 def make_lane_decoder(setup: LaneSetup) -> Decoder:
@@ -140,7 +150,7 @@ def make_lane_decoder(setup: LaneSetup) -> Decoder:
     return GpuImageDecoder(
         job.input.images,
         job.model.size,
-        num_threads=setup.num_threads,
+        num_threads=job.lanes.decode_threads or setup.num_threads,
         block_rows=engine.batch_size,
         hardware_decoder_load=how.hardware_decoder_load,
     )
@@ -153,10 +163,11 @@ def _score(setup: LaneSetup, inbox: queue.Queue[Shard | None], send: SendMessage
             source=open_storage(job.input.uri),
             ledger=Ledger(open_storage(job.output.uri), job.name, setup.run_id),
             decoder=opened.enter_context(make_lane_decoder(setup)),
-            runner=opened.enter_context(open_runner(setup.engine)),
+            runner=opened.enter_context(open_runner(setup.engine, job.lanes.engine_threads)),
             layout=setup.layout,
             passthrough=job.input.passthrough,
             owner=setup.attempt,
+            queue_depth=job.lanes.queue_depth or QUEUE_DEPTH,
         )
         first = inbox.get()
         if first is None:
@@ -214,7 +225,7 @@ def _portable(error: Exception) -> Exception:
     return LaneError(f"{type(error).__name__}: {error} ({notes})" if notes else repr(error))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """End this process when the parent is gone, so that nothing keeps the device."""
     parent = parent_process()
     assert parent is not None

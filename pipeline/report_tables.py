@@ -77,7 +77,7 @@ def _result(rung: EngineRung, engine: EngineFacts) -> str:
         return words.message(rung.error)
     said = ["chosen" if is_chosen(rung, engine) else "passed"]
     if not rung.passed:
-        said = [f"missed the gate: {', '.join(rung.failures)}" if rung.failures else "missed the gate"]
+        said = ["missed the gate" + (f": {', '.join(rung.failures)}" if rung.failures else "")]
     if rung.metric is not None and rung.reference_metric is not None:
         said.append(f"{rung.metric_name} {rung.metric:.4f} (fp32 {rung.reference_metric:.4f})")
     if rung.float_layers:

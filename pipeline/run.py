@@ -92,7 +92,7 @@ def prepare_run(
     fingerprint = fingerprint_model(request.model)
     # Whatever is wrong with the job has been found by now: from here on the output is written to.
     probe(output, f"{job.name}/_runs")
-    resolved = get_engine(job, plan, source, request, fingerprint, say)
+    resolved = get_engine(job, plan, request, fingerprint, say)
     clock.prepared = time.monotonic()
     ledger = Ledger(output, job.name, run_id_of(plan, job, resolved.engine.key, class_names))
     attempt = _open_attempt(ledger, job, plan, resolved, clock)

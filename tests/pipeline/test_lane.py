@@ -54,8 +54,8 @@ def engine(demo: Path) -> StoredEngine:
     job = job_for(demo, demo)
     plan = a_plan(job)
     request = request_for(job, plan.num_features, this_cpu(1))
-    source, fingerprint = open_storage(job.input.uri), fingerprint_model(request.model)
-    return get_engine(job, plan, source, request, fingerprint, lambda _: None).engine
+    fingerprint = fingerprint_model(request.model)
+    return get_engine(job, plan, request, fingerprint, lambda _: None).engine
 
 
 def job_for(demo: Path, output: Path) -> Job:

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from engines.devices import Gpu, this_cpu
+from engines.errors import AccuracyError, EngineError
+from pipeline.engine_process import run_bound
+from pipeline.errors import LaneError
+
+Say = Callable[[str], None]
+GPU = Gpu(
+    uuid="GPU-1234",
+    name="NVIDIA L4",
+    compute_capability=(8, 9),
+    num_sms=58,
+    memory_bytes=24 << 30,
+    mig_profile=None,
+    driver="580.95.05",
+    cuda=(13, 0),
+    architecture="Linux-x86_64",
+    num_threads=2,
+)
+
+
+def tell(first: int, second: int, *, say: Say) -> tuple[int, int, str | None]:
+    say("half way")
+    return os.getpid(), first + second, os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def refuse(*, say: Say) -> None:
+    say("about to refuse")
+    raise AccuracyError("no engine passes")
+
+
+def fail(*, say: Say) -> None:
+    del say
+    raise ZeroDivisionError("by zero")
+
+
+def die(*, say: Say) -> None:
+    del say
+    os._exit(9)
+
+
+def test_work_runs_in_a_process_that_sees_only_its_gpu() -> None:
+    said: list[str] = []
+    pid, total, visible = run_bound(GPU, tell, (1, 2), said.append)
+    assert pid != os.getpid()
+    assert (total, visible, said) == (3, "GPU-1234", ["half way"])
+
+
+def test_a_cpu_needs_no_binding() -> None:
+    assert run_bound(this_cpu(1), tell, (1, 2), lambda _: None)[2] is None
+
+
+def test_our_own_errors_come_through_as_they_are() -> None:
+    with pytest.raises(AccuracyError, match=r"^no engine passes$"):
+        run_bound(this_cpu(1), refuse, (), lambda _: None)
+
+
+def test_other_errors_come_through_as_text() -> None:
+    with pytest.raises(LaneError, match="ZeroDivisionError: by zero"):
+        run_bound(this_cpu(1), fail, (), lambda _: None)
+
+
+def test_a_process_that_dies_is_an_error_with_its_code() -> None:
+    with pytest.raises(EngineError, match="ended with code 9"):
+        run_bound(this_cpu(1), die, (), lambda _: None)
+
+
+def test_an_interruption_of_the_parent_ends_the_process() -> None:
+    pids: list[int] = []
+
+    def interrupt(text: str) -> None:
+        pids.append(int(text))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_bound(this_cpu(1), linger, (), interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+def linger(*, say: Say) -> None:
+    import time
+
+    say(str(os.getpid()))
+    time.sleep(60)
