@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,15 +70,21 @@ def probe_answer(runner: Runner) -> tuple[float, ...]:
     return tuple(map(float, list(by_name.values())[-1][:, 0]))
 
 
-def open_runner(engine: StoredEngine) -> Runner:
-    """A runner for a stored engine; the checks are made when it is entered."""
-    return CheckedRunner(engine)
+def open_runner(engine: StoredEngine, num_threads: int | None = None) -> Runner:
+    """A runner for a stored engine; the checks are made when it is entered.
+
+    Args:
+        engine: What is run.
+        num_threads: Batches that a CPU may compute at once; None: as when the engine was built.
+            Each is computed by one thread all the same: answers do not depend on it.
+    """
+    return CheckedRunner(engine, num_threads or engine.manifest.device.num_threads)
 
 
 class CheckedRunner:
     """Runs a stored engine, unless it is not what was published."""
 
-    def __init__(self, engine: StoredEngine) -> None:
+    def __init__(self, engine: StoredEngine, num_threads: int) -> None:
         manifest = engine.manifest
         self.batch_size = manifest.batch_size
         self.input = manifest.input
@@ -88,7 +95,7 @@ class CheckedRunner:
             engine.artifact,
             manifest.input,
             manifest.outputs,
-            manifest.device,
+            replace(manifest.device, num_threads=num_threads),
         )
 
     def __enter__(self) -> CheckedRunner:

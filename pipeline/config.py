@@ -118,6 +118,15 @@ class GateSection(Section):
     """What that metric may lose against fp32: 0.005 is half a point."""
 
 
+class TensorRtSection(Section):
+    """What is asked of TensorRT's builder; a GPU is needed for it to matter."""
+
+    optimization_level: Annotated[int, Field(ge=0, le=5)] = 3
+    """Higher takes longer to build (minutes to more than an hour), and may run faster."""
+    workspace_bytes: Annotated[int, Field(gt=0)] | None = None
+    """Most scratch memory of a layer; null: all of the device's memory."""
+
+
 class EngineSection(Section):
     """Where engines are kept, and how they are built."""
 
@@ -126,6 +135,7 @@ class EngineSection(Section):
     """Rows per engine call; null: what suits the device."""
     calibration: CalibrationSection = CalibrationSection()
     gate: GateSection = GateSection()
+    tensorrt: TensorRtSection = TensorRtSection()
 
 
 class OutputSection(Section):
@@ -159,6 +169,15 @@ class LanesSection(Section):
     """`auto`: every GPU or MIG slice when there is one, the CPU otherwise."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of a lane; null: all cores that this process may use."""
+    decode_threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads that decode images; null: as `threads`. `score tune` finds the best value of this
+    and of the next three for a machine."""
+    engine_threads: Annotated[int, Field(ge=1)] | None = None
+    """Batches that an engine on a CPU computes at once; null: as `threads`."""
+    block_rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows that a CPU decodes at once; null: 64 images or 65,536 feature rows."""
+    queue_depth: Annotated[int, Field(ge=1)] | None = None
+    """Blocks that may wait between two stages; null: 2."""
     shard_rows: Annotated[int, Field(ge=1)] | None = None
     """Rows of a shard, about: what a crash costs at most per lane. Null: 1,024 images or
     1,048,576 feature rows. A shard never splits a row group."""

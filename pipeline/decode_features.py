@@ -21,12 +21,15 @@ class FeatureDecoder(Decoder):
     bad. Bad rows hold zeros.
     """
 
-    block_rows = BLOCK_ROWS
-
     def __init__(
-        self, features: FeaturesInput, columns: tuple[str, ...], num_features: int
+        self,
+        features: FeaturesInput,
+        columns: tuple[str, ...],
+        num_features: int,
+        block_rows: int = BLOCK_ROWS,
     ) -> None:
         self.columns = columns
+        self.block_rows = block_rows
         self._fill = features.fill_missing
         self._num_features = num_features
 

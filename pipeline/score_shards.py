@@ -21,6 +21,8 @@ from pipeline.read import read_blocks
 from pipeline.report import Ceilings, StageTimes
 from pipeline.storage import Storage
 
+QUEUE_DEPTH = 2
+"""Blocks that may wait between two stages: enough that neither waits for a slow moment."""
 CEILING_S = 0.1
 """How long each ceiling is measured: long enough for some batches, short against any night."""
 
@@ -37,6 +39,8 @@ class ScoringTools:
     passthrough: tuple[str, ...]
     owner: str
     """The attempt that commits."""
+    queue_depth: int = QUEUE_DEPTH
+    """Blocks that may wait between two stages."""
 
 
 class ShardScoring:
@@ -49,10 +53,10 @@ class ShardScoring:
     def __init__(self, shards: Iterable[Shard | None], tools: ScoringTools) -> None:
         columns = tuple(dict.fromkeys((*tools.passthrough, *tools.decoder.columns)))
         self._stages: dict[str, Stage[Any]] = {}
+        self._depth = tools.queue_depth
         blocks = self._stage(
             "read",
             read_blocks(shards, tools.source, columns, tools.decoder.block_rows),
-            depth=2,
             count=lambda block: block.rows.num_rows,
         )
         decoded = self._stage("decode", _decode(blocks, tools), upstream=blocks)
@@ -67,10 +71,9 @@ class ShardScoring:
         items: Iterable[Any],
         *,
         upstream: Stage[Any] | None = None,
-        depth: int = 2,
         count: Any = lambda block: block.num_rows,
     ) -> Stage[Any]:
-        stage = Stage(name, items, upstream=upstream, depth=depth, count=count)
+        stage = Stage(name, items, upstream=upstream, depth=self._depth, count=count)
         self._stages[name] = stage
         return stage
 
