@@ -177,6 +177,30 @@ def demo(
 
 
 @app.command()
+def tune(
+    job: JobPath,
+    date: Date,
+    budget_s: Annotated[float, typer.Option(help="Seconds to search.", min=1.0)] = 300.0,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Do not search: go back to the defaults.")
+    ] = False,
+    json: Json = False,
+    set: Set = None,
+) -> None:
+    """Search faster settings for this machine on the rows of a date; later runs use them."""
+    from flows.tune import forget_facts, render_forgotten, render_tuning, tune_facts
+    from pipeline.config import parse_date
+
+    loaded, wanted = load(job, set), parse_date(date)
+    if forget:
+        show(forget_facts(loaded), render_forgotten, as_json=json)
+        return
+    with interruptible("settings that were accepted until then are kept"):
+        facts = tune_facts(loaded, wanted, budget_s, observer(quiet=json).say)
+    show(facts, render_tuning, as_json=json)
+
+
+@app.command()
 def deploy(
     job: JobPath,
     cron: Annotated[str, typer.Option(help="Schedule, as cron.")] = "30 0 * * *",

@@ -19,6 +19,7 @@ from pipeline.config import Job
 from pipeline.engine import get_engine, open_store, request_for, try_engine
 from pipeline.plan import make_plan
 from pipeline.storage import open_storage
+from pipeline.tuning import tuned
 
 Facts = dict[str, Any]
 
@@ -49,7 +50,9 @@ def _facts(manifest: EngineManifest, history: list[Version]) -> Facts:
 def build_facts(job: Job, date: str, say: Callable[[str], None], *, force: bool) -> Facts:
     """Find or build the job's engine for this machine, from the rows of `date`."""
     plan = make_plan(job, date, open_storage(job.input.uri))
-    request = request_for(job, plan.num_features, _device(job))
+    device = _device(job)
+    job = tuned(job, device)
+    request = request_for(job, plan.num_features, device)
     fingerprint = fingerprint_model(request.model)
     resolved = get_engine(job, plan, request, fingerprint, say, force=force)
     store = open_store(job)
@@ -115,10 +118,12 @@ def rollback_facts(job: Job, to: str | None) -> Facts:
 
 def _request_here(job: Job, store: EngineStore) -> str:
     """The request that the job makes on this device, among those that the store answers."""
+    device = _device(job)
+    job = tuned(job, device)
     answered = store.versions.all()
     widths = {engine.manifest.input.shape[-1] for engine in store.list()}
     for num_features in [0] if job.input.images else sorted(widths):
-        request = request_for(job, num_features, _device(job))
+        request = request_for(job, num_features, device)
         key = request_key(request, fingerprint_model(request.model))
         if key in answered:
             return key
@@ -131,6 +136,9 @@ def _request_here(job: Job, store: EngineStore) -> str:
 
 def _request_of(job: Job, manifest: EngineManifest) -> str:
     """The request that an engine answers, if the job makes it on the engine's device."""
+    here = _device(job)
+    is_here = here.identity == manifest.device.identity
+    job = tuned(job, here if is_here else manifest.device)
     request = request_for(job, manifest.input.shape[-1], manifest.device)
     fingerprint = fingerprint_model(request.model)
     if manifest.model_fingerprint != fingerprint:

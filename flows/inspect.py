@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import RenderableType
@@ -15,6 +16,7 @@ from pipeline.ledger import Ledger
 from pipeline.plan import make_plan, run_id_of
 from pipeline.publish import published_folder, read_manifest
 from pipeline.storage import MANIFEST, open_storage
+from pipeline.tuning import find_tuning, with_settings
 
 Facts = dict[str, Any]
 
@@ -24,6 +26,8 @@ def plan_facts(job: Job, date: str) -> Facts:
     output = open_storage(job.output.uri)
     plan = make_plan(job, date, open_storage(job.input.uri))
     device = lane_devices(job)[0]
+    tuning = find_tuning(job, device.engine_device)
+    job = with_settings(job, tuning.settings) if tuning else job
     request = request_for(job, plan.num_features, device.engine_device)
     engine = find_engine(request, open_store(job))
     names = load_class_names(job.model.class_names)
@@ -46,6 +50,8 @@ def plan_facts(job: Job, date: str) -> Facts:
         "engine_rows_per_s": _chosen_rate(engine.manifest) if engine else None,
         "device": device.name,
         "threads": device.num_threads,
+        "tuning": asdict(tuning) if tuning else None,
+        "tuning_text": str(tuning) if tuning else "not tuned; see `score tune`",
     }
 
 
@@ -70,6 +76,7 @@ def render_plan(facts: Facts) -> RenderableType:
     else:
         table.add_row("engine", "must be built first, about a minute")
     table.add_row("device", f"{facts['device']}, {facts['threads']} threads")
+    table.add_row("settings", facts["tuning_text"])
     table.add_row("published", "yes: a run would do nothing" if facts["published"] else "no")
     return table
 

@@ -19,7 +19,7 @@ from flows.devices import lane_devices
 from flows.shipped import shipped_config
 from pipeline.config import Job
 from pipeline.cost import find_price, load_prices, own_price
-from pipeline.lane import Lane, add_times
+from pipeline.lane import Lane, LaneDevice, add_times
 from pipeline.plan import Shard
 from pipeline.publish import read_manifest
 from pipeline.report import DeviceUse, Price, RunReport, StageTimes
@@ -33,6 +33,7 @@ from pipeline.run import (
 )
 from pipeline.storage import open_storage
 from pipeline.telemetry import Sampler
+from pipeline.tuning import LaneSettings, find_tuning, with_settings
 
 Group = Sequence[Shard]
 MapGroups = Callable[[Callable[[Group], None], Sequence[Group], int], None]
@@ -85,9 +86,19 @@ def run_night(
         return already_published(job, date)
     devices = lane_devices(job)
     with open_lanes([Lane(device) for device in devices]) as lanes:
+        job = _tuned(job, devices[0], observer)
         run = prepare_run(job, date, devices[0], clock, observer.say)
         uses = _score(run, lanes, observer, map_groups or map_in_threads)
     return finish_run(run, lanes, price, uses)
+
+
+def _tuned(job: Job, device: LaneDevice, observer: Observer) -> Job:
+    """The job with the settings that `score tune` found for this machine, if it did."""
+    tuning = find_tuning(job, device.engine_device)
+    if tuning is None or tuning.settings == LaneSettings():
+        return job
+    observer.say(f"tuned: {tuning}")
+    return with_settings(job, tuning.settings)
 
 
 def price_of(job: Job, date: str) -> Price:
