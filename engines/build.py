@@ -18,7 +18,6 @@ from engines.candidates import TIMING_CACHE, Candidate, CandidateFactory
 from engines.devices import Device
 from engines.errors import EngineError
 from engines.gate import GateSpec
-from engines.graph import scoring_outputs
 from engines.keys import BUILDER_REVISION, RUNTIMES, digest, digest_bytes
 from engines.keys import runtime_version as version_of
 from engines.ladder import Choice, HeldOut, Ladder
@@ -230,7 +229,7 @@ class _Build:
             precision=candidate.precision,
             batch_size=candidate.input.shape[0],
             input=candidate.input,
-            outputs=scoring_outputs(candidate.outputs),
+            outputs=candidate.scoring_outputs,
             artifact=candidate.graph.name,
             artifact_sha256=digest_bytes(artifact),
             artifact_bytes=len(artifact),

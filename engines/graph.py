@@ -102,11 +102,6 @@ def _output_types(spec: ModelSpec) -> list[tuple[str, str]]:
     return [("class_id", "int32"), ("probability", "float32"), (LOGITS, "float32")]
 
 
-def scoring_outputs(outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """What a night needs of an engine's outputs: logits are for the gate only."""
-    return tuple(spec for spec in outputs if spec.name != LOGITS)
-
-
 def _constant(graph: onnx.GraphProto, name: str, values: object, dtype: type) -> str:
     array: Array = np.asarray(values, dtype)
     graph.initializer.append(numpy_helper.from_array(array, f"{PREFIX}{name}"))

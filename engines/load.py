@@ -12,7 +12,7 @@ import numpy as np
 from engines.devices import Device, Gpu
 from engines.errors import EngineCorruptError, EngineError
 from engines.manifest import StoredEngine
-from engines.runner import LOGITS, Array, Outputs, Runner, TensorSpec
+from engines.runner import LOGITS, Array, DeviceRows, Outputs, Runner, TensorSpec
 
 PROBE_SEED = 20261120
 PROBE_TOLERANCE = 0.02
@@ -123,6 +123,6 @@ class CheckedRunner:
     def __exit__(self, *error: object) -> None:
         self._runner.__exit__(*error)
 
-    def infer(self, batches: Iterable[Array | None]) -> Iterator[Outputs]:
+    def infer(self, batches: Iterable[Array | DeviceRows | None]) -> Iterator[Outputs]:
         """See `engines.runner.Runner.infer`."""
         return self._runner.infer(batches)

@@ -6,7 +6,6 @@ import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -175,10 +174,7 @@ class StoredEngine:
             EngineCorruptError: They differ, or the runtime is not installed.
         """
         name, built_with = self.manifest.runtime, self.manifest.runtime_version
-        try:
-            installed = runtime_version(name)
-        except (KeyError, PackageNotFoundError):
-            installed = "not installed"
+        installed = runtime_version(name)
         if installed != built_with:
             raise EngineCorruptError(
                 f"engine {self.key[:12]}: built with {name} {built_with}; expected the version "

@@ -25,6 +25,8 @@ from engines.calibrate import ScaleTable
 Placement = Literal["tensorrt", "cpu"]
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 TENSORRT_OPS = (*WEIGHTED_OPS, "Add", "MaxPool", "GlobalAveragePool", "AveragePool")
+SYMMETRIC_ENOUGH = 0.75
+"""Smaller side of a range against its larger one: at most 12 % of the levels are wasted."""
 TENSORRT_OPTIONS = {
     # Symmetric, signed, float bias: all else its parser refuses.
     "ActivationSymmetric": True,
@@ -59,7 +61,10 @@ def quantize(
     with tempfile.TemporaryDirectory() as folder, _quiet():
         ranges, target = Path(folder, "ranges.json"), Path(folder, "int8.onnx")
         save_tensors_data(_as_tensors_data(table), ranges)
-        options: dict[str, Any] = {"activation_type": QuantType.QUInt8}
+        options: dict[str, Any] = {
+            "activation_type": QuantType.QUInt8,
+            "extra_options": {"TensorQuantOverrides": _symmetric_input(core, table)},
+        }
         if placement == "tensorrt":
             options = {
                 "activation_type": QuantType.QInt8,
@@ -81,6 +86,19 @@ def quantize(
     if placement == "tensorrt":
         _free_one_leg_of_adds(model.graph)
     return model
+
+
+def _symmetric_input(core: onnx.ModelProto, table: ScaleTable) -> dict[str, Any]:
+    """Overrides that let the first layer read int8 around zero, where that costs little.
+
+    OpenVINO 2026.4 runs a convolution whose padded uint8 input has a zero point in float, which
+    took 12 % of EfficientNet-Lite0's time.
+    """
+    (name,) = {entry.name for entry in core.graph.input} - {t.name for t in core.graph.initializer}
+    low, high = table.ranges[name]
+    if min(-low, high) < SYMMETRIC_ENOUGH * max(-low, high):
+        return {}
+    return {name: [{"quant_type": QuantType.QInt8, "symmetric": True}]}
 
 
 def quantizable_layers(core: onnx.ModelProto) -> list[str]:

@@ -23,6 +23,7 @@ from engines.load import open_runner
 from engines.manifest import StoredEngine
 from engines.model import FeatureInput, ImageInput, ModelSpec, fingerprint_model
 from engines.store import EngineStore, StoreOptions
+from engines.tensorrt_build import BuilderSettings
 from pipeline.blocks import Array
 from pipeline.config import Job
 from pipeline.errors import ConfigError, InputError
@@ -58,6 +59,10 @@ def request_for(job: Job, num_features: int, device: Device) -> EngineRequest:
             label=gate.label,
         ),
         device=device,
+        builder=BuilderSettings(
+            optimization_level=job.engine.tensorrt.optimization_level,
+            workspace_bytes=job.engine.tensorrt.workspace_bytes,
+        ),
         batch_size=job.engine.batch_size,
     )
 
