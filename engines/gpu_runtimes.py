@@ -33,7 +33,11 @@ def torch_problem(gpu: Gpu) -> str | None:
     cuda = torch_cuda()
     if cuda is None:
         return "the installed torch has no CUDA"
-    return _driver_problem("torch", cuda, gpu)
+    bindings = _version("cuda-bindings")
+    if bindings is None:
+        return "torch is installed without cuda-bindings"
+    problem = _driver_problem("torch", cuda, gpu)
+    return problem or _driver_problem("cuda-bindings", bindings, gpu)
 
 
 def torch_cuda() -> str | None:

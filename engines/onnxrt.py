@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.runner import Array, Outputs, TensorSpec, check_batch
+from engines.runner import Array, DeviceRows, Outputs, TensorSpec, check_batch
 
 
 class OnnxrtRunner:
@@ -62,7 +62,7 @@ class OnnxrtRunner:
         self._pool.shutdown(cancel_futures=True)
         del self._session
 
-    def infer(self, batches: Iterable[Array | None]) -> Iterator[Outputs]:
+    def infer(self, batches: Iterable[Array | DeviceRows | None]) -> Iterator[Outputs]:
         """See `engines.runner.Runner.infer`."""
         running: deque[Future[Outputs]] = deque()
         try:

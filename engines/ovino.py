@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.runner import Array, Outputs, TensorSpec, check_batch
+from engines.runner import Array, DeviceRows, Outputs, TensorSpec, check_batch
 
 
 class OpenVinoRunner:
@@ -56,7 +56,7 @@ class OpenVinoRunner:
     def __exit__(self, *_: object) -> None:
         del self._requests
 
-    def infer(self, batches: Iterable[Array | None]) -> Iterator[Outputs]:
+    def infer(self, batches: Iterable[Array | DeviceRows | None]) -> Iterator[Outputs]:
         """See `engines.runner.Runner.infer`; inputs are read in place."""
         idle = deque(self._requests)
         running: deque[tuple[Any, Array]] = deque()  # the array must outlive its request

@@ -42,16 +42,16 @@ class Runner(Protocol):
     def __exit__(self, *_: object) -> None:
         """Free the device."""
 
-    def infer(self, batches: Iterable[Array | None]) -> Iterator[Outputs]:
+    def infer(self, batches: Iterable[Array | DeviceRows | None]) -> Iterator[Outputs]:
         """Run every batch; yield outputs in order, as arrays that the caller may keep.
 
         Batches are drawn ahead, a few at a time, so that copying and computing overlap. An input
         array must not change until its outputs have come out.
 
         Args:
-            batches: C-contiguous arrays of exactly the input's dtype and shape. None says that no
-                batch is at hand for now: whatever is in flight is finished and yielded before the
-                next one is asked for.
+            batches: C-contiguous arrays of exactly the input's dtype and shape, or, for a runner on
+                a GPU, rows in its memory. None says that no batch is at hand for now: whatever is
+                in flight is finished and yielded before the next one is asked for.
         """
 
 
@@ -65,8 +65,13 @@ class DeviceRows(Protocol):
         """Queue a copy of all rows to device address `pointer` on the CUDA stream `stream`."""
 
 
-def check_batch(batch: Array, spec: TensorSpec) -> Array:
+def check_batch(batch: Array | DeviceRows, spec: TensorSpec) -> Array:
     """`batch`, if it is what the engine takes; EngineError otherwise: that is our own defect."""
+    if not isinstance(batch, np.ndarray):
+        raise EngineError(
+            f"engine input {spec.name}: {batch.shape} in device memory; expected host memory. "
+            "Decode on the CPU for an engine of the CPU."
+        )
     if batch.shape != spec.shape or batch.dtype != np.dtype(spec.dtype):
         raise EngineError(
             f"engine input {spec.name}: {batch.dtype} {batch.shape}; expected {spec.dtype} "

@@ -138,17 +138,26 @@ def _outputs(program: torch.export.ExportedProgram, spec: ModelSpec) -> tuple[Te
     return tuple(specs)
 
 
-def load_program(path: Path) -> torch.nn.Module:
-    """The program's module: takes rows, gives a dict of its outputs.
+def load_program(path: Path, device: str = "cpu") -> torch.nn.Module:
+    """The program's module: takes rows on `device`, gives a dict of its outputs there.
+
+    Args:
+        path: The archive.
+        device: As torch names it, with its number where it has one: `cuda:0`.
 
     Raises:
         EngineCorruptError: The file is no such archive, or holds pickled objects.
     """
     import torch
+    from torch.export.passes import move_to_device_pass
 
     _refuse_pickles(path)
     with quiet():
-        module: torch.nn.Module = torch.export.load(path).module(check_guards=False)
+        program = torch.export.load(path)
+        # Moving the module would leave "cpu" in the graph: in its checks of tensors, which then
+        # fail, and where it makes tensors itself.
+        moved = program if device == "cpu" else move_to_device_pass(program, device)
+        module: torch.nn.Module = moved.module(check_guards=False)
     return module
 
 

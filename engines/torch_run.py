@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from engines.model import shown
-from engines.runner import Array, Outputs, TensorSpec, check_batch
+from engines.runner import Array, DeviceRows, Outputs, TensorSpec, check_batch
+from engines.slots import Slots
+from engines.torch_cuda import Module, TorchGpu, open_slots
 from engines.torch_program import load_program, quiet
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +41,8 @@ class TorchRunner:
 
     On the CPU whole batches run in parallel, each on one thread, as with ONNX Runtime: faster than
     parallel operators, above all when something else is at work on the machine. The process-wide
-    number of torch's threads becomes 1.
+    number of torch's threads becomes 1. On a GPU batches go through `engines.slots`, and may lie in
+    the device's memory already.
 
     Args:
         program: The archive (`.pt2`).
@@ -63,9 +70,16 @@ class TorchRunner:
         self._mode = mode
 
     def __enter__(self) -> TorchRunner:
+        """Load, compile, and run once.
+
+        Raises:
+            EngineCorruptError: The file is no such program.
+            EngineError: On a GPU: there is none, or one of the errors of `engines.torch_cuda`.
+        """
         import torch
 
-        module = load_program(self._program).to(self._mode.device)
+        gpu = TorchGpu() if self._mode.device == "cuda" else None
+        module = gpu.load(self._program) if gpu else load_program(self._program)
         if self._mode.is_channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.fallback = None
@@ -74,120 +88,92 @@ class TorchRunner:
                 with quiet():
                     # Freezing folds batch norms into convolutions and packs the weights.
                     compiled = torch.compile(module, dynamic=False, options={"freezing": True})
-                    self._place = self._warmed_up(compiled)
+                    self._open(compiled, gpu)
                 return self
             except Exception as error:  # a tool chain of C++ or Triton may fail in its own way
                 self.fallback = shown(error)
                 log.warning("torch.compile: %s; the program is run eagerly.", self.fallback)
-        self._place = self._warmed_up(module)
+        self._open(module, gpu)
         return self
 
-    def _warmed_up(self, module: Callable[..., Any]) -> _Place:
-        names = tuple(output.name for output in self.outputs)
-        place: _Place
-        if self._mode.device == "cuda":
-            from engines.torch_cuda import CudaSlots
-
-            place = CudaSlots(module, self.input, names)
+    def _open(self, module: Module, gpu: TorchGpu | None) -> None:
+        if len(self.input.shape) == 4 and not self._mode.is_channels_last:
+            module = _in_planes(module)
+        opened: AbstractContextManager[Slots | _Workers]
+        if gpu:
+            opened = open_slots(module, self.input, self.outputs, gpu)
         else:
-            is_nchw = len(self.input.shape) == 4 and not self._mode.is_channels_last
-            place = _Workers(module, names, self._num_threads, is_nchw=is_nchw)
-        try:
-            place.start(np.zeros(self.input.shape, self.input.dtype)).result()
-        except BaseException:
-            place.close()
-            raise
-        return place
+            opened = _Workers(module, self.input, self.outputs, self._num_threads)
+        self._place = opened.__enter__()
+        self._opened = opened
 
-    def __exit__(self, *_: object) -> None:
-        self._place.close()
-        del self._place
+    def __exit__(self, *error: Any) -> None:
+        del self._place  # first: what it holds on a device is given back now
+        self._opened.__exit__(*error)
 
-    def infer(self, batches: Iterable[Array | None]) -> Iterator[Outputs]:
+    def infer(self, batches: Iterable[Array | DeviceRows | None]) -> Iterator[Outputs]:
         """See `engines.runner.Runner.infer`."""
-        running: deque[InFlight] = deque()
-        try:
-            for batch in batches:
-                if batch is None:
-                    while running:
-                        yield running.popleft().result()
-                    continue
-                if len(running) >= self._place.depth:
-                    yield running.popleft().result()
-                running.append(self._place.start(check_batch(batch, self.input)))
-            while running:
-                yield running.popleft().result()
-        finally:
-            # Those that compute already still read their batch, which the caller may use again.
-            for batch_in_flight in running:
-                batch_in_flight.settle()
+        return self._place.infer(batches)
 
 
-class InFlight(Protocol):
-    """A batch that was started."""
+def _in_planes(module: Module) -> Module:
+    """The program's own permutation then gives planes that lie in memory one after the other."""
 
-    def result(self) -> Outputs:
-        """Wait for it; its outputs, which the caller may keep."""
+    def run(rows: torch.Tensor) -> Any:
+        return module(rows.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1))
 
-    def settle(self) -> None:
-        """Wait until it reads its input no more; whatever it answers."""
-
-
-class _Place(Protocol):
-    """Where batches are computed."""
-
-    depth: int
-    """Batches that may be in flight."""
-
-    def start(self, batch: Array) -> InFlight:
-        """Begin with a batch."""
-
-    def close(self) -> None:
-        """Free what was taken."""
+    return run
 
 
 class _Workers:
     """CPU threads, each computing a batch by itself."""
 
     def __init__(
-        self, module: Callable[..., Any], names: tuple[str, ...], num_threads: int, *, is_nchw: bool
+        self, module: Module, input: TensorSpec, outputs: tuple[TensorSpec, ...], num_threads: int
     ) -> None:
+        self._module = module
+        self._input = input
+        self._names = tuple(output.name for output in outputs)
+        self._num_threads = num_threads
+
+    def __enter__(self) -> _Workers:
         import torch
 
-        self.depth = num_threads + 1  # one more: a worker that is done finds its next batch
-        self._module = module
-        self._names = names
-        self._is_nchw = is_nchw
         self._pool = ThreadPoolExecutor(
-            num_threads, "torch", initializer=torch.set_num_threads, initargs=(1,)
+            self._num_threads, "torch", initializer=torch.set_num_threads, initargs=(1,)
         )
+        try:
+            list(self.infer([np.zeros(self._input.shape, self._input.dtype)]))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
 
-    def start(self, batch: Array) -> InFlight:
-        return _Future(self._pool.submit(self._run, batch))
-
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+    def infer(self, batches: Iterable[Array | DeviceRows | None]) -> Iterator[Outputs]:
+        running: deque[Future[Outputs]] = deque()
+        try:
+            for batch in batches:
+                if batch is None:
+                    while running:
+                        yield running.popleft().result()
+                    continue
+                # One more than threads: a worker that is done finds its next batch.
+                if len(running) > self._num_threads:
+                    yield running.popleft().result()
+                running.append(self._pool.submit(self._run, check_batch(batch, self._input)))
+            while running:
+                yield running.popleft().result()
+        finally:
+            # Those that compute already still read their batch, which the caller may use again.
+            wait([future for future in running if not future.cancel()])
 
     def _run(self, batch: Array) -> Outputs:
         import torch
 
         rows = torch.from_numpy(batch if batch.flags.writeable else batch.copy())
-        if self._is_nchw:  # the program's own permutation then gives planes that lie in memory so
-            rows = rows.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
         with torch.inference_mode():
             answers = self._module(rows)
         return tuple(answers[name].contiguous().numpy() for name in self._names)
-
-
-@dataclass(frozen=True, slots=True)
-class _Future:
-    """A batch of `_Workers`."""
-
-    future: Future[Outputs]
-
-    def result(self) -> Outputs:
-        return self.future.result()
-
-    def settle(self) -> None:
-        if not self.future.cancel():
-            wait([self.future])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ def infer_blocks(blocks: Iterable[DecodedBlock | None], runner: Runner) -> Itera
     """
     waiting: deque[DecodedBlock] = deque()
 
-    def batches() -> Iterator[Any]:
+    def batches() -> Iterator[Inputs | None]:
         for block in blocks:
             if block is None:
                 yield None
@@ -45,7 +44,7 @@ def infer_blocks(blocks: Iterable[DecodedBlock | None], runner: Runner) -> Itera
             collected = []
 
 
-def batches_of(inputs: Inputs, batch_size: int) -> Iterator[Any]:
+def batches_of(inputs: Inputs, batch_size: int) -> Iterator[Inputs]:
     """Full batches of rows in host memory; rows on a device are one batch, full or not.
 
     Not all runners take the latter: who decodes on a device must score there.

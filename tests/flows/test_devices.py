@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from engines.gpu_runtimes import torch_cuda
+from engines.gpu_runtimes import torch_cuda, torch_problem
+from engines.nvml import discover
 from flows.devices import lane_devices, share_cores, usable_gpus
 from flows.doctor import doctor_facts, render_doctor
 from pipeline.config import Job
@@ -247,6 +248,21 @@ def test_auto_without_tensorrt_and_cuda_torch_uses_the_cpu_and_says_why(
         "NVIDIA H200: TensorRT is not installed, and the installed torch has no CUDA; "
         "the CPU is used." in caplog.text
     )
+
+
+def test_torch_on_a_gpu_needs_the_bindings_of_a_cuda_that_the_driver_knows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use_nvml(monkeypatch, a_gpu())
+    (found,) = discover().gpus
+    torch_built_for(monkeypatch, tmp_path, "12.8")
+    for version, problem in (
+        ("13.5.0", None),
+        (None, "torch is installed without cuda-bindings"),
+        ("14.0.1", "cuda-bindings is for CUDA 14 and driver 580.159.04 knows CUDA 13.0 at most"),
+    ):
+        install(monkeypatch, cuda_bindings=version)
+        assert torch_problem(found.gpu) == problem
 
 
 def test_torchs_cuda_is_read_from_the_installed_torch() -> None:
