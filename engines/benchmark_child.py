@@ -21,6 +21,7 @@ import numpy as np
 
 from engines.benchmark_variants import Variant
 from engines.candidates import Candidate
+from engines.devices import Gpu, show_only
 from engines.errors import EngineError
 from engines.load import make_runner
 from engines.model import shown
@@ -96,6 +97,7 @@ Reply = Opened | Streamed | Timed | Broken
 def variant_main(connection: Connection, variant: Variant, rows_path: Path) -> None:
     """Entry point of the process; ends when the parent closes the connection or dies."""
     os.setsid()  # Ctrl-C goes to the parent alone
+    show_only(variant.device.uuid if isinstance(variant.device, Gpu) else None)
     threading.Thread(target=_die_with_parent, name="watch-parent", daemon=True).start()
     # Copy on write: the runners get arrays that may be written, and the pages are shared.
     rows = np.load(rows_path, mmap_mode="c")

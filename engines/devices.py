@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,15 @@ class Gpu:
 
 
 Device = Cpu | Gpu
+
+
+def show_only(gpu_uuid: str | None) -> None:
+    """Let this process see one GPU or slice, by its `Gpu.uuid`; None leaves everything as it is.
+
+    Before CUDA is used: later it has no effect. Runtimes then find the device as their first one.
+    """
+    if gpu_uuid:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_uuid
 
 
 def this_cpu(num_threads: int) -> Cpu:

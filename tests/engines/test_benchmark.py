@@ -10,13 +10,15 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from engines import benchmark
 from engines.benchmark import BenchOptions, BenchRows, run_benchmark
+from engines.benchmark_child import Open, Opened
+from engines.benchmark_process import VariantProcess
 from engines.benchmark_results import (
     DeviceFigures,
     Measurement,
@@ -25,7 +27,9 @@ from engines.benchmark_results import (
     base_line,
 )
 from engines.benchmark_variants import Variant, all_variants
-from engines.devices import Gpu, this_cpu
+from engines.candidates import Candidate
+from engines.devices import Device, Gpu, this_cpu
+from engines.errors import EngineError
 from engines.model import ModelSpec
 from tests.engines.small_models import (
     features_spec,
@@ -52,6 +56,14 @@ GPU = Gpu(
     architecture="Linux-x86_64",
     num_threads=2,
 )
+
+
+class Revealing:
+    """A candidate that tells, instead of its runtime, what its process sees."""
+
+    @property
+    def runtime(self) -> str:
+        raise EngineError(os.environ["CUDA_VISIBLE_DEVICES"])
 
 
 class Watch:
@@ -271,3 +283,16 @@ def test_a_spread_is_the_median_between_the_quartiles() -> None:
     spread = Spread.of([5.0, 1.0, 4.0, 2.0, 3.0])
     assert (spread.q1, spread.median, spread.q3) == (2.0, 3.0, 4.0)
     assert spread.values == (5.0, 1.0, 4.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "seen"), [(GPU, "EngineError: GPU-1"), (this_cpu(1), "EngineError: 5")]
+)
+def test_the_process_of_a_gpu_variant_sees_that_gpu_alone(
+    device: Device, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    np.save(rows := tmp_path / "rows.npy", ROWS.measured)
+    variant = Variant(name="any", runtime="torch", precision="fp32", device=device, how="")
+    with VariantProcess(variant, rows) as process, pytest.raises(EngineError, match=f"^{seen}$"):
+        process.ask(Open(candidate=cast(Candidate, Revealing())), Opened, 60)
