@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 
+from engines.devices import show_only
 from engines.load import open_runner
 from engines.manifest import StoredEngine
 from pipeline.blocks import Decoder
@@ -102,8 +103,7 @@ def bind_process(gpu_uuid: str | None, cores: frozenset[int]) -> None:
 
     Before CUDA is used and threads are started: later, both would have no effect on them.
     """
-    if gpu_uuid:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_uuid
+    show_only(gpu_uuid)
     if cores:
         with suppress(OSError):  # cores taken away meanwhile: slower, not wrong
             os.sched_setaffinity(0, cores)
@@ -139,11 +139,10 @@ def make_decoder(
 
 
 def make_lane_decoder(setup: LaneSetup) -> Decoder:
-    """The decoder of a lane: for images on the GPU, where the engine takes them from there."""
+    """The decoder of a lane: for images on the GPU, where the engine computes there too."""
     job, engine = setup.job, setup.engine.manifest
     how = job.lanes.gpu_decode
-    # Of the runtimes on a GPU, torch takes batches from host memory only.
-    if job.input.images is None or engine.runtime != "tensorrt" or not how.enabled:
+    if job.input.images is None or engine.device.kind != "gpu" or not how.enabled:
         return make_decoder(job, setup.feature_columns, setup.num_features, setup.num_threads)
     from pipeline.decode_images_gpu import GpuImageDecoder
 

@@ -391,20 +391,19 @@ def test_device_blocks_go_through_the_engine_untouched(decoder: Decoder, cpu: Im
 
 
 @pytest.mark.parametrize(
-    ("runtime", "enabled", "kind"),
+    ("device", "enabled", "kind"),
     [
-        ("tensorrt", True, GpuImageDecoder),
-        ("tensorrt", False, ImageDecoder),
-        ("torch", True, ImageDecoder),
-        ("openvino", True, ImageDecoder),
+        ("gpu", True, GpuImageDecoder),
+        ("gpu", False, ImageDecoder),
+        ("cpu", True, ImageDecoder),
     ],
 )
-def test_a_lane_decodes_where_its_engine_takes_batches_from(
-    tmp_path: Path, runtime: str, enabled: bool, kind: type
+def test_a_lane_decodes_where_its_engine_computes(
+    tmp_path: Path, device: str, enabled: bool, kind: type
 ) -> None:
     decode = {"enabled": enabled, "hardware_decoder_load": 0.3}
     job = a_job(images_data(tmp_path), lanes={"gpu_decode": decode})
-    manifest = SimpleNamespace(runtime=runtime, batch_size=96)
+    manifest = SimpleNamespace(device=SimpleNamespace(kind=device), batch_size=96)
     setup = LaneSetup(
         job=job,
         engine=SimpleNamespace(manifest=manifest),  # type: ignore[arg-type]
