@@ -83,6 +83,7 @@ def bench_facts(job: Job, date: str, request: BenchRequest, say: Say) -> Facts:
         warmup_s=request.warmup_s,
         duration_s=request.duration_s,
         latency_s=request.duration_s / 2,
+        method=job.engine.calibration.method,
     )
     results = run_benchmark(spec, variants, rows, options, say, DeviceMeter)
     facts = {

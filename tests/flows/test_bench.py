@@ -171,6 +171,7 @@ def test_a_job_is_measured_and_written_down(
         *("bench", features_job, "--date", DATE, "--json", "--out", out, "--threads", 2),
         *("--batch-sizes", "16,64", "--rounds", 2, "--duration-s", 0.05, "--warmup-s", 0.01),
         *("--rows", 500, "--variants", "onnxruntime", "--variants", "tensorrt"),
+        *("--set", "engine.calibration.method=percentile"),
     )
     assert ended.code == 0, ended.err
     found = ended.json
@@ -199,6 +200,7 @@ def test_a_job_is_measured_and_written_down(
 def check_setup(setup: dict[str, Any]) -> None:
     assert setup["threads"] == 2
     assert setup["options"]["batch_sizes"] == [16, 64]
+    assert setup["options"]["method"] == "percentile"
     assert setup["dataset"]["rows"] == 500
     assert setup["dataset"]["calibration_rows"] == 64
     assert re.fullmatch("[0-9a-f]{64}", setup["dataset"]["rows_sha256"])
