@@ -208,9 +208,8 @@ class Search:
             turns.append(turn)
             if not self._is_time_for(0):
                 break
-        is_faster = median(ours / theirs - 1 for ours, theirs in turns) >= MIN_GAIN
-        is_enough = len(turns) > NUM_TURNS // 2
-        verdict = "confirmed" if is_faster and is_enough else "not confirmed"
+        is_confirmed = len(turns) > NUM_TURNS // 2 and exceeds_noise(turns)
+        verdict = "confirmed" if is_confirmed else "not confirmed"
         self._note(self.best, turns, verdict, DEFAULTS)
         if verdict != "confirmed":
             self.best = DEFAULTS
@@ -263,10 +262,14 @@ def judge(turns: Sequence[tuple[float, float]]) -> str:
         return "lost a turn"
     if len(turns) < NUM_TURNS:
         return "no time left"
+    return "accepted" if exceeds_noise(turns) else "within the noise"
+
+
+def exceeds_noise(turns: Sequence[tuple[float, float]]) -> bool:
+    """Whether the median gain is larger than what the reference differs from itself."""
     reference = [theirs for _, theirs in turns]
     noise = (max(reference) - min(reference)) / 2 / median(reference)
-    gain = median(ours / theirs - 1 for ours, theirs in turns)
-    return "accepted" if gain > max(noise, MIN_GAIN) else "within the noise"
+    return median(ours / theirs - 1 for ours, theirs in turns) > max(noise, MIN_GAIN)
 
 
 def _directions(axis: Axis, given: float | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
