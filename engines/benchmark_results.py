@@ -79,7 +79,7 @@ class VariantResult:
 
 
 def base_line(results: Sequence[VariantResult]) -> VariantResult | None:
-    """Torch eager fp32 in its fastest form, on the GPU where it ran there; else any fp32."""
+    """Torch eager fp32 as most scripts run it, on the GPU where it ran there; else any fp32."""
     ran = [result for result in results if result.best]
     for wanted in (
         [r for r in ran if r.variant.is_base and _is_gpu(r)],

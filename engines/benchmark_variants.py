@@ -11,6 +11,7 @@ from engines.model import ModelSpec
 from engines.torch_run import TorchMode
 
 EAGER = "torch.inference_mode, eager, fp32, weights not folded"
+PLAIN = "one batch after the other on torch's own threads, contiguous (NCHW)"
 WORKERS = "one batch on each thread at a time, as many threads as all others have"
 
 
@@ -28,7 +29,7 @@ class Variant:
     """Exactly how it is run, for whoever doubts the numbers."""
     mode: TorchMode | None = None
     is_base: bool = False
-    """torch eager fp32: the fastest of these is the base line."""
+    """torch eager fp32 as most scripts run it: the base line."""
     problem: str | None = None
     """Why it cannot run here."""
 
@@ -60,20 +61,22 @@ def _on_cpu(cpu: Cpu) -> Iterator[Variant]:
             runtime="torch",
             precision="fp32",
             device=cpu,
-            how=f"{how}; {WORKERS}",
+            how=how,
             mode=mode,
-            is_base=not mode.is_compiled,
+            is_base=mode.is_serial,
         )
 
-    yield torch("torch eager fp32", f"{EAGER}, channels last (NHWC)", TorchMode(is_compiled=False))
+    plain = TorchMode(is_compiled=False, is_channels_last=False, is_serial=True)
+    yield torch("torch eager fp32", f"{EAGER}; {PLAIN}", plain)
     yield torch(
-        "torch eager fp32 nchw",
-        f"{EAGER}, contiguous (NCHW)",
-        TorchMode(is_compiled=False, is_channels_last=False),
+        "torch eager fp32 tuned",
+        f"{EAGER}, channels last (NHWC); {WORKERS}",
+        TorchMode(is_compiled=False),
     )
     yield torch(
         "torch compile fp32",
-        "torch.inference_mode, torch.compile with freezing (weights folded), channels last",
+        "torch.inference_mode, torch.compile with freezing (weights folded), channels last; "
+        f"{WORKERS}",
         TorchMode(),
     )
     for precision in ("fp32", "int8"):

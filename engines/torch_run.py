@@ -34,6 +34,8 @@ class TorchMode:
     """By torch.compile; where there is no compiler it is run eagerly, with a warning."""
     is_channels_last: bool = True
     """Images and convolution weights in memory as NHWC, as the rows come; otherwise as NCHW."""
+    is_serial: bool = False
+    """On the CPU: one batch after the other, each on all threads, as torch does by itself."""
 
 
 class TorchRunner:
@@ -41,8 +43,8 @@ class TorchRunner:
 
     On the CPU whole batches run in parallel, each on one thread, as with ONNX Runtime: faster than
     parallel operators, above all when something else is at work on the machine. The process-wide
-    number of torch's threads becomes 1. On a GPU batches go through `engines.slots`, and may lie in
-    the device's memory already.
+    number of torch's threads becomes 1, unless the mode is serial. On a GPU batches go through
+    `engines.slots`, and may lie in the device's memory already.
 
     Args:
         program: The archive (`.pt2`).
@@ -103,7 +105,8 @@ class TorchRunner:
         if gpu:
             opened = open_slots(module, self.input, self.outputs, gpu)
         else:
-            opened = _Workers(module, self.input, self.outputs, self._num_threads)
+            threads = (1, self._num_threads) if self._mode.is_serial else (self._num_threads, 1)
+            opened = _Workers(module, self.input, self.outputs, *threads)
         self._place = opened.__enter__()
         self._opened = opened
 
@@ -126,21 +129,30 @@ def _in_planes(module: Module) -> Module:
 
 
 class _Workers:
-    """CPU threads, each computing a batch by itself."""
+    """So many batches at once, each computed by so many threads."""
 
     def __init__(
-        self, module: Module, input: TensorSpec, outputs: tuple[TensorSpec, ...], num_threads: int
+        self,
+        module: Module,
+        input: TensorSpec,
+        outputs: tuple[TensorSpec, ...],
+        num_batches: int,
+        threads_each: int,
     ) -> None:
         self._module = module
         self._input = input
         self._names = tuple(output.name for output in outputs)
-        self._num_threads = num_threads
+        self._num_batches = num_batches
+        self._threads_each = threads_each
 
     def __enter__(self) -> _Workers:
         import torch
 
         self._pool = ThreadPoolExecutor(
-            self._num_threads, "torch", initializer=torch.set_num_threads, initargs=(1,)
+            self._num_batches,
+            "torch",
+            initializer=torch.set_num_threads,
+            initargs=(self._threads_each,),
         )
         try:
             list(self.infer([np.zeros(self._input.shape, self._input.dtype)]))
@@ -160,8 +172,8 @@ class _Workers:
                     while running:
                         yield running.popleft().result()
                     continue
-                # One more than threads: a worker that is done finds its next batch.
-                if len(running) > self._num_threads:
+                # One more than workers: one that is done finds its next batch.
+                if len(running) > self._num_batches:
                     yield running.popleft().result()
                 running.append(self._pool.submit(self._run, check_batch(batch, self._input)))
             while running:

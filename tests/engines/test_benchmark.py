@@ -269,10 +269,9 @@ def base_of(gpu: Gpu | None, **rates: float) -> str | None:
     return found.variant.name if found else None
 
 
-def test_the_base_line_is_the_fastest_eager_torch_or_any_fp32_where_there_is_none() -> None:
-    eager = {"torch_eager_fp32": 10.0, "torch_eager_fp32_nchw": 9.0}
+def test_the_base_line_is_plain_eager_torch_or_any_fp32_where_there_is_none() -> None:
+    eager = {"torch_eager_fp32": 9.0, "torch_eager_fp32_tuned": 10.0}
     assert base_of(None, **eager, openvino_fp32=70.0) == "torch eager fp32"
-    assert base_of(None, torch_eager_fp32=8.0, torch_eager_fp32_nchw=9.0) == "torch eager fp32 nchw"
     assert base_of(GPU, **eager, gpu_torch_eager_fp32=900.0) == "gpu torch eager fp32"
     assert base_of(None, openvino_fp32=70.0, onnxruntime_fp32=30.0) == "onnxruntime fp32"
     assert base_of(None, openvino_fp32=70.0, openvino_int8=99.0) == "openvino fp32"

@@ -93,12 +93,12 @@ def test_a_model_of_one_score_a_row_gives_a_column(tmp_path: Path) -> None:
     np.testing.assert_allclose(scores[:, 0], expected, atol=1e-6)
 
 
-def test_both_layouts_and_half_precision_agree_with_fp32(tmp_path: Path) -> None:
+def test_all_eager_modes_and_half_precision_agree_with_fp32(tmp_path: Path) -> None:
     rows = image_rows(8, seed=2)
     answers = []
     for precision in ("fp32", "fp16"):
-        for is_channels_last in (True, False):
-            mode = TorchMode(is_compiled=False, is_channels_last=is_channels_last)
+        for last, serial in ((True, False), (False, True)):
+            mode = TorchMode(is_compiled=False, is_channels_last=last, is_serial=serial)
             with open_program(PICTURES, tmp_path / "p.pt2", mode, precision) as runner:
                 answers.append(run_rows(runner, rows))
     logits = [answer["logits"] for answer in answers]
