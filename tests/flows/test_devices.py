@@ -231,7 +231,7 @@ def test_auto_without_tensorrt_falls_back_to_torch_on_the_gpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     use_nvml(monkeypatch, a_gpu())
-    install(monkeypatch, tensorrt=None)
+    install(monkeypatch, tensorrt=None, cuda_bindings="13.5.0")
     torch_built_for(monkeypatch, tmp_path, "13.0")
     assert [lane.name for lane in lane_devices(a_job("auto"))] == ["gpu0"]
     assert "TensorRT is not installed; torch in fp16 is used." in caplog.text
