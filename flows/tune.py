@@ -45,7 +45,7 @@ FACTORS = (0.25, 0.5, 1, 2, 4)
 
 
 def tune_facts(job: Job, date: str, budget_s: float, say: Say) -> Facts:
-    """Search, and keep the result in the job's engine store; also that the defaults are best.
+    """Search, and keep the result in the job's engine store, even that the defaults are best.
 
     The engine for the defaults is built first when there is none; the budget begins after that.
     An interruption keeps settings that have been accepted until then.
@@ -87,13 +87,14 @@ def tune_facts(job: Job, date: str, budget_s: float, say: Say) -> Facts:
                 write_tuning(job, result())
             raise
     tuning = result()
-    path = write_tuning(job, tuning)
+    # Without a judgement an earlier tuning stays.
+    path = write_tuning(job, tuning) if search.has_judged else None
     return {
         **asdict(tuning),
         "gain": tuning.gain,
         "is_out_of_time": search.is_out_of_time,
         "comparisons": [_comparison_facts(comparison) for comparison in search.comparisons],
-        "file": f"{job.engine.store}/{path}",
+        "file": f"{job.engine.store}/{path}" if path else None,
     }
 
 
@@ -111,11 +112,12 @@ def axes_of(job: Job, device: LaneDevice, manifest: EngineManifest) -> tuple[Axi
     threads, batch = device.num_threads, manifest.batch_size
     some_threads = {max(1, threads // 4), max(1, threads // 2), threads, threads + -(-threads // 2)}
     is_image = job.input.images is not None
-    decodes_on_gpu = is_image and manifest.runtime == "tensorrt" and job.lanes.gpu_decode.enabled
+    on_gpu = manifest.device.kind == "gpu"
+    decodes_on_gpu = is_image and on_gpu and job.lanes.gpu_decode.enabled
     block = _default_block(is_image)
     load = job.lanes.gpu_decode.hardware_decoder_load
     candidates: dict[str, tuple[tuple[float, ...], float]] = {}
-    if manifest.device.kind == "cpu":
+    if not on_gpu:
         candidates["engine_threads"] = (tuple(some_threads), threads)
     if is_image:
         candidates["decode_threads"] = (tuple(some_threads), threads)
@@ -181,8 +183,10 @@ def render_tuning(facts: Facts) -> RenderableType:
         f"{facts['num_trials']} trials of {facts['num_rows']:,} rows in {facts['took_s']:,.0f} s"
         + (", not all settings" if facts["is_out_of_time"] else ""),
     )
-    table.add_row("file", facts["file"])
+    table.add_row("file", facts["file"] or "none; an earlier tuning stays as it is")
     what = "faster settings, used from now on" if given else "nothing is faster than the defaults"
+    if facts["file"] is None:
+        what = "nothing could be compared within the budget; give more with --budget-s"
     return Group(Text(f"{facts['job']} on {facts['device']}: {what}", style="bold"), table)
 
 

@@ -23,6 +23,7 @@ from pipeline.tuning import LaneSettings
 DEFAULTS = LaneSettings()
 NUM_TURNS = 5
 """Equal settings win them all in 1 of 32 comparisons; fewer by more than the noise."""
+NO_TIME, NOT_TRIED = "no time left", "not tried"
 MIN_GAIN = 0.02
 """Less is not worth a setting."""
 
@@ -114,6 +115,11 @@ class Search:
         return sum(2 * len(comparison.rates) for comparison in self.comparisons)
 
     @property
+    def has_judged(self) -> bool:
+        """Whether anything was compared to the end; if not, the defaults are no finding."""
+        return any(not c.verdict.startswith((NO_TIME, NOT_TRIED)) for c in self.comparisons)
+
+    @property
     def confirmed(self) -> bool:
         """Whether the last comparison has confirmed `best`."""
         return bool(self.comparisons) and self.comparisons[-1].verdict == "confirmed"
@@ -184,7 +190,7 @@ class Search:
             self._say(f"the budget does not hold another comparison of {self._comparison_s:.0f} s")
             return False
         if not self._is_time_for(needed_s + (setup_s := self._trials.setup_s(candidate))):
-            self._note(candidate, [], f"not tried: its engine takes about {setup_s:,.0f} s")
+            self._note(candidate, [], f"{NOT_TRIED}: its engine takes about {setup_s:,.0f} s")
             return False
         turns: list[tuple[float, float]] = []
         try:
@@ -261,7 +267,7 @@ def judge(turns: Sequence[tuple[float, float]]) -> str:
     if turns and turns[-1][0] <= turns[-1][1]:
         return "lost a turn"
     if len(turns) < NUM_TURNS:
-        return "no time left"
+        return NO_TIME
     return "accepted" if exceeds_noise(turns) else "within the noise"
 
 

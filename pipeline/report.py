@@ -214,6 +214,8 @@ class RunReport:
     """What the devices did while this attempt scored; empty when it scored nothing."""
     joules_per_1000_rows: float | None = None
     """Of this attempt's rows, by the meters that `devices` names; None when unknown."""
+    settings: dict[str, float] = field(default_factory=dict)
+    """How the lanes worked where it was not by default: from the job file, or from its tuning."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -43,6 +43,7 @@ from pipeline.report import (
 )
 from pipeline.storage import MANIFEST, open_storage, probe
 from pipeline.telemetry import joules_per_1000
+from pipeline.tuning import settings_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -249,6 +250,7 @@ def _make_report(
         manifest=f"{folder}/{MANIFEST}",
         devices=uses,
         joules_per_1000_rows=joules_per_1000(uses, stages.get("write", NO_TIME).items),
+        settings=settings_of(job).given(),
     )
 
 

@@ -121,6 +121,20 @@ def is_free(job: Job, setting: str) -> bool:
     return getattr(lanes, setting) is None
 
 
+def settings_of(job: Job) -> LaneSettings:
+    """What a job says of its lanes, by its file or by a tuning that was filled in."""
+    lanes, decode = job.lanes, job.lanes.gpu_decode
+    load = "hardware_decoder_load"
+    return LaneSettings(
+        batch_size=job.engine.batch_size,
+        decode_threads=lanes.decode_threads,
+        engine_threads=lanes.engine_threads,
+        block_rows=lanes.block_rows,
+        queue_depth=lanes.queue_depth,
+        hardware_decoder_load=None if is_free(job, load) else decode.hardware_decoder_load,
+    )
+
+
 def with_settings(job: Job, settings: LaneSettings) -> Job:
     """The job with the settings that its file leaves open."""
     free = {name: value for name, value in settings.given().items() if is_free(job, name)}

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from engines.devices import this_cpu
+from engines.devices import Gpu, this_cpu
 from engines.errors import BuildError
 from engines.manifest import StoredEngine
 from flows.devices import num_cores
@@ -152,6 +152,7 @@ def test_the_budget_is_kept_but_for_the_first_two_trials(budget_s: float) -> Non
     search.run()
     assert machine.now <= max(budget_s, 2 * TRIAL_S) + TRIAL_S
     assert search.is_out_of_time
+    assert search.has_judged == (budget_s > 10)
     assert search.confirmed == (search.best != DEFAULTS)
 
 
@@ -245,10 +246,24 @@ def test_the_rate_counts_neither_the_filling_nor_the_draining_of_the_stages() ->
     assert rate_of(records) == pytest.approx(150.0)
 
 
-def axes_for(job: Job, **manifest: Any) -> dict[str, Axis]:
-    device = LaneDevice(name="cpu", num_threads=4)
-    found = a_manifest("k", device=this_cpu(4), **manifest)
-    return {axis.setting: axis for axis in axes_of(job, device, found)}
+GPU = Gpu(
+    uuid="GPU-1",
+    name="H200",
+    compute_capability=(9, 0),
+    num_sms=132,
+    memory_bytes=1 << 37,
+    mig_profile=None,
+    driver="580.95.05",
+    cuda=(13, 0),
+    architecture="Linux-x86_64",
+    num_threads=4,
+)
+
+
+def axes_for(job: Job, gpu: Gpu | None = None) -> dict[str, Axis]:
+    device = LaneDevice(name="lane", num_threads=4, gpu=gpu)
+    manifest = a_manifest("k", device=device.engine_device)
+    return {axis.setting: axis for axis in axes_of(job, device, manifest)}
 
 
 def test_what_is_searched_fits_the_job(features_job: Path, pictures_job: Path) -> None:
@@ -268,11 +283,12 @@ def test_what_the_job_file_says_is_not_searched(pictures_job: Path) -> None:
 
 
 def test_decoding_on_a_gpu_has_its_own_settings(pictures_job: Path) -> None:
-    found = axes_for(load_job(str(pictures_job)), runtime="tensorrt")
+    found = axes_for(load_job(str(pictures_job)), GPU)
     assert found["hardware_decoder_load"].default == 0.65
-    assert "block_rows" not in found
-    on_cpu = load_job(str(pictures_job), ["lanes.gpu_decode.enabled=false"])
-    assert "hardware_decoder_load" not in axes_for(on_cpu, runtime="tensorrt")
+    assert {"block_rows", "engine_threads"}.isdisjoint(found)
+    on_cpu = axes_for(load_job(str(pictures_job), ["lanes.gpu_decode.enabled=false"]), GPU)
+    assert "hardware_decoder_load" not in on_cpu
+    assert "block_rows" in on_cpu
 
 
 def scores_in(output: Path) -> dict[int, float]:
@@ -308,7 +324,8 @@ def test_a_tuned_job_says_so_and_publishes_the_same_scores(
     assert facts["rows_per_s_default"] > 0
     assert facts["num_rows"] > 0
     assert facts["took_s"] < 8 + 10
-    assert [Path(facts["file"])] == tunings(own_store)
+    # On a busy machine the budget may not hold a comparison; then it says so and keeps nothing.
+    assert [str(path) for path in tunings(own_store)] == [facts["file"]] * bool(facts["file"])
     assert (
         f"the defaults: {facts['rows_per_s_default']:,.0f} rows/s" in ended.err
         or (facts["confirmed"])
@@ -317,23 +334,23 @@ def test_a_tuned_job_says_so_and_publishes_the_same_scores(
 
     # Whatever this machine liked best: settings that all differ from the defaults.
     loaded, device = load_job(str(own_store)), this_cpu(num_cores())
-    found = find_tuning(loaded, device)
-    assert found is not None
     settings = LaneSettings(engine_threads=1, block_rows=500, queue_depth=5)
-    write_tuning(loaded, dataclasses.replace(found, settings=settings, rows_per_s_tuned=2e9))
+    write_tuning(loaded, a_tuning(key=tuning_key(loaded, device), settings=settings))
 
     after = score(*job, f"output.uri={tmp_path / 'after'}")
     assert after.code == 0, after.err
-    assert "tuned: engine_threads 1, block_rows 500, queue_depth 5 (+" in after.err
+    assert "tuned: engine_threads 1, block_rows 500, queue_depth 5 (+25.0% end" in after.err
     assert after.json["run_id"] == before.json["run_id"], "none of these changes what is computed"
     assert after.json["engine"]["key"] == before.json["engine"]["key"]
+    assert after.json["settings"] == settings.given()
+    assert before.json["settings"] == {}
     assert scores_in(tmp_path / "after") == scores_in(tmp_path / "before")
 
     plan = score("plan", own_store, "--date", DATE, "--json").json
     assert plan["tuning"]["settings"]["block_rows"] == 500
     assert plan["run_id"] == before.json["run_id"]
 
-    assert score("tune", own_store, "--date", DATE, "--forget", "--json").json["removed"] == 2
+    assert score("tune", own_store, "--date", DATE, "--forget", "--json").json["removed"] >= 1
     assert tunings(own_store) == []
 
 
@@ -427,11 +444,11 @@ def a_tuning(**changes: Any) -> Tuning:
     return dataclasses.replace(tuning, **changes)
 
 
-def text_of(settings: LaneSettings, *, is_out_of_time: bool = False) -> str:
+def text_of(settings: LaneSettings, **changes: Any) -> str:
     tuning = a_tuning(settings=settings)
-    more = {"gain": tuning.gain, "is_out_of_time": is_out_of_time, "file": "e/tunings/k/0001.json"}
+    more = {"gain": tuning.gain, "is_out_of_time": False, "file": "e/tunings/k/0001.json"}
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(render_tuning({**dataclasses.asdict(tuning), **more}))
+    console.print(render_tuning({**dataclasses.asdict(tuning), **more, **changes}))
     return " ".join(console.export_text().split())
 
 
@@ -448,3 +465,4 @@ def test_the_table_says_what_was_found_and_what_it_brings() -> None:
         assert part in text
     assert "nothing is faster than the defaults" in text_of(DEFAULTS)
     assert "281 s, not all settings" in text_of(DEFAULTS, is_out_of_time=True)
+    assert "nothing could be compared" in text_of(DEFAULTS, file=None)

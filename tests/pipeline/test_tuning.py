@@ -36,6 +36,7 @@ from pipeline.tuning import (
     find_tuning,
     forget_tuning,
     is_free,
+    settings_of,
     tuned,
     tuning_key,
     with_settings,
@@ -217,6 +218,8 @@ def test_a_tuning_fills_in_what_the_job_leaves_open(local_job: Job) -> None:
     write_tuning(local_job, a_tuning(local_job))
     job = tuned(local_job, CPU)
     assert {name: value_at(job, path) for name, path in PATHS.items()} == ALL.given()
+    assert settings_of(job) == ALL
+    assert settings_of(local_job) == LaneSettings()
     assert tuned(job, CPU) == job, "settings that were filled in are as good as the file's"
     assert tuned(local_job, this_cpu(1)) == local_job
 
