@@ -30,7 +30,7 @@ def corrected_biases(core: onnx.ModelProto, batches: Iterable[dict[str, Array]])
     """The biases that make up for the rounding of each layer's weights.
 
     Args:
-        core: Float graph with constant weights.
+        core: Float graph with constant weights, each node with a name of its own.
         batches: Calibration rows as the graph takes them.
 
     Returns:

@@ -7,6 +7,7 @@ with uint8 activations for CPU runtimes (engines/quantize.py), so that both roun
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -157,11 +158,19 @@ def _histograms(
     for feed in feeds():
         for position, values in enumerate(session.run(tensors, feed)):
             flat = values.reshape(-1)
-            sample = np.abs(flat[:: max(1, flat.size // SAMPLE_VALUES)])
+            sample = np.abs(flat[:: _stride(flat.size)])
             factor = np.float32(NUM_BINS / (largest[position] or 1.0))
             bins = np.minimum((sample * factor).astype(np.int32), NUM_BINS - 1)
             histograms[position] += np.bincount(bins, minlength=NUM_BINS)
     return histograms
+
+
+def _stride(size: int) -> int:
+    """Distance between samples; coprime to `size`, or some columns and rows are never seen."""
+    stride = max(1, size // SAMPLE_VALUES)
+    while math.gcd(stride, size) > 1:
+        stride += 1
+    return stride
 
 
 def percentile_bin(histogram: npt.NDArray[np.int64]) -> int:
@@ -176,7 +185,8 @@ def entropy_bin(histogram: npt.NDArray[np.int64]) -> int:
     For every cut from 128 bins on, the values beyond are added to the last bin kept, and the
     distribution is compared with itself rounded to 128 levels, by Kullback-Leibler divergence.
 
-    Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017.
+    Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017; details, such as which of equally
+    good cuts, as in NVIDIA's pytorch-quantization (`_compute_amax_entropy`).
     """
     counts = histogram.astype(np.float64)
     counts[0] = counts[1]  # exact zeros (after Relu) cost nothing at any scale
@@ -185,11 +195,12 @@ def entropy_bin(histogram: npt.NDArray[np.int64]) -> int:
         _divergence(counts[:num_bins], beyond[num_bins - 1])
         for num_bins in range(NUM_LEVELS, NUM_BINS + 1)
     ]
-    return NUM_LEVELS - 1 + int(np.argmin(divergences))
+    widest = len(divergences) - 1 - int(np.argmin(divergences[::-1]))  # of equally good ones
+    return NUM_LEVELS - 1 + widest
 
 
 def _divergence(kept: npt.NDArray[np.float64], beyond: float) -> float:
-    starts = np.arange(NUM_LEVELS) * len(kept) // NUM_LEVELS
+    starts = -(-np.arange(NUM_LEVELS) * len(kept) // NUM_LEVELS)
     sums = np.add.reduceat(kept, starts)
     filled = np.add.reduceat((kept > 0).astype(np.float64), starts)
     level = np.repeat(sums / np.maximum(filled, 1), np.diff([*starts, len(kept)]))
@@ -200,7 +211,7 @@ def _divergence(kept: npt.NDArray[np.float64], beyond: float) -> float:
     if total == 0 or rounded_total == 0:
         return np.inf
     seen = clipped > 0
-    if (rounded[seen] == 0).any():  # only the last bin, when nothing but outliers lie there
-        rounded = np.where(seen & (rounded == 0), 1e-9 * rounded_total, rounded)
+    if (rounded[seen] == 0).any():  # the last bin, when nothing but what was clipped lies there
+        return np.inf
     p, q = clipped[seen] / total, rounded[seen] / rounded_total
     return float(np.sum(p * np.log(p / q)))

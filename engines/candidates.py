@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from engines.calibrate import Feeds, Method, ScaleTable, calibrate, feeds_of
 from engines.devices import Device
 from engines.export import fixed_batch, load_core, name_nodes
-from engines.model import ImageInput, ModelSpec
+from engines.model import ImageInput, ModelSpec, input_spec
 from engines.runner import LOGITS, Array, TensorSpec
 from engines.tensorrt_build import BuilderSettings
 
@@ -110,6 +110,7 @@ class CandidateFactory:
         self.say = say
         self._timing_cache = timing_cache
         self._by_products: dict[str, dict[str, bytes]] = {}
+        self._graphs: dict[tuple[str, str, tuple[str, ...]], onnx.ModelProto] = {}
         self._settings = settings
 
     @cached_property
@@ -177,7 +178,7 @@ class CandidateFactory:
 
         folder = self._folder / "simulated"
         folder.mkdir(exist_ok=True)
-        graph = self.graph("mixed", "tensorrt", float_layers)
+        graph = self._make_graph("mixed", "tensorrt", tuple(float_layers))
         found = _wrapped(graph, self._spec, "onnxruntime", "mixed", batch_size, folder)
         return OnnxrtRunner(
             found.graph, found.input, found.outputs, device.num_threads, is_literal=True
@@ -186,7 +187,15 @@ class CandidateFactory:
     def graph(
         self, precision: str, placement: Placement, float_layers: Sequence[str] = ()
     ) -> onnx.ModelProto:
-        """The model in a precision, without preprocessing and head."""
+        """The model in a precision, without preprocessing and head; each is made once."""
+        wanted = (precision, placement, tuple(float_layers))
+        if wanted not in self._graphs:
+            self._graphs[wanted] = self._make_graph(*wanted)
+        return self._graphs[wanted]
+
+    def _make_graph(
+        self, precision: str, placement: Placement, float_layers: tuple[str, ...]
+    ) -> onnx.ModelProto:
         if precision == "fp32":
             return self.core
         if precision == "fp16":
@@ -205,7 +214,6 @@ class CandidateFactory:
         return files
 
     def _torch(self, precision: str, batch_size: int, path: Path) -> Candidate:
-        from engines.graph import input_spec
         from engines.torch_program import save_program
 
         kind: TorchPrecision = "fp16" if precision == "fp16" else "fp32"
@@ -248,7 +256,7 @@ def _wrapped(
     batch_size: int,
     folder: Path,
 ) -> Candidate:
-    from engines.graph import input_spec, output_specs, wrap
+    from engines.graph import output_specs, wrap
 
     wrapped = wrap(core, spec, batch_size)
     path = folder / f"{precision}-{batch_size}.onnx"

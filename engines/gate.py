@@ -68,6 +68,8 @@ class Accuracy:
     def failures(self, gate: GateSpec) -> tuple[str, ...]:
         """What is not reached, such as `agreement 0.9312 < 0.97`; empty: it passes."""
         misses = []
+        if not np.isfinite(self.max_abs_diff):
+            misses.append("answers that are not finite")
         if not self.agreement >= gate.min_agreement:
             misses.append(f"agreement {self.agreement:.4f} < {gate.min_agreement}")
         if self.cosine is not None and not self.cosine >= gate.min_cosine:
@@ -110,7 +112,7 @@ def compare(
 def _compare_classes(reference: Answers, found: Answers) -> Accuracy:
     expected, logits = (answers["logits"].astype(np.float64) for answers in (reference, found))
     difference = _difference(reference["probability"][:, 0], found["probability"][:, 0])
-    finite = bool(np.isfinite(logits).all() and np.isfinite(expected).all())
+    finite = all(bool(np.isfinite(array).all()) for array in (logits, expected, difference))
     same = float(np.mean(reference["class_id"][:, 0] == found["class_id"][:, 0]))
     return Accuracy(
         num_rows=len(logits),
@@ -124,8 +126,9 @@ def _compare_classes(reference: Answers, found: Answers) -> Accuracy:
 
 def _mean_cosine(expected: Floats, found: Floats) -> float:
     norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+    products = np.sum(expected * found, axis=1) / np.where(norms > 0, norms, 1.0)
     # Logits that are all zero have no direction: equal ones agree.
-    cosines = np.where(norms > 0, np.sum(expected * found, axis=1) / np.maximum(norms, 1e-300), 1.0)
+    cosines = np.where(norms > 0, products, (expected == found).all(axis=1))
     return float(cosines.mean())
 
 

@@ -7,10 +7,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import ModelError
-from engines.model import ImageInput, ModelSpec
+from engines.model import INPUT, ImageInput, ModelSpec, input_spec
 from engines.runner import LOGITS, Array, TensorSpec
 
-INPUT = "rows"
 MIN_IR_VERSION = 8
 """Older files list their constants as inputs too, which a wrapped graph does not."""
 PREFIX = "nightscore_"
@@ -71,12 +70,6 @@ def _head_error(spec: ModelSpec, found: str) -> ModelError:
         f"model {spec.source}: {found}; expected float32 {wanted}. Check `model.head` and "
         "`model.top_k`."
     )
-
-
-def input_spec(spec: ModelSpec, batch_size: int) -> TensorSpec:
-    """The engine's input."""
-    shape = (batch_size, *spec.input.row_shape)
-    return TensorSpec(name=INPUT, dtype=spec.input.dtype, shape=shape)
 
 
 def output_specs(model: onnx.ModelProto, spec: ModelSpec) -> tuple[TensorSpec, ...]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
+LARGEST_HALF = 65_504.0
+"""Constants beyond it are clipped to it."""
 KEPT_IN_FLOAT = ("Softmax", "LogSoftmax", "ReduceMean", "LayerNormalization", "Pow", "Exp")
 """Sums over many values, and values that leave the range of fp16 easily."""
 
@@ -23,7 +25,11 @@ def to_half(core: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(core)
     blocked = [*DEFAULT_OP_BLOCK_LIST, *KEPT_IN_FLOAT]
-    half = ONNXModel(convert_float_to_float16(copy, keep_io_types=True, op_block_list=blocked))
+    half = ONNXModel(
+        convert_float_to_float16(
+            copy, max_finite_val=LARGEST_HALF, keep_io_types=True, op_block_list=blocked
+        )
+    )
     half.topological_sort()  # the converter appends its casts at the end
     result: onnx.ModelProto = half.model
     return result

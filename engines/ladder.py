@@ -189,13 +189,18 @@ class Ladder:
         int8 = [step for step in self._steps if step.precision == "int8" and step.accuracy]
         if not int8 or any(map(self._passes, int8)):
             return
-        float_layers = self._find_float_layers(reference)
+        layers: tuple[str, ...] = ()
+        problem = None
+        try:
+            layers = self._find_float_layers(reference) or ()
+        except Exception as error:  # a graph that cannot be made or run must not end the climb
+            problem = shown(error)
         for step in int8:
-            mixed = _Step(runtime=step.runtime, precision="mixed", float_layers=float_layers or ())
-            if float_layers is None:
-                mixed.error = "half of the layers in float are not enough"
-            else:
+            mixed = _Step(runtime=step.runtime, precision="mixed", float_layers=layers)
+            if layers:
                 self._judge(self._try(mixed, batch_size), reference)
+            else:
+                mixed.error = problem or "half of the layers in float are not enough"
             self._steps.append(mixed)
 
     def _find_float_layers(self, reference: Answers) -> tuple[str, ...] | None:

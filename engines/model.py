@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Literal
 
 from engines.errors import ModelError
 from engines.keys import digest
+from engines.runner import TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
+INPUT = "rows"
+"""Name of every engine's input."""
 Head = Literal["classes", "scores"]
 
 
@@ -84,6 +87,12 @@ class ModelSpec:
     def is_torch(self) -> bool:
         """Whether the source is `module:callable`."""
         return not self.source.endswith(".onnx") and ":" in self.source
+
+
+def input_spec(spec: ModelSpec, batch_size: int) -> TensorSpec:
+    """The input of an engine of the model."""
+    shape = (batch_size, *spec.input.row_shape)
+    return TensorSpec(name=INPUT, dtype=spec.input.dtype, shape=shape)
 
 
 def fingerprint_model(spec: ModelSpec) -> str:

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engines.errors import EngineCorruptError, ModelError
-from engines.graph import input_spec
-from engines.model import ImageInput, ModelSpec, load_torch_model, shown
+from engines.model import ImageInput, ModelSpec, input_spec, load_torch_model, shown
 from engines.runner import TensorSpec
 
 if TYPE_CHECKING:

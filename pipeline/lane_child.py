@@ -115,9 +115,21 @@ def import_heavy_modules() -> None:
 
 
 def make_decoder(
-    job: Job, feature_columns: tuple[str, ...], num_features: int, num_threads: int
+    job: Job,
+    feature_columns: tuple[str, ...],
+    num_features: int,
+    num_threads: int,
+    batch_size: int = 1,
 ) -> Decoder:
-    """The decoder for the job's kind of input; it decodes on the CPU."""
+    """The decoder for the job's kind of input; it decodes on the CPU.
+
+    Args:
+        job: The job.
+        feature_columns: Columns of a features job.
+        num_features: Width of its rows.
+        num_threads: CPU threads of the lane.
+        batch_size: Of the engine; blocks hold whole batches, or each would end with a padded one.
+    """
     if job.input.images is not None:
         from pipeline import decode_images as images
 
@@ -125,7 +137,7 @@ def make_decoder(
             job.input.images,
             job.model.size,
             job.lanes.decode_threads or num_threads,
-            job.lanes.block_rows or images.BLOCK_ROWS,
+            job.lanes.block_rows or whole_batches(images.BLOCK_ROWS, batch_size),
         )
     from pipeline import decode_features as features
 
@@ -138,12 +150,20 @@ def make_decoder(
     )
 
 
+def whole_batches(num_rows: int, batch_size: int) -> int:
+    """`num_rows`, rounded up to whole batches."""
+    return -(-num_rows // batch_size) * batch_size
+
+
 def make_lane_decoder(setup: LaneSetup) -> Decoder:
     """The decoder of a lane: for images on the GPU, where the engine computes there too."""
     job, engine = setup.job, setup.engine.manifest
     how = job.lanes.gpu_decode
     if job.input.images is None or engine.device.kind != "gpu" or not how.enabled:
-        return make_decoder(job, setup.feature_columns, setup.num_features, setup.num_threads)
+        threads = setup.num_threads
+        return make_decoder(
+            job, setup.feature_columns, setup.num_features, threads, engine.batch_size
+        )
     from pipeline.decode_images_gpu import GpuImageDecoder
 
     return GpuImageDecoder(

@@ -19,12 +19,14 @@ from engines.gate import run_rows
 from engines.load import make_runner, open_runner
 from engines.manifest import StoredEngine
 from engines.model import FeatureInput, ModelSpec
+from engines.onnxrt import OnnxrtRunner
 from engines.runner import Array, Outputs, Runner
 from engines.torch_program import save_program
 from engines.torch_run import TorchMode, TorchRunner
 from tests.engines.small_models import (
     NUM_FEATURES,
     feature_rows,
+    feature_sample,
     features_spec,
     request_for,
     write_features_model,
@@ -40,7 +42,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> StoredEngine:
     folder = tmp_path_factory.mktemp("runners")
     request = request_for(features_spec(write_features_model(folder / "m.onnx")))
     store = local_store(folder / "store")
-    return resolve_engine(request, store, feature_rows, lambda _: None).engine
+    return resolve_engine(request, store, feature_sample, lambda _: None).engine
 
 
 def torch_twin() -> torch.nn.Module:
@@ -65,11 +67,14 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=["openvino", "onnxruntime", "torch", "checked"])
+@pytest.fixture(params=["openvino", "onnxruntime", "literal", "torch", "checked"])
 def closed(request: pytest.FixtureRequest, engine: StoredEngine, program: Path) -> Runner:
     if request.param == "checked":
         return open_runner(engine)
     known = engine.manifest
+    if request.param == "literal":  # as the gate's simulation of a mixed graph runs
+        graph, source, outputs = engine.artifact, known.input, known.outputs
+        return OnnxrtRunner(graph, source, outputs, THREADS, is_literal=True)
     if request.param == "torch":  # compiled, it is tested in tests/engines/test_torch_run.py
         mode = TorchMode(is_compiled=False)
         return TorchRunner(program, known.input, known.outputs, THREADS, mode)
@@ -208,7 +213,7 @@ def test_a_runner_can_be_left_and_entered_again(closed: Runner) -> None:
     answers = []
     for _ in range(2):
         with closed:
-            answers.append(run_rows(closed, rows)[0])
+            answers.append(run_rows(closed, rows)["score"])
     assert answers[0].shape == (10, 1)
     np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
 

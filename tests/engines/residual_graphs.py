@@ -75,3 +75,44 @@ def quantised(folder: Path, options: dict[str, object] | None) -> bytes:
             extra_options=options,
         )
     return target.read_bytes()
+
+
+def resnet() -> onnx.ModelProto:
+    """Stem, an identity block, a block with a projection, a depthwise end with Clip, and a head.
+
+    float32 [batch, 3, 12, 12] -> logits [batch, 5].
+    """
+    rng = np.random.default_rng(5)
+    arrays: dict[str, Array] = {
+        "zero": np.array(0, np.float32),
+        "six": np.array(6, np.float32),
+        "w_head": rng.standard_normal((5, 24)).astype(np.float32),
+        "b_head": np.zeros(5, np.float32),
+    }
+    nodes: list[onnx.NodeProto] = []
+
+    def node(kind: str, inputs: list[str], target: str, **attributes: object) -> str:
+        nodes.append(helper.make_node(kind, inputs, [target], name=f"{target}_node", **attributes))
+        return target
+
+    def conv(source: str, target: str, shape: tuple[int, int, int], **attributes: object) -> str:
+        num_outputs, num_inputs, size = shape
+        weight = rng.standard_normal((num_outputs, num_inputs, size, size))
+        weight *= 0.2 + 2 * rng.random((num_outputs, 1, 1, 1))  # scales per channel matter
+        weight *= (num_inputs * size * size) ** -0.5
+        arrays[f"w_{target}"] = weight.astype(np.float32)
+        arrays[f"b_{target}"] = (rng.standard_normal(num_outputs) * 0.1).astype(np.float32)
+        inputs = [source, f"w_{target}", f"b_{target}"]
+        return node("Conv", inputs, target, pads=[size // 2] * 4, **attributes)
+
+    x = node("Relu", [conv("x", "stem", (16, 3, 3))], "stem_relu")
+    x = node("MaxPool", [x], "pool", kernel_shape=[2, 2], strides=[2, 2])
+    main = node("Relu", [conv(x, "a1", (16, 16, 3))], "a1_relu")
+    x = node("Relu", [node("Add", [conv(main, "a2", (16, 16, 3)), x], "a_sum")], "a_relu")
+    main = node("Relu", [conv(x, "b1", (24, 16, 3), strides=[2, 2])], "b1_relu")
+    skip = conv(x, "b_skip", (24, 16, 1), strides=[2, 2])
+    x = node("Relu", [node("Add", [conv(main, "b2", (24, 24, 3)), skip], "b_sum")], "b_relu")
+    x = node("Clip", [conv(x, "deep", (24, 1, 3), group=24), "zero", "six"], "deep_clip")
+    x = node("Flatten", [node("GlobalAveragePool", [x], "average")], "flat")
+    node("Gemm", [x, "w_head", "b_head"], "y", transB=1)
+    return make_model(nodes, arrays, ["batch", 5], shape_in=("batch", 3, 12, 12))

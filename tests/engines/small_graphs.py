@@ -102,3 +102,68 @@ def run_graph(model: onnx.ModelProto, rows: Array, names: list[str] | None = Non
     session = onnxruntime.InferenceSession(probed.SerializeToString())
     outputs: list[Array] = session.run(names, {session.get_inputs()[0].name: rows})
     return outputs
+
+
+def mlp(widths: tuple[int, ...] = (NUM_FEATURES, 32, 32, 32, 32, 1)) -> onnx.ModelProto:
+    """Layers g1, g2, ... with Relus between: float32 [batch, widths[0]] -> [batch, widths[-1]]."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Array] = {}
+    nodes = []
+    for position in range(1, len(widths)):
+        num_inputs, num_outputs = widths[position - 1 : position + 1]
+        weight = rng.standard_normal((num_outputs, num_inputs)) * (2 / num_inputs) ** 0.5
+        arrays[f"w{position}"] = weight.astype(np.float32)
+        arrays[f"b{position}"] = (rng.standard_normal(num_outputs) * 0.1).astype(np.float32)
+        is_last = position == len(widths) - 1
+        names = ["x" if position == 1 else f"r{position - 1}", f"w{position}", f"b{position}"]
+        target = "y" if is_last else f"h{position}"
+        nodes.append(helper.make_node("Gemm", names, [target], name=f"g{position}", transB=1))
+        if not is_last:
+            nodes.append(helper.make_node("Relu", [target], [f"r{position}"], name=f"a{position}"))
+    shape_in = ("batch", widths[0])
+    return make_model(nodes, arrays, ["batch", widths[-1]], shape_in=shape_in)
+
+
+def replaced(model: onnx.ModelProto, **arrays: Array) -> onnx.ModelProto:
+    """A copy with other constants."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name in arrays:
+            array = arrays[tensor.name].astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return copy
+
+
+def constants_of(model: onnx.ModelProto) -> dict[str, Array]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def hard_to_round(how: str) -> onnx.ModelProto:
+    """`mlp()`, answers and all, but that int8 destroys what layer g3 computes.
+
+    `input`: one channel of what it reads is 1,000 times the others, which leaves those no levels.
+    `weights`: so is one of each output's weights, on a channel that is always 0.
+    """
+    model = mlp()
+    arrays = {name: array.copy() for name, array in constants_of(model).items()}
+    if how == "input":
+        arrays["w2"][0] *= 1000
+        arrays["b2"][0] *= 1000
+        arrays["w3"][:, 0] /= 1000
+    else:
+        arrays["b2"][0] = -1000
+        arrays["w3"][:, 0] = 1000
+    return replaced(model, **arrays)
+
+
+def fit_last_layer(model: onnx.ModelProto, rows: Array, labels: Array) -> onnx.ModelProto:
+    """A copy whose last Gemm tells the labelled rows apart, with the margins of a trained net."""
+    last = model.graph.node[-1]
+    (inner,) = run_graph(model, rows, [last.input[0]])
+    num_classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    wanted = 8.0 * np.eye(num_classes)[labels.astype(int)]
+    with_one = np.concatenate([inner, np.ones((len(inner), 1))], axis=1).astype(np.float64)
+    ridge = 1e-3 * np.eye(with_one.shape[1]) * len(rows)
+    solved = np.linalg.solve(with_one.T @ with_one + ridge, with_one.T @ wanted)
+    return replaced(model, **{last.input[1]: solved[:-1].T, last.input[2]: solved[-1]})

@@ -8,13 +8,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.build import CalibrationSpec, EngineRequest
+from engines.build import CalibrationSpec, EngineRequest, Sample
 from engines.devices import this_cpu
 from engines.gate import GateSpec
 from engines.model import FeatureInput, ImageInput, ModelSpec
 from engines.runner import Array
 
 NUM_FEATURES = 8
+TINTS = ((50, 50, 200), (200, 50, 60), (60, 200, 50), (210, 200, 60), (127, 127, 127))
 SIDE = 12
 IMAGES = ImageInput(height=SIDE, width=SIDE, mean=(127.0, 120.0, 110.0), std=(128.0, 64.0, 32.0))
 
@@ -103,3 +104,20 @@ def image_rows(num_rows: int, seed: int) -> Array:
     noise = rng.integers(-40, 40, (num_rows, SIDE, SIDE, 3))
     pixels: Array = np.clip(tint + noise, 0, 255).astype(np.uint8)
     return pixels
+
+
+def feature_sample(num_rows: int, seed: int) -> Sample:
+    return Sample(rows=feature_rows(num_rows, seed))
+
+
+def image_sample(num_rows: int, seed: int) -> Sample:
+    return Sample(rows=image_rows(num_rows, seed))
+
+
+def labelled_pictures(num_rows: int, seed: int) -> Sample:
+    """Noise over one of five tints, which is the label."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(TINTS), num_rows)
+    noise = rng.integers(-40, 40, (num_rows, SIDE, SIDE, 3))
+    pixels = np.clip(np.array(TINTS)[labels, None, None] + noise, 0, 255).astype(np.uint8)
+    return Sample(rows=pixels, labels=labels.astype(np.float64))

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.devices import this_cpu
-from engines.gate import Accuracy
+from engines.gate import Accuracy, GateSpec
 from engines.keys import digest, digest_bytes, runtime_version
 from engines.load import make_runner, probe_answer
 from engines.manifest import EngineManifest, Rung
@@ -33,18 +33,26 @@ def a_manifest(key: str = "key", request: str = "request", **changes: object) ->
         Rung(
             runtime="onnxruntime",
             precision="fp32",
+            batch_size=4,
             rows_per_s=1000.0,
             accuracy=accuracy,
             passed=True,
+            failures=(),
             error=None,
+            note=None,
+            float_layers=(),
         ),
         Rung(
             runtime="openvino",
             precision="int8",
+            batch_size=0,
             rows_per_s=0.0,
             accuracy=None,
             passed=False,
+            failures=(),
             error="NotImplementedError: no",
+            note=None,
+            float_layers=(),
         ),
     )
     manifest = EngineManifest(
@@ -65,7 +73,8 @@ def a_manifest(key: str = "key", request: str = "request", **changes: object) ->
         device=this_cpu(2),
         calibration_rows=32,
         calibration_sha256=digest_bytes(b"rows"),
-        min_agreement=0.9,
+        calibration_method="max",
+        gate=GateSpec(min_agreement=0.9),
         accuracy=accuracy,
         rungs=rungs,
         reason="the fastest that passes",

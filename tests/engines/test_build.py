@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.build import request_key, resolve_engine
+from engines.build import Sample, request_key, resolve_engine
 from engines.devices import this_cpu
 from engines.errors import AccuracyError, ModelError
 from engines.gate import run_rows
 from engines.load import open_runner
 from engines.model import FeatureInput, ImageInput, fingerprint_model
-from engines.runner import Array
 from engines.store import EngineStore
 from tests.engines.small_models import (
     IMAGES,
-    feature_rows,
+    feature_sample,
     features_spec,
     image_rows,
+    image_sample,
     images_spec,
     request_for,
     write_features_model,
@@ -30,7 +30,7 @@ from tests.engines.small_models import (
 )
 
 
-def no_rows(num_rows: int, seed: int) -> Array:
+def no_rows(num_rows: int, seed: int) -> Sample:
     raise AssertionError(f"{num_rows} rows asked with seed {seed}: nothing is to be built")
 
 
@@ -42,7 +42,7 @@ def test_every_candidate_is_measured_and_the_fastest_that_passes_is_chosen(
     store: EngineStore, tmp_path: Path, said: tuple[list[str], Callable[[str], None]]
 ) -> None:
     spec = images_spec(write_image_model(tmp_path / "model.onnx"))
-    manifest = resolve_engine(request_for(spec), store, image_rows, said[1]).engine.manifest
+    manifest = resolve_engine(request_for(spec), store, image_sample, said[1]).engine.manifest
     assert {(rung.runtime, rung.precision) for rung in manifest.rungs} == {
         (runtime, precision)
         for runtime in ("openvino", "onnxruntime")
@@ -52,6 +52,7 @@ def test_every_candidate_is_measured_and_the_fastest_that_passes_is_chosen(
     assert (manifest.runtime, manifest.precision) == (best.runtime, best.precision)
     assert manifest.accuracy == best.accuracy
     assert manifest.reason in said[0][-1]
+    assert [spec.name for spec in manifest.outputs] == ["class_id", "probability"]  # no logits
 
 
 def test_an_engine_normalises_and_picks_classes_as_numpy_does(
@@ -60,7 +61,7 @@ def test_an_engine_normalises_and_picks_classes_as_numpy_does(
     import onnxruntime
 
     path = write_image_model(tmp_path / "model.onnx")
-    engine = resolve_engine(request_for(images_spec(path)), store, image_rows, quiet).engine
+    engine = resolve_engine(request_for(images_spec(path)), store, image_sample, quiet).engine
     rows = image_rows(10, seed=9)
     mean, std = (np.asarray(values, np.float32) for values in (IMAGES.mean, IMAGES.std))
     planes = ((rows - mean) / std).transpose(0, 3, 1, 2)
@@ -70,7 +71,8 @@ def test_an_engine_normalises_and_picks_classes_as_numpy_does(
     shares = exponentials / exponentials.sum(axis=1, keepdims=True)
     best = np.argsort(-shares, axis=1)[:, :2]
     with open_runner(engine) as runner:
-        class_id, probability = run_rows(runner, rows)
+        answers = run_rows(runner, rows)
+    class_id, probability = answers["class_id"], answers["probability"]
     if engine.manifest.precision == "fp32":
         np.testing.assert_array_equal(class_id, best)
     np.testing.assert_allclose(probability[:, 0], shares.max(axis=1), atol=0.1)
@@ -80,7 +82,7 @@ def test_a_second_night_takes_the_engine_from_the_store_and_asks_for_no_rows(
     store: EngineStore, tmp_path: Path
 ) -> None:
     request = request_for(features_spec(write_features_model(tmp_path / "model.onnx")))
-    first = resolve_engine(request, store, feature_rows, quiet)
+    first = resolve_engine(request, store, feature_sample, quiet)
     second = resolve_engine(request, store, no_rows, quiet)
     assert (first.built, second.built) == (True, False)
     assert second.engine == first.engine
@@ -90,10 +92,10 @@ def test_a_corrupt_engine_is_built_again_with_a_warning(
     store: EngineStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = request_for(features_spec(write_features_model(tmp_path / "model.onnx")))
-    first = resolve_engine(request, store, feature_rows, quiet).engine
+    first = resolve_engine(request, store, feature_sample, quiet).engine
     first.artifact.write_bytes(b"damaged")
     with caplog.at_level(logging.WARNING, logger="engines.build"):
-        again = resolve_engine(request, store, feature_rows, quiet)
+        again = resolve_engine(request, store, feature_sample, quiet)
     assert again.built
     assert "built again" in caplog.text
     again.engine.check()
@@ -104,9 +106,9 @@ def test_calibration_and_held_out_rows_are_drawn_once_and_disjoint(
 ) -> None:
     asked: list[tuple[int, int]] = []
 
-    def rows(num_rows: int, seed: int) -> Array:
+    def rows(num_rows: int, seed: int) -> Sample:
         asked.append((num_rows, seed))
-        return feature_rows(num_rows, seed)
+        return feature_sample(num_rows, seed)
 
     request = request_for(features_spec(write_features_model(tmp_path / "model.onnx")))
     manifest = resolve_engine(request, store, rows, quiet).engine.manifest
@@ -119,8 +121,8 @@ def test_an_input_with_few_rows_still_gets_an_engine(
     store: EngineStore, tmp_path: Path, num_rows: int
 ) -> None:
     request = request_for(features_spec(write_features_model(tmp_path / "model.onnx")))
-    rows = feature_rows(num_rows, seed=1)
-    assert resolve_engine(request, store, lambda *_: rows, quiet).engine.manifest.accuracy
+    sample = feature_sample(num_rows, seed=1)
+    assert resolve_engine(request, store, lambda *_: sample, quiet).engine.manifest.accuracy
 
 
 def test_a_candidate_that_fails_is_a_rung_with_its_error(
@@ -131,7 +133,7 @@ def test_a_candidate_that_fails_is_a_rung_with_its_error(
 
     monkeypatch.setattr("engines.ovino.OpenVinoRunner.__enter__", refuse)
     request = request_for(features_spec(write_features_model(tmp_path / "model.onnx")))
-    manifest = resolve_engine(request, store, feature_rows, quiet).engine.manifest
+    manifest = resolve_engine(request, store, feature_sample, quiet).engine.manifest
     assert manifest.runtime == "onnxruntime"
     errors = {rung.runtime: rung.error for rung in manifest.rungs}
     assert errors["openvino"] == "RuntimeError: this processor is too old"
@@ -139,8 +141,8 @@ def test_a_candidate_that_fails_is_a_rung_with_its_error(
 
 def test_nothing_is_published_when_no_candidate_passes(store: EngineStore, tmp_path: Path) -> None:
     spec = features_spec(write_features_model(tmp_path / "model.onnx"))
-    with pytest.raises(AccuracyError, match="no candidate passes"):
-        resolve_engine(request_for(spec, min_agreement=1.1), store, feature_rows, quiet)
+    with pytest.raises(AccuracyError, match="no engine passes the gate"):
+        resolve_engine(request_for(spec, min_agreement=1.1), store, feature_sample, quiet)
     assert store.list() == []
 
 
@@ -182,7 +184,9 @@ def test_the_same_model_in_another_folder_has_the_same_fingerprint(tmp_path: Pat
 
 def test_a_model_bound_to_a_batch_keeps_it(store: EngineStore, tmp_path: Path) -> None:
     spec = features_spec(write_features_model(tmp_path / "model.onnx", batch=3))
-    assert resolve_engine(request_for(spec), store, feature_rows, quiet).engine.manifest.input.shape
+    assert resolve_engine(
+        request_for(spec), store, feature_sample, quiet
+    ).engine.manifest.input.shape
     assert store.list()[0].manifest.batch_size == 3
 
 
@@ -195,7 +199,7 @@ def test_a_file_that_is_no_onnx_is_named(store: EngineStore, tmp_path: Path) -> 
     path = tmp_path / "model.onnx"
     path.write_text("hello")
     with pytest.raises(ModelError, match="expected a valid ONNX file"):
-        resolve_engine(request_for(features_spec(path)), store, feature_rows, quiet)
+        resolve_engine(request_for(features_spec(path)), store, feature_sample, quiet)
 
 
 def test_a_model_with_another_input_is_refused_with_both_shapes(
@@ -204,8 +208,9 @@ def test_a_model_with_another_input_is_refused_with_both_shapes(
     path = write_features_model(tmp_path / "model.onnx")
     wrong = FeatureInput(num_features=5)
     spec = dataclasses.replace(features_spec(path), input=wrong)
+    rows = np.zeros((96, 5), np.float32)
     with pytest.raises(ModelError, match=r"shape \?x8; expected float32 batchx5"):
-        resolve_engine(request_for(spec), store, lambda n, _: np.zeros((n, 5), np.float32), quiet)
+        resolve_engine(request_for(spec), store, lambda *_: Sample(rows=rows), quiet)
 
 
 @pytest.mark.parametrize("source", ["no_such_module:model", "engines.demo_models:no_such"])

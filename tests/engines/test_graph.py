@@ -48,13 +48,15 @@ def test_the_classes_head_gives_the_best_classes_and_their_shares(
 ) -> None:
     spec = features(save(linear(), tmp_path / "m.onnx"), "classes", top_k)
     graph = wrap(load_core(spec), spec, batch_size=4)
-    class_id, probability = run_graph(graph, ROWS)
+    class_id, probability, found = run_graph(graph, ROWS)
     logits = linear_answers().astype(np.float64)
+    np.testing.assert_allclose(found, logits, atol=1e-5)
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert class_id.dtype == np.int32
     np.testing.assert_array_equal(class_id, np.argsort(-shares, axis=1)[:, :top_k])
     np.testing.assert_allclose(probability, -np.sort(-shares, axis=1)[:, :top_k], atol=1e-6)
-    assert [spec.shape for spec in output_specs(graph, spec)] == [(4, top_k)] * 2
+    outputs = output_specs(graph, spec)
+    assert [each.shape for each in outputs] == [(4, top_k), (4, top_k), (4, 4)]
 
 
 @pytest.mark.parametrize("columns", [1, 4], ids=["[b]", "[b, m]"])

@@ -21,7 +21,7 @@ from engines.runner import TensorSpec
 from engines.store import EngineStore, StoreOptions, default_cache
 from pipeline.storage import LocalStorage
 from tests.engines.small_models import (
-    feature_rows,
+    feature_sample,
     features_spec,
     request_for,
     write_features_model,
@@ -89,7 +89,7 @@ def test_an_engine_whose_graph_is_gone_is_caught_before_use(engine: StoredEngine
     ("changes", "said"),
     [
         ({"runtime_version": "1.0"}, "built with onnxruntime 1.0; expected the version here, "),
-        ({"runtime": "tensorflow"}, "expected the version here, not installed"),
+        ({"runtime": "tensorflow"}, "expected the version here, none"),
     ],
 )
 def test_an_engine_of_another_runtime_is_caught_before_use(
@@ -149,7 +149,7 @@ def test_several_builders_of_one_engine_build_once(store: EngineStore, tmp_path:
     built: list[bool] = []
 
     def build() -> None:
-        resolved = resolve_engine(request_for(spec), store, feature_rows, lambda _: None)
+        resolved = resolve_engine(request_for(spec), store, feature_sample, lambda _: None)
         built.append(resolved.built)
 
     threads = [threading.Thread(target=build) for _ in range(3)]

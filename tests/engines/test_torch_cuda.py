@@ -16,8 +16,7 @@ import torch
 
 from engines.cuda import device_problem
 from engines.errors import CudaError, EngineCorruptError, EngineError, OutOfDeviceMemoryError
-from engines.graph import input_spec
-from engines.model import FeatureInput, ModelSpec
+from engines.model import FeatureInput, ModelSpec, input_spec
 from engines.runner import Array, DeviceRows, Outputs, TensorSpec
 from engines.torch_cuda import TorchGpu
 from engines.torch_program import load_program, save_program

@@ -16,9 +16,8 @@ from engines.candidates import CandidateFactory
 from engines.devices import this_cpu
 from engines.errors import EngineCorruptError, ModelError
 from engines.gate import run_rows
-from engines.graph import input_spec
 from engines.load import make_runner
-from engines.model import FeatureInput, ModelSpec
+from engines.model import FeatureInput, ModelSpec, input_spec
 from engines.runner import TensorSpec
 from engines.torch_program import TorchPrecision, save_program
 from engines.torch_run import TorchMode, TorchRunner

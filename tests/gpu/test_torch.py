@@ -17,8 +17,7 @@ import torch
 
 from engines.cuda import CudaStreams, device_problem
 from engines.errors import OutOfDeviceMemoryError
-from engines.graph import input_spec
-from engines.model import ImageInput, ModelSpec
+from engines.model import ImageInput, ModelSpec, input_spec
 from engines.runner import Array, DeviceRows, Outputs, TensorSpec
 from engines.torch_cuda import TorchGpu
 from engines.torch_program import TorchPrecision, save_program

@@ -26,7 +26,7 @@ from pipeline.config import ImagesInput
 from pipeline.decode_images import FILTERS, ImageDecoder
 from pipeline.decode_images_gpu import BLOCKS_IN_FLIGHT, GpuImageDecoder, whole_image_graph
 from pipeline.infer import infer_blocks
-from pipeline.lane_child import LaneSetup, make_lane_decoder
+from pipeline.lane_child import LaneSetup, make_lane_decoder, whole_batches
 from pipeline.screen_images import ImageScreen
 
 pytestmark = pytest.mark.timeout(60)
@@ -417,7 +417,11 @@ def test_a_lane_decodes_where_its_engine_computes(
     decoder = make_lane_decoder(setup)
     assert type(decoder) is kind
     assert decoder.columns == ("image",)
-    assert decoder.block_rows == (96 if kind is GpuImageDecoder else 64)
+    assert decoder.block_rows == 96
+
+
+def test_blocks_hold_whole_batches() -> None:
+    assert [whole_batches(64, size) for size in (1, 4, 48, 64, 256)] == [64, 64, 96, 64, 256]
 
 
 @pytest.mark.parametrize("load", [-0.1, 1.1])

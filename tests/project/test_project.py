@@ -25,7 +25,9 @@ ADAPTERS = {
     "engines.graph": ("onnx",),
     "engines.bias_correction": ("onnx",),
     "engines.quantize": ("onnx", "onnxruntime"),
+    "engines.sensitivity": ("onnx", "onnxruntime"),
     "pipeline.decode_images": ("nvidia.dali",),
+    "pipeline.decode_images_gpu": ("nvidia.dali",),
 }
 """Modules that load a library when they are imported; all others import these when needed."""
 

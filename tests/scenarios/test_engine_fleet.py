@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 
-from engines.build import resolve_engine
-from engines.runner import Array
+from engines.build import Sample, resolve_engine
 from engines.store import EngineStore, StoreOptions
 from pipeline.storage import open_storage
 from tests.conftest import DATE
 from tests.engines.small_models import (
-    feature_rows,
+    feature_sample,
     features_spec,
     request_for,
     write_features_model,
@@ -48,11 +47,11 @@ def machine(name: str, folder: str, uri: str) -> None:
         with (notes / f"{name}.said").open("a") as file:
             file.write(text + "\n")
 
-    def rows(num_rows: int, seed: int) -> Array:
+    def rows(num_rows: int, seed: int) -> Sample:
         note("building")
         while (notes / f"{name}.hold").exists():
             time.sleep(0.02)
-        return feature_rows(num_rows, seed)
+        return feature_sample(num_rows, seed)
 
     options = StoreOptions(cache=notes / f"{name}.cache", say=note, lease_s=LEASE_S)
     store = EngineStore(open_storage(uri), options)
