@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +30,7 @@ from engines.gate import Answers, run_rows
 from engines.load import make_runner
 from engines.model import ModelSpec
 from engines.runner import Array
+from engines.tensorrt_build import BuilderSettings
 
 OPEN_TIMEOUT_S = 900.0
 """To load and compile one candidate: torch.compile takes a minute on two busy cores."""
@@ -52,6 +53,8 @@ class BenchOptions:
     """Of each latency measurement."""
     method: Method = "max"
     """How int8 scales are taken from the calibration rows."""
+    builder: BuilderSettings = field(default_factory=BuilderSettings)
+    """What is asked of TensorRT."""
 
 
 class Metering(Protocol):
@@ -95,7 +98,14 @@ def run_benchmark(
         ModelError: The model cannot be exported at all.
     """
     with tempfile.TemporaryDirectory(prefix="nightscore-bench-") as folder, ExitStack() as opened:
-        files = CandidateFactory(spec, rows.calibration, options.method, Path(folder), say)
+        files = CandidateFactory(
+            spec,
+            rows.calibration,
+            options.method,
+            Path(folder),
+            say,
+            settings=options.builder,
+        )
         batch_sizes = _batch_sizes(options, fixed_batch(files.core))
         reference = _reference(files, rows.measured)
         np.save(rows_path := Path(folder, "rows.npy"), rows.measured)

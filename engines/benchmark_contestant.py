@@ -90,14 +90,17 @@ def _middle(figures: Sequence[DeviceFigures]) -> DeviceFigures | None:
     if not figures:
         return None
 
-    def known(values: Sequence[float | None]) -> list[float]:
-        return [value for value in values if value is not None]
+    def middle(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return median(known) if known else None
 
-    shares = known([f.utilisation for f in figures])
-    sizes = known([f.memory_bytes for f in figures])
-    joules = known([f.joules_per_1000 for f in figures])
+    sizes = [f.memory_bytes for f in figures if f.memory_bytes is not None]
+    throttled = [f.throttled for f in figures if f.throttled is not None]
     return DeviceFigures(
-        utilisation=median(shares) if shares else None,
-        memory_bytes=int(max(sizes)) if sizes else None,
-        joules_per_1000=median(joules) if joules else None,
+        utilisation=middle([f.utilisation for f in figures]),
+        memory_bytes=max(sizes, default=None),
+        joules_per_1000=middle([f.joules_per_1000 for f in figures]),
+        sm_clock_mhz=middle([f.sm_clock_mhz for f in figures]),
+        power_w=middle([f.power_w for f in figures]),
+        throttled=max(throttled, default=None),
     )

@@ -19,6 +19,12 @@ class DeviceFigures:
     """Share from 0 to 1: of time with any kernel on a GPU, of cores busy on a CPU."""
     memory_bytes: int | None
     joules_per_1000: float | None
+    sm_clock_mhz: float | None = None
+    """Mean, of a GPU."""
+    power_w: float | None = None
+    """Mean, of a GPU."""
+    throttled: float | None = None
+    """Largest share of samples with lowered clocks, over the reasons."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

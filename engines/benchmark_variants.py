@@ -118,6 +118,6 @@ def _on_gpu(gpu: Gpu | None, why_none: str) -> Iterator[Variant]:
             runtime="tensorrt",
             precision=precision,
             device=gpu,
-            how=f"strongly typed, builder level 3; {slots}",
+            how=f"strongly typed, built as the job says (`engine.tensorrt`); {slots}",
             problem=no_tensorrt,
         )

@@ -18,7 +18,7 @@ from engines.candidates import TIMING_CACHE, Candidate, CandidateFactory
 from engines.devices import Device
 from engines.errors import EngineError
 from engines.gate import GateSpec
-from engines.keys import BUILDER_REVISION, RUNTIMES, digest, digest_bytes
+from engines.keys import BUILDER_REVISION, KEYED_PACKAGES, digest, digest_bytes
 from engines.keys import runtime_version as version_of
 from engines.ladder import Choice, HeldOut, Ladder
 from engines.manifest import EngineManifest, StoredEngine
@@ -119,7 +119,7 @@ def _validity(request: EngineRequest) -> dict[str, object]:
     """What binds an engine to where it was built."""
     kind = request.device.kind
     return {
-        "versions": {runtime: version_of(runtime) for runtime in RUNTIMES[kind]},
+        "versions": {name: version_of(name) for name in KEYED_PACKAGES[kind]},
         "builder": BUILDER_REVISION,
         "settings": request.builder if kind == "gpu" else None,
         "device": request.device.identity,
@@ -236,6 +236,7 @@ class _Build:
             attachments={name: digest_bytes(data) for name, data in attachments.items()},
             device=request.device,
             calibration_rows=len(calibration),
+            calibration_seed=request.calibration.seed,
             calibration_sha256=digest_bytes(np.ascontiguousarray(calibration).data),
             calibration_method=request.calibration.method,
             gate=request.gate,

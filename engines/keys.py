@@ -12,6 +12,12 @@ BUILDER_REVISION = 3
 """Raised when the builder's code changes what it makes of the same input."""
 RUNTIMES = {"cpu": ("openvino", "onnxruntime"), "gpu": ("tensorrt", "torch")}
 """Kind of device -> what may run an engine there; each is a distribution's name too."""
+KEYED_PACKAGES = {
+    "cpu": RUNTIMES["cpu"],
+    # TensorRT's full version fixes its parser; ONNX Runtime computes the scales.
+    "gpu": (*RUNTIMES["gpu"], "onnxruntime", "cuda-bindings", "nvidia-cuda-runtime"),
+}
+"""Kind of device -> distributions whose versions decide what an engine is and where it is valid."""
 
 
 def runtime_version(runtime: str) -> str:

@@ -68,6 +68,7 @@ class EngineManifest:
     """Names and sha256 of the files kept beside it, such as the scale table."""
     device: Device
     calibration_rows: int
+    calibration_seed: int
     calibration_sha256: str
     """Of the rows that the scales were taken from."""
     calibration_method: str

@@ -127,7 +127,7 @@ class Toolkit:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Full versions of library and parser: part of an engine's key."""
+        """Full versions of library and parser; the first fixes the second."""
         parser = self.trt.get_nv_onnx_parser_version()
         return {self.name: str(self.trt.__version__), "parser": str(parser)}
 

@@ -68,7 +68,8 @@ def bench_facts(job: Job, date: str, request: BenchRequest, say: Say) -> Facts:
     kind = "images" if job.input.images is not None else "features"
     cpu = this_cpu(request.num_threads or job.lanes.threads or num_cores())
     gpu = next((d.gpu for d in lane_devices(job) if d.gpu), None)
-    spec = request_for(job, plan.num_features, gpu or cpu).model
+    asked = request_for(job, plan.num_features, gpu or cpu)
+    spec = asked.model
     variants = _chosen(all_variants(spec, cpu, gpu, _why_no_gpu(job)), request.names)
     machine, before = machine_facts(cpu, gpu), load_facts()  # before anything is at work here
     num_rows = request.num_rows or ROWS[kind]
@@ -84,6 +85,7 @@ def bench_facts(job: Job, date: str, request: BenchRequest, say: Say) -> Facts:
         duration_s=request.duration_s,
         latency_s=request.duration_s / 2,
         method=job.engine.calibration.method,
+        builder=asked.builder,
     )
     results = run_benchmark(spec, variants, rows, options, say, DeviceMeter)
     facts = {
@@ -153,6 +155,9 @@ class DeviceMeter:
             utilisation=use.utilisation_mean if use else None,
             memory_bytes=use.memory_peak_bytes if use else None,
             joules_per_1000=joules_per_1000(uses, num_rows),
+            sm_clock_mhz=use.sm_clock_mean_mhz if use else None,
+            power_w=use.power_mean_w if use else None,
+            throttled=max(use.throttled.values(), default=None) if use else None,
         )
 
 

@@ -24,6 +24,9 @@ DETAILS = (
     "utilisation",
     "device MiB",
     "J per 1000",
+    "W",
+    "SM MHz",
+    "throttled",
     "agreement",
     "load s",
 )
@@ -148,6 +151,9 @@ def _details(found: Facts) -> tuple[str, ...]:
         _known(device.get("utilisation"), ".0%"),
         _known(memory and memory / 2**20, ",.0f"),
         _known(device.get("joules_per_1000"), ",.1f"),
+        _known(device.get("power_w"), ",.0f"),
+        _known(device.get("sm_clock_mhz"), ",.0f"),
+        _known(device.get("throttled"), ".0%"),
         _agreement(found),
         f"{found['load_s']:,.1f}",
     )

@@ -18,7 +18,10 @@ from engines.devices import Cpu, Gpu
 from flows.devices import num_cores
 
 Facts = dict[str, Any]
-PACKAGES = ("nightscore", "torch", "onnx", "onnxruntime", "openvino", "tensorrt", "numpy")
+PACKAGES = (
+    *("nightscore", "torch", "onnx", "onnxruntime", "openvino", "numpy"),
+    *("tensorrt", "cuda-bindings", "nvidia-cuda-runtime", "nvidia-dali-cuda130"),
+)
 CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -33,7 +36,7 @@ def machine_facts(cpu: Cpu, gpu: Gpu | None) -> Facts:
         "threads": cpu.num_threads,
         "governor": _text(CPUS / "cpu0/cpufreq/scaling_governor"),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu": gpu and f"{gpu.name}, {gpu.num_sms} SMs, driver {gpu.driver}",
+        "gpu": gpu and _describe(gpu),
         "os": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -45,6 +48,15 @@ def machine_facts(cpu: Cpu, gpu: Gpu | None) -> Facts:
         },
         "git_revision": _git_revision(),
     }
+
+
+def _describe(gpu: Gpu) -> str:
+    capability, cuda = (".".join(map(str, pair)) for pair in (gpu.compute_capability, gpu.cuda))
+    mig = f"MIG {gpu.mig_profile}, " if gpu.mig_profile else ""
+    return (
+        f"{gpu.name}, {mig}compute capability {capability}, {gpu.num_sms} SMs, "
+        f"{gpu.memory_bytes / 2**30:.0f} GiB, driver {gpu.driver}, CUDA {cuda}"
+    )
 
 
 def load_facts() -> Facts:

@@ -72,6 +72,7 @@ def a_manifest(key: str = "key", request: str = "request", **changes: object) ->
         attachments={},
         device=this_cpu(2),
         calibration_rows=32,
+        calibration_seed=0,
         calibration_sha256=digest_bytes(b"rows"),
         calibration_method="max",
         gate=GateSpec(min_agreement=0.9),
