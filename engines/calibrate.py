@@ -78,7 +78,7 @@ def feeds_of(core: onnx.ModelProto, spec: ModelSpec, rows: Array) -> Feeds:
 
 
 def normalised(spec: ModelSpec, rows: Array) -> Array:
-    """Rows as the model itself takes them; the same sums as in the engine's graph."""
+    """Rows as the model itself takes them."""
     if not isinstance(spec.input, ImageInput):
         return rows
     mean, std = (np.asarray(values, np.float32) for values in (spec.input.mean, spec.input.std))

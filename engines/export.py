@@ -103,7 +103,10 @@ def _load_onnx(path: Path) -> onnx.ModelProto:
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".") or "not an ONNX file"
         raise ModelError(f"model {path}: {reason}; expected a valid ONNX file.") from None
-    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions:  # only operators of other domains, as some converters of trees write
+        model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    opset = max(versions, default=OPSET)
     if opset < MIN_OPSET:
         try:
             model = onnx.version_converter.convert_version(model, OPSET)

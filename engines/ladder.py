@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from engines.candidates import Candidate, CandidateFactory, batch_size_for
 from engines.devices import Device, this_cpu
 from engines.errors import AccuracyError, ModelError, OutOfDeviceMemoryError
+from engines.export import fixed_batch
 from engines.gate import Accuracy, Answers, GateSpec, compare, race, run_rows
 from engines.load import make_runner, probe_answer
 from engines.manifest import Rung
@@ -34,6 +35,8 @@ RUNGS = {
 }
 REFERENCE = ("onnxruntime", "fp32")
 """What all are compared with, on the CPU; on a CPU a candidate itself."""
+MOST_SHRUNK = 16
+"""A batch that is so much smaller is no remedy for a lack of memory: a build takes minutes."""
 RANKING_ROWS = 16
 """Calibration rows on which layers are ranked; the order is all that is wanted of them."""
 
@@ -66,7 +69,9 @@ class _Step:
     precision: str
     candidate: Candidate | None = None
     runner: Runner | None = None
+    """Left open for the race, on a CPU."""
     accuracy: Accuracy | None = None
+    probe: tuple[float, ...] = ()
     rows_per_s: float = 0.0
     error: str | None = None
     note: str | None = None
@@ -123,12 +128,9 @@ class Ladder:
             f"measuring {len(rungs)} candidates on {len(self._held_out.rows):,} held-out rows"
         )
         for runtime, precision in rungs:
-            self._steps.append(self._try(_Step(runtime=runtime, precision=precision), wanted))
-            self._judge(self._steps[-1], reference)
+            self._climb_to(_Step(runtime=runtime, precision=precision), wanted, reference)
         self._mix(wanted, reference)
-        runners = {step.name: step.runner for step in self._steps if step.runner is not None}
-        for name, rows_per_s in race(runners, self._held_out.rows).items():
-            next(step for step in self._steps if step.name == name).rows_per_s = rows_per_s
+        self._race()
         return self._choose()
 
     def _run_reference(self) -> Answers:
@@ -151,35 +153,56 @@ class Ladder:
             candidate.runtime, candidate.graph, candidate.input, candidate.outputs, device
         )
 
-    def _try(self, step: _Step, batch_size: int) -> _Step:
-        """Make and open a candidate, in smaller batches where the device's memory is short."""
-        try:
-            step.candidate = self._factory.make(
-                step.runtime, step.precision, batch_size, step.float_layers
-            )
-            runner = self._runner(step.candidate, self._device)
-            step.runner = self._opened.enter_context(runner)
-        except OutOfDeviceMemoryError as error:
-            if batch_size == 1:
+    def _climb_to(self, step: _Step, batch_size: int, reference: Answers) -> None:
+        """Make, open and judge a candidate, in smaller batches where memory is short."""
+        self._steps.append(step)
+        smallest = max(1, batch_size // MOST_SHRUNK)
+        while True:
+            try:
+                self._judge(step, batch_size, reference)
+                return
+            except OutOfDeviceMemoryError as error:
+                if batch_size // 2 < smallest or fixed_batch(self._factory.core) is not None:
+                    step.error = shown(error)
+                    return
+                step.note = f"batches of {batch_size // 2}: {batch_size} do not fit into memory"
+                log.warning("%s: %s", step.name, step.note)
+                batch_size //= 2
+            except Exception as error:  # a runtime may refuse a graph in its own way
                 step.error = shown(error)
-                return step
-            step.note = f"batches of {batch_size // 2}: {batch_size} do not fit into memory"
-            log.warning("%s: %s", step.name, step.note)
-            return self._try(step, batch_size // 2)
-        except Exception as error:  # a runtime may refuse a graph in its own way
-            step.error = shown(error)
-            log.warning("%s: left out: %s", step.name, step.error)
-        return step
+                log.warning("%s: left out: %s", step.name, step.error)
+                return
 
-    def _judge(self, step: _Step, reference: Answers) -> None:
-        if step.runner is None:
-            return
-        try:
-            answers = run_rows(step.runner, self._held_out.rows)
-        except Exception as error:  # as above
-            step.runner, step.error = None, shown(error)
-            return
-        step.accuracy = compare(self._spec.head, reference, answers, self._held_out.labels)
+    def _judge(self, step: _Step, batch_size: int, reference: Answers) -> None:
+        held_out = self._held_out
+        step.candidate = self._factory.make(
+            step.runtime, step.precision, batch_size, step.float_layers
+        )
+        with ExitStack() as opened:
+            runner = opened.enter_context(self._runner(step.candidate, self._device))
+            answers = run_rows(runner, held_out.rows)
+            step.probe = probe_answer(runner)
+            step.accuracy = compare(self._spec.head, reference, answers, held_out.labels)
+            if self._device.kind == "cpu":  # a GPU's memory is for one candidate at a time
+                step.runner = runner
+                self._opened.push(opened.pop_all())
+
+    def _race(self) -> None:
+        """Measure the rates: on a CPU in turns, as its cores are shared; on a GPU one by one."""
+        rows = self._held_out.rows
+        ran = [step for step in self._steps if step.accuracy is not None]
+        together = {step.name: step.runner for step in ran if step.runner is not None}
+        rates = race(together, rows) if together else {}
+        for step in ran:
+            assert step.candidate is not None
+            if step.name in rates:
+                step.rows_per_s = rates[step.name]
+                continue
+            try:
+                with self._runner(step.candidate, self._device) as runner:
+                    step.rows_per_s = race({step.name: runner}, rows)[step.name]
+            except Exception as error:  # as above
+                step.accuracy, step.error = None, shown(error)
 
     def _passes(self, step: _Step) -> bool:
         return step.accuracy is not None and not step.accuracy.failures(self._gate)
@@ -198,10 +221,10 @@ class Ladder:
         for step in int8:
             mixed = _Step(runtime=step.runtime, precision="mixed", float_layers=layers)
             if layers:
-                self._judge(self._try(mixed, batch_size), reference)
+                self._climb_to(mixed, batch_size, reference)
             else:
                 mixed.error = problem or "half of the layers in float are not enough"
-            self._steps.append(mixed)
+                self._steps.append(mixed)
 
     def _find_float_layers(self, reference: Answers) -> tuple[str, ...] | None:
         from engines.sensitivity import fewest_float_layers, rank_layers
@@ -228,19 +251,18 @@ class Ladder:
         if not passed:
             failed = "; ".join(f"{rung.name}: {rung.error or 'missed the gate'}" for rung in rungs)
             raise AccuracyError(
-                f"no engine passes the gate ({failed}); expected one. Look at the model's answers "
-                "(all finite?) and at `engine.gate`."
+                f"no engine passes the gate ({failed}); expected one. Look at these reasons, the "
+                "model's answers (all finite?) and `engine.gate`."
             )
         best = max(passed, key=lambda step: step.rows_per_s)
         assert best.candidate is not None
-        assert best.runner is not None
         rung = self._rung(best)
         return Choice(
             candidate=best.candidate,
             rung=rung,
             rungs=rungs,
             reason=explain(rung, rungs),
-            probe=probe_answer(best.runner),
+            probe=best.probe,
         )
 
     def _rung(self, step: _Step) -> Rung:

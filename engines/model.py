@@ -8,6 +8,7 @@ import importlib
 import inspect
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +18,7 @@ from engines.keys import digest
 from engines.runner import TensorSpec
 
 if TYPE_CHECKING:
+    import onnx
     import torch
 
 INPUT = "rows"
@@ -96,11 +98,11 @@ def input_spec(spec: ModelSpec, batch_size: int) -> TensorSpec:
 
 
 def fingerprint_model(spec: ModelSpec) -> str:
-    """sha256 over weights, graph or code, input and head: equal only for equal answers.
+    """sha256 over weights, graph or code, input and head: another model has another.
 
     An ONNX file is hashed as it lies there (external data too). A torch model has to be made for
     it, which costs the import of torch: its weights may come from anywhere, so nothing less would
-    notice a new version.
+    notice a new version. Code that is neither the source's module nor that of a layer is not seen.
 
     Raises:
         ModelError: The model is not there or cannot be made.
@@ -132,10 +134,18 @@ def _external_files(path: Path) -> list[str]:
         model = onnx.load(path, load_external_data=False)
     except DecodeError:  # said where the model is loaded
         return []
-    attributes = (a for node in model.graph.node for a in node.attribute)
-    tensors = [*model.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
-    entries = (entry for tensor in tensors for entry in tensor.external_data)
+    entries = (entry for tensor in _tensors(model.graph) for entry in tensor.external_data)
     return sorted({entry.value for entry in entries if entry.key == "location"})
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All constants, those in branches and loops too."""
+    yield from graph.initializer
+    for attribute in (entry for node in graph.node for entry in node.attribute):
+        if attribute.HasField("t"):
+            yield attribute.t
+        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            yield from _tensors(inner)
 
 
 def _hash_torch(spec: ModelSpec) -> str:
@@ -148,9 +158,26 @@ def _hash_torch(spec: ModelSpec) -> str:
         array = tensor.detach().cpu().contiguous()
         hasher.update(f"{name}:{array.dtype}:{tuple(array.shape)}".encode())
         hasher.update(array.flatten().view(_byte_type()).numpy().data)
+    for name, value in _plain_attributes(model):
+        hasher.update(f"{name}={value}".encode())
     for source in _sources(model, spec.source.partition(":")[0]):
         hasher.update(source.encode())
     return hasher.hexdigest()
+
+
+def _plain_attributes(model: torch.nn.Module) -> Iterator[tuple[str, str]]:
+    """Numbers, texts and arrays that layers keep as plain attributes: exporters bake them in."""
+    import numpy as np
+    import torch
+
+    for layer_name, layer in model.named_modules():
+        for name, value in sorted(vars(layer).items()):
+            if isinstance(value, torch.Tensor):
+                value = value.detach().cpu().float().numpy()
+            if isinstance(value, np.ndarray):
+                value = (value.shape, str(value.dtype), hashlib.sha256(value.tobytes()).hexdigest())
+            if isinstance(value, (bool, int, float, str, tuple)):
+                yield f"{layer_name}.{name}", re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _sources(model: torch.nn.Module, module: str) -> list[str]:

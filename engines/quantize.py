@@ -121,19 +121,22 @@ def _free_one_leg_of_adds(graph: onnx.GraphProto) -> None:
     from a weighted layer both keep theirs.
     """
     producer = {output: node for node in graph.node for output in node.output}
+    constants = {tensor.name for tensor in graph.initializer}
     for add in [node for node in graph.node if node.op_type == "Add"]:
+        is_free = False
         for position, name in enumerate(add.input):
             dequantize = producer.get(name)
             if dequantize is None or dequantize.op_type != "DequantizeLinear":
                 continue
             quantize_node = producer[dequantize.input[0]]
-            source = producer.get(quantize_node.input[0])
-            if source is None or source.op_type not in WEIGHTED_OPS:
-                continue
-            add.input[position] = quantize_node.input[0]
-            graph.node.remove(dequantize)  # the pair is this Add's own
-            graph.node.remove(quantize_node)
-            break
+            source = quantize_node.input[0]
+            is_weighted = source in producer and producer[source].op_type in WEIGHTED_OPS
+            # A constant leg is the bias of a MatMul: float, like every bias.
+            if source in constants or (is_weighted and not is_free):
+                is_free = is_free or is_weighted
+                add.input[position] = source
+                graph.node.remove(dequantize)  # the pair is this Add's own
+                graph.node.remove(quantize_node)
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)

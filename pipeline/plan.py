@@ -141,6 +141,7 @@ def run_id_of(plan: Plan, job: Job, engine_key: str, class_names: Sequence[str] 
         "model": job.model.model_dump(),
         "compression": job.output.compression,
         "engine": engine_key,
+        "gpu_decode": job.lanes.gpu_decode.enabled,  # decoders differ by a level here and there
         "class_names": list(class_names),
     }
     return f"{plan.date}-{_digest(pins)[:12]}"

@@ -326,6 +326,22 @@ def test_a_gpu_where_tensorrt_fails_is_left_with_torch(tmp_path: Path, opened: E
 
 
 @pytest.mark.usefixtures("on_gpu")
+def test_a_rung_that_fails_while_it_is_timed_is_left_out(
+    tmp_path: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def race(runners: dict[str, Runner], _: Array) -> dict[str, float]:
+        if "tensorrt int8" in runners:
+            raise RuntimeError("device lost")
+        return dict.fromkeys(runners, 1.0)
+
+    monkeypatch.setattr("engines.ladder.race", race)
+    net, _ = gpu_net(tmp_path)
+    choice = climb(net, opened, device=GPU)
+    assert choice.rung.name == "tensorrt fp16"
+    assert choice.rungs[0].error == "RuntimeError: device lost"
+
+
+@pytest.mark.usefixtures("on_gpu")
 def test_a_gpu_where_nothing_works_gets_no_engine_and_every_reason(
     tmp_path: Path, opened: ExitStack
 ) -> None:

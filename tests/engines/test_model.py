@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from engines.demo_models import NUM_FEATURES, imagenet_classes, ranking_mlp
 from engines.errors import ModelError
@@ -41,6 +42,20 @@ def broken(): return Broken()
 class Broken(torch.nn.Module):
     def forward(self, x):
         return self.not_there(x)
+"""
+SCALED = """
+from pathlib import Path
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.tensor(float(Path(__file__).with_name("scale.txt").read_text()))
+    def forward(self, x):
+        return x * self.scale
+
+def net():
+    return Net()
 """
 LAYERS = """
 import torch
@@ -188,3 +203,33 @@ def test_the_ranking_model_is_the_same_every_time() -> None:
         scores = first(rows)
         assert torch.equal(scores, ranking_mlp()(rows))
     assert scores.shape == (3, 1)
+
+
+def test_a_constant_that_a_layer_keeps_as_a_plain_attribute_is_part_of_the_fingerprint(
+    code: Path,
+) -> None:
+    (code / "scaled.py").write_text(SCALED)
+    spec = ModelSpec(source="scaled:net", input=FeatureInput(num_features=4), head="scores")
+    (code / "scale.txt").write_text("1.0")
+    first = fingerprint_model(spec)
+    assert fingerprint_model(spec) == first
+    (code / "scale.txt").write_text("2.0")
+    assert fingerprint_model(spec) != first
+
+
+def test_a_file_with_operators_of_other_domains_only_is_no_crash(tmp_path: Path) -> None:
+    node = helper.make_node(
+        "LinearRegressor", ["x"], ["y"], domain="ai.onnx.ml", coefficients=[1.0] * 8, targets=1
+    )
+    graph = helper.make_graph(
+        [node],
+        "trees",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 3)])
+    model.ir_version = 9
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    spec = ModelSpec(source=str(path), input=FeatureInput(num_features=8), head="scores")
+    assert [n.op_type for n in load_core(spec).graph.node] == ["LinearRegressor"]

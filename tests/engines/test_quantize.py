@@ -128,6 +128,22 @@ def test_an_add_without_a_weighted_leg_keeps_both_in_int8(tmp_path: Path) -> Non
     assert [made_by[name].op_type for name in add.input] == ["DequantizeLinear"] * 2
 
 
+def test_the_bias_of_a_matmul_stays_float_for_tensorrt(tmp_path: Path) -> None:
+    bias = np.array([100, 0.01, 0.02, 0.03], np.float32)  # one int8 scale would lose three of them
+    weights = {"w": np.eye(8, 4, dtype=np.float32), "b": bias}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("Add", ["m", "b"], ["y"]),
+    ]
+    spec = features(save(make_model(nodes, weights, ["batch", 4]), tmp_path / "m.onnx"))
+    core = load_core(spec)
+    table = calibrate(core, feeds_of(core, spec, feature_rows(16, seed=0)), "max")
+    model = quantize(core, {}, table, "tensorrt")
+    for add in nodes_of(model, "Add"):
+        constant = next(name for name in add.input if name in constants_of(model))
+        np.testing.assert_array_equal(constants_of(model)[constant], bias)
+
+
 def test_the_cpu_graph_has_uint8_activations_and_int8_weights_per_channel(
     graphs: dict[Placement, onnx.ModelProto],
 ) -> None:
