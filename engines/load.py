@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +70,16 @@ def probe_answer(runner: Runner) -> tuple[float, ...]:
     return tuple(map(float, list(by_name.values())[-1][:, 0]))
 
 
+def probes_agree(expected: Sequence[float], found: Sequence[float]) -> bool:
+    """Whether two answers to the probe batch may come from the same engine."""
+    # Noise may lie outside of what a model takes (log of a negative feature): NaN equals NaN.
+    finite = np.abs([value for value in expected if np.isfinite(value)])
+    tolerance = PROBE_TOLERANCE * finite.max(initial=SMALLEST_SCALE)
+    return len(expected) == len(found) and np.allclose(
+        expected, found, rtol=0, atol=tolerance, equal_nan=True
+    )
+
+
 def open_runner(engine: StoredEngine, num_threads: int | None = None) -> Runner:
     """A runner for a stored engine; the checks are made when it is entered.
 
@@ -109,15 +119,10 @@ class CheckedRunner:
         return self
 
     def _compare(self, expected: tuple[float, ...], found: tuple[float, ...]) -> None:
-        # Noise may lie outside of what a model takes (log of a negative feature): NaN equals NaN.
-        finite = np.abs([value for value in expected if np.isfinite(value)])
-        tolerance = PROBE_TOLERANCE * finite.max(initial=SMALLEST_SCALE)
-        if len(expected) != len(found) or not np.allclose(
-            expected, found, rtol=0, atol=tolerance, equal_nan=True
-        ):
+        if not probes_agree(expected, found):
             raise EngineCorruptError(
                 f"engine {self._engine.key[:12]}: its probe batch gives {found[:3]}; expected "
-                f"{expected[:3]}. Remove it from the store; the next run builds it again."
+                f"{expected[:3]}. Build it again with `score engine build --force`."
             )
 
     def __exit__(self, *error: object) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from engines.errors import EngineCorruptError, EngineNotFoundError
 from engines.files import FileStore
 from engines.keys import digest_bytes
+from engines.load import probes_agree
 from engines.locks import LEASE_S, Patience, Say, file_lock, lease
 from engines.manifest import (
     EngineManifest,
@@ -166,7 +167,8 @@ class EngineStore:
         """Store an engine and let it answer its request from now on.
 
         Hashes and sizes of the files are filled in here. Builds are not deterministic: when an
-        intact engine of the same key is there, or comes first, that one is taken and returned.
+        intact engine of the same key is there, or comes first, that one is taken and returned;
+        unless it does not answer its probe batch as this one, which ran a moment ago, did.
         """
         manifest = replace(
             manifest,
@@ -206,17 +208,26 @@ class EngineStore:
 
     def _create(self, manifest: EngineManifest, contents: Mapping[str, bytes]) -> None:
         """Put the files of an engine into the store, the manifest last."""
-        try:
-            self.check(manifest.key).check_runtime()
-            return
-        except EngineCorruptError:  # none there yet, or a damaged one
-            self.files.delete(_path(manifest.key, MANIFEST))  # first: readers begin with it
+        if self.files.read(_path(manifest.key, MANIFEST)) is not None:
+            if self._is_as_good(manifest):
+                return
+            # First: readers begin with it. None to see is none to delete: one may just be created.
+            self.files.delete(_path(manifest.key, MANIFEST))
         for name, data in contents.items():
             path = _path(manifest.key, name)
             if not self.files.create(path, data) and self.files.read(path) != data:
                 self.files.delete(path)
                 self.files.create(path, data)
         self.files.create(_path(manifest.key, MANIFEST), manifest.to_json())
+
+    def _is_as_good(self, manifest: EngineManifest) -> bool:
+        """Whether the engine that is there already is intact and answers as the new one."""
+        try:
+            there = self.check(manifest.key)
+            there.check_runtime()
+        except EngineCorruptError:
+            return False
+        return probes_agree(there.manifest.probe, manifest.probe)
 
     def _read(self, key: str, version: Version | None = None) -> StoredEngine:
         data = self.files.read(_path(key, MANIFEST))

@@ -126,7 +126,7 @@ class TensorRtRunner:
         raise toolkit.log.failure(what) or EngineCorruptError(
             f"{what}: TensorRT {toolkit.trt.__version__} cannot read it "
             f"({toolkit.log.last_error()}); expected a plan made by this version on "
-            f"{self._device.name}. Remove it from the store; the next run builds it again."
+            f"{self._device.name}. Build it again with `score engine build --force`."
         )
 
     def _check_tensors(self, trt: Any, engine: Any) -> dict[str, int]:
@@ -153,8 +153,8 @@ class TensorRtRunner:
 
     def _mismatch(self, found: str, expected: str) -> EngineCorruptError:
         return EngineCorruptError(
-            f"engine plan {self._plan.name}: has {found}; expected {expected}. Remove it from the "
-            "store; the next run builds it again."
+            f"engine plan {self._plan.name}: has {found}; expected {expected}. Build it "
+            "again with `score engine build --force`."
         )
 
 

@@ -152,7 +152,7 @@ def _put(name: str, answer: torch.Tensor, target: torch.Tensor) -> None:
     if found != expected:  # copying would convert and repeat without a word
         raise EngineCorruptError(
             f"torch program: its {name} is {found[0]} {tuple(found[1])}; expected {expected[0]} "
-            f"{tuple(expected[1])}. Remove it from the store; the next run builds it again."
+            f"{tuple(expected[1])}. Build it again with `score engine build --force`."
         )
     target.copy_(answer, non_blocking=True)
 

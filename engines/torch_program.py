@@ -180,12 +180,13 @@ def _refuse_pickles(path: Path) -> None:
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise EngineCorruptError(
             f"torch program {path}: {shown(error)}; expected an archive of torch.export. "
-            "Build the engine again."
+            "Build the engine again with `score engine build --force`."
         ) from None
     if unknown:
         raise EngineCorruptError(
             f"torch program {path}: holds {unknown[0]}; expected a graph and raw tensors alone, "
-            "because anything else would be unpickled. Build the engine again."
+            "because anything else would be unpickled. Build the engine again with "
+            "`score engine build --force`."
         )
 
 

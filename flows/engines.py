@@ -93,8 +93,10 @@ def _verify(store: EngineStore, key: str, device: Device) -> Facts:
     try:
         try_engine(store.fetch(engine), device)
         return {**facts, "opened": True}
-    except EngineError as error:
+    except EngineCorruptError as error:
         return {**facts, "damage": str(error)}
+    except EngineError as error:  # no memory left on the device, a process that was killed
+        return {**facts, "not_opened": str(error)}
     except Exception as error:  # a runtime may refuse a file in its own way
         return {**facts, "damage": f"engine {key[:12]}: {shown(error)}; expected it to open."}
 
@@ -111,9 +113,9 @@ def rollback_facts(job: Job, to: str | None) -> Facts:
     else:
         engine = store.get(to)
         request, key = _request_of(job, engine.manifest), engine.key
-    before = store.versions.history(request)[-1].engine
     version = roll_back(store, request, key)
-    return {"request_key": request, "replaced": before, **asdict(version)}
+    before = [v for v in store.versions.history(request) if v.number < version.number]
+    return {"request_key": request, "replaced": before[-1].engine, **asdict(version)}
 
 
 def _request_here(job: Job, store: EngineStore) -> str:
@@ -125,7 +127,7 @@ def _request_here(job: Job, store: EngineStore) -> str:
     for num_features in [0] if job.input.images else sorted(widths):
         request = request_for(job, num_features, device)
         key = request_key(request, fingerprint_model(request.model))
-        if key in answered:
+        if answered.get(key):
             return key
     raise RollbackError(
         f"{store.files.uri}: no engine for what this job asks for on this device; expected at "

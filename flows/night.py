@@ -6,6 +6,7 @@ are handed out (`MapGroups`) and in who is told of the progress (`Observer`).
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from engines.errors import EngineCorruptError
 from flows.devices import lane_devices
 from flows.shipped import shipped_config
 from pipeline.config import Job
@@ -34,6 +36,8 @@ from pipeline.run import (
 from pipeline.storage import open_storage
 from pipeline.telemetry import Sampler
 from pipeline.tuning import LaneSettings, find_tuning, with_settings
+
+log = logging.getLogger(__name__)
 
 Group = Sequence[Shard]
 MapGroups = Callable[[Callable[[Group], None], Sequence[Group], int], None]
@@ -77,6 +81,8 @@ def run_night(
         map_groups: How groups of shards are handed to lanes; threads by default.
         started: `time.monotonic()` when the process began; now by default.
 
+    An engine from the store that does not open, or does not answer as it did, is built anew, once.
+
     Returns:
         The report; its status says whether this call published.
     """
@@ -85,11 +91,19 @@ def run_night(
     if read_manifest(open_storage(job.output.uri), job.name, date) is not None:
         return already_published(job, date)
     devices = lane_devices(job)
-    with open_lanes([Lane(device) for device in devices]) as lanes:
-        job = _tuned(job, devices[0], observer)
-        run = prepare_run(job, date, devices[0], clock, observer.say)
-        uses = _score(run, lanes, observer, map_groups or map_in_threads)
-    return finish_run(run, lanes, price, uses)
+
+    def attempt(*, force: bool) -> RunReport:
+        with open_lanes([Lane(device) for device in devices]) as lanes:
+            tuned = _tuned(job, devices[0], observer)
+            run = prepare_run(tuned, date, devices[0], clock, observer.say, force=force)
+            uses = _score(run, lanes, observer, map_groups or map_in_threads)
+        return finish_run(run, lanes, price, uses)
+
+    try:
+        return attempt(force=False)
+    except EngineCorruptError as error:  # its hashes are right, or it would not have been found
+        log.warning("%s This run builds a new one.", error)
+    return attempt(force=True)
 
 
 def _tuned(job: Job, device: LaneDevice, observer: Observer) -> Job:

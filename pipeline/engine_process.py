@@ -49,8 +49,8 @@ def run_bound(device: Device, work: Work, arguments: tuple[Any, ...], say: Say) 
     except EOFError:
         process.join()
         raise EngineError(
-            f"engine build: its process ended with code {process.exitcode}; expected an engine. "
-            "Look at the lines above; -9 is a lack of memory."
+            f"work on {device.name}: its process ended with code {process.exitcode}; expected a "
+            "result. Look at the lines above; -9 is a lack of memory."
         ) from None
     finally:
         process.kill()

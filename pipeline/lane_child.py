@@ -13,11 +13,12 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 
 from engines.devices import show_only
+from engines.errors import EngineError
 from engines.load import open_runner
 from engines.manifest import StoredEngine
 from pipeline.blocks import Decoder
 from pipeline.config import Job
-from pipeline.errors import LaneError
+from pipeline.errors import LaneError, PipelineError
 from pipeline.ledger import CommitRecord, Ledger
 from pipeline.part import OutputLayout
 from pipeline.plan import Shard
@@ -129,6 +130,7 @@ def make_decoder(
         num_features: Width of its rows.
         num_threads: CPU threads of the lane.
         batch_size: Of the engine; blocks hold whole batches, or each would end with a padded one.
+            `lanes.block_rows` is taken as it is.
     """
     if job.input.images is not None:
         from pipeline import decode_images as images
@@ -146,7 +148,7 @@ def make_decoder(
         job.input.features,
         feature_columns,
         num_features,
-        job.lanes.block_rows or features.BLOCK_ROWS,
+        job.lanes.block_rows or whole_batches(features.BLOCK_ROWS, batch_size),
     )
 
 
@@ -236,9 +238,7 @@ def _report(scoring: ShardScoring, send: SendMessage, stopped: threading.Event) 
 
 def _portable(error: Exception) -> Exception:
     """The error itself when it survives pickling (our own do), else its text."""
-    from pipeline.errors import PipelineError
-
-    if isinstance(error, PipelineError):
+    if isinstance(error, (PipelineError, EngineError)):
         return error
     notes = "; ".join(getattr(error, "__notes__", []))
     return LaneError(f"{type(error).__name__}: {error} ({notes})" if notes else repr(error))

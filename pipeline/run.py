@@ -73,7 +73,13 @@ class RunClock:
 
 
 def prepare_run(
-    job: Job, date: str, device: LaneDevice, clock: RunClock, say: Callable[[str], None]
+    job: Job,
+    date: str,
+    device: LaneDevice,
+    clock: RunClock,
+    say: Callable[[str], None],
+    *,
+    force: bool = False,
 ) -> PreparedRun:
     """Plan the date, check the store, get the engine and open the ledger.
 
@@ -83,17 +89,19 @@ def prepare_run(
         device: What the lanes run on; decides the engine.
         clock: Gets the times of the phases.
         say: Is told in a few words what takes long.
+        force: Build a new engine even when there is one, because that one does not open. The time
+            that it took to find out counts as the engine's.
     """
-    clock.ready = time.monotonic()
+    clock.ready = clock.ready or time.monotonic()
     source, output = open_storage(job.input.uri), open_storage(job.output.uri)
     class_names = load_class_names(job.model.class_names)
     plan = make_plan(job, date, source)
-    clock.planned = time.monotonic()
+    clock.planned = clock.planned or time.monotonic()
     request = request_for(job, plan.num_features, device.engine_device)
     fingerprint = fingerprint_model(request.model)
     # Whatever is wrong with the job has been found by now: from here on the output is written to.
     probe(output, f"{job.name}/_runs")
-    resolved = get_engine(job, plan, request, fingerprint, say)
+    resolved = get_engine(job, plan, request, fingerprint, say, force=force)
     clock.prepared = time.monotonic()
     ledger = Ledger(output, job.name, run_id_of(plan, job, resolved.engine.key, class_names))
     attempt = _open_attempt(ledger, job, plan, resolved, clock)

@@ -114,6 +114,25 @@ def test_an_engine_that_computes_something_else_is_caught_by_its_probe(
         pytest.fail("an engine with other results was opened")
 
 
+def test_an_engine_built_again_with_another_answer_replaces_what_was_said_of_it(
+    store: EngineStore, engine: StoredEngine
+) -> None:
+    right, graph = engine.manifest, engine.artifact.read_bytes()
+    near = tuple(value * 1.0001 for value in right.probe)
+    store.publish(dataclasses.replace(right, probe=near), graph, {})
+    found = store.find(right.request_key)
+    assert found is not None
+    assert found.manifest.probe == right.probe, "within the tolerance the earlier build is kept"
+    wrong = tuple(value + 1.0 for value in right.probe)
+    assert store.publish(dataclasses.replace(right, probe=wrong), graph, {}).manifest.probe == wrong
+    again = store.publish(right, graph, {})
+    assert again.manifest.probe == right.probe
+    assert store.find(right.request_key) == again
+    assert store.check(right.key) == again
+    with open_runner(again):
+        pass
+
+
 def test_on_a_local_disk_engines_are_read_in_place(engine: StoredEngine, tmp_path: Path) -> None:
     assert engine.artifact.parent == tmp_path / "store" / "engines" / engine.key
     assert not list((tmp_path / "store").rglob(".*.tmp"))

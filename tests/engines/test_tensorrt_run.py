@@ -224,7 +224,7 @@ def test_a_plan_that_cannot_be_read_is_told_as_corrupt(
     made_up: MadeUpTensorRt, runner: TensorRtRunner
 ) -> None:
     made_up.engine = None
-    expected = r"model\.plan: TensorRT 11\.4\.0\.106 cannot read it \(Magic tag.*builds it again"
+    expected = r"model\.plan: TensorRT 11\.4\.0\.106 cannot read it \(Magic tag.*build --force"
     with pytest.raises(EngineCorruptError, match=expected):
         entering(runner)
     assert made_up.streams.num_owned == 0

@@ -16,6 +16,7 @@ import pytest
 
 from engines.build import request_key
 from engines.devices import Cpu, this_cpu
+from engines.errors import CudaError, EngineError, OutOfDeviceMemoryError
 from engines.manifest import EngineManifest, StoredEngine
 from engines.model import fingerprint_model
 from engines.store import EngineStore
@@ -185,6 +186,24 @@ def test_a_file_that_its_runtime_refuses_is_damaged(
     assert "expected it to open" in " ".join(ended.out.split())
 
 
+@pytest.mark.parametrize("error", [OutOfDeviceMemoryError, CudaError, EngineError])
+def test_an_engine_that_the_device_has_no_room_for_is_not_damaged(
+    engine: Callable[..., Ended],
+    place: Place,
+    error: type[EngineError],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error("slots: 3 GiB; expected room on the device.")
+
+    monkeypatch.setattr("flows.engines.try_engine", refuse)  # no such device here
+    place.publish("first")
+    ended = engine("verify", place.job)
+    assert ended.code == 0
+    said = "intact, 3 files; not opened: slots: 3 GiB; expected room on the device."
+    assert said in " ".join(ended.out.split())
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -227,6 +246,24 @@ def test_without_an_earlier_engine_rolling_back_is_refused(
     said = "the only one that has answered this request; expected an earlier one."
     check_refused(engine("rollback", place.job), 1, said)
     check_refused(engine("rollback", place.job, "--to", key), 1, "current already")
+
+
+@pytest.mark.parametrize("loss", ["removed", "damaged"])
+def test_without_its_versions_an_engine_does_not_come_back(
+    engine: Callable[..., Ended], place: Place, loss: str
+) -> None:
+    key = place.publish("first").key
+    for entry in (place.folder / "engines" / "requests").rglob("*.json"):
+        if loss == "removed":
+            entry.unlink()
+        else:
+            entry.write_bytes(b"no entry")
+    said = "error: no engine has answered this request; expected at least two versions."
+    ended = engine("rollback", place.job, "--to", key)
+    assert (ended.code, ended.err.splitlines()[-1]) == (1, said)
+    ended = engine("rollback", place.job)
+    assert ended.code == 1
+    assert "no engine for what this job asks for on this device" in ended.err
 
 
 def test_an_engine_of_another_model_comes_back_with_its_model_file(

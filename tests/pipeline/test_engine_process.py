@@ -67,8 +67,9 @@ def test_other_errors_come_through_as_text() -> None:
 
 
 def test_a_process_that_dies_is_an_error_with_its_code() -> None:
-    with pytest.raises(EngineError, match="ended with code 9"):
-        run_bound(this_cpu(1), die, (), lambda _: None)
+    said = "^work on NVIDIA L4: its process ended with code 9; expected a result"
+    with pytest.raises(EngineError, match=said):
+        run_bound(GPU, die, (), lambda _: None)
 
 
 def test_an_interruption_of_the_parent_ends_the_process() -> None:
