@@ -41,6 +41,7 @@ class LiveProgress:
             self.say(f"{num_done:,} of {num_rows:,} rows were committed by an earlier attempt")
         self._num_todo = num_rows - num_done
         self._started = time.monotonic()
+        self._tasks = {}  # a night that builds its engine anew begins again
         self._bars = Progress(
             TextColumn("{task.description:>6}"),
             BarColumn(bar_width=24),
