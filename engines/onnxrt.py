@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from engines.runner import Array, DeviceRows, Outputs, TensorSpec, check_batch
+from engines.runner import Array, DeviceRows, Outputs, TensorSpec, run_ahead
 
 
 class OnnxrtRunner:
@@ -69,21 +68,7 @@ class OnnxrtRunner:
 
     def infer(self, batches: Iterable[Array | DeviceRows | None]) -> Iterator[Outputs]:
         """See `engines.runner.Runner.infer`."""
-        running: deque[Future[Outputs]] = deque()
-        try:
-            for batch in batches:
-                if batch is None:
-                    while running:
-                        yield running.popleft().result()
-                    continue
-                if len(running) > self._num_threads:
-                    yield running.popleft().result()
-                running.append(self._pool.submit(self._run, check_batch(batch, self.input)))
-            while running:
-                yield running.popleft().result()
-        finally:
-            # Those that compute already still read their batch, which the caller may use again.
-            wait([future for future in running if not future.cancel()])
+        return run_ahead(self._pool, self._run, batches, self.input, self._num_threads)
 
     def _run(self, batch: Array) -> Outputs:
         names = [output.name for output in self.outputs]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -78,3 +80,36 @@ def check_batch(batch: Array | DeviceRows, spec: TensorSpec) -> Array:
             f"{spec.shape}. Pad the last batch."
         )
     return np.ascontiguousarray(batch)
+
+
+def run_ahead(
+    pool: ThreadPoolExecutor,
+    run: Callable[[Array], Outputs],
+    batches: Iterable[Array | DeviceRows | None],
+    spec: TensorSpec,
+    num_workers: int,
+) -> Iterator[Outputs]:
+    """`Runner.infer` for a runtime whose batches are computed by the threads of a pool.
+
+    Args:
+        pool: The threads.
+        run: Computes one batch.
+        batches: See `Runner.infer`.
+        spec: The input.
+        num_workers: The pool's size; one batch more is drawn, so that a free thread finds work.
+    """
+    running: deque[Future[Outputs]] = deque()
+    try:
+        for batch in batches:
+            if batch is None:
+                while running:
+                    yield running.popleft().result()
+                continue
+            if len(running) > num_workers:
+                yield running.popleft().result()
+            running.append(pool.submit(run, check_batch(batch, spec)))
+        while running:
+            yield running.popleft().result()
+    finally:
+        # Those that compute already still read their batch, which the caller may use again.
+        wait([future for future in running if not future.cancel()])

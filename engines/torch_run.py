@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from engines.model import shown
-from engines.runner import Array, DeviceRows, Outputs, TensorSpec, check_batch
+from engines.runner import Array, DeviceRows, Outputs, TensorSpec, run_ahead
 from engines.slots import Slots
 from engines.torch_cuda import Module, TorchGpu, open_slots
 from engines.torch_program import load_program, quiet
@@ -165,22 +164,7 @@ class _Workers:
         self._pool.shutdown(cancel_futures=True)
 
     def infer(self, batches: Iterable[Array | DeviceRows | None]) -> Iterator[Outputs]:
-        running: deque[Future[Outputs]] = deque()
-        try:
-            for batch in batches:
-                if batch is None:
-                    while running:
-                        yield running.popleft().result()
-                    continue
-                # One more than workers: one that is done finds its next batch.
-                if len(running) > self._num_batches:
-                    yield running.popleft().result()
-                running.append(self._pool.submit(self._run, check_batch(batch, self._input)))
-            while running:
-                yield running.popleft().result()
-        finally:
-            # Those that compute already still read their batch, which the caller may use again.
-            wait([future for future in running if not future.cancel()])
+        return run_ahead(self._pool, self._run, batches, self._input, self._num_batches)
 
     def _run(self, batch: Array) -> Outputs:
         import torch
