@@ -162,14 +162,18 @@ def test_another_model_batch_or_kind_of_device_asks_another_question() -> None:
         (CPU, "tensorrt", False),
         (GPU, "tensorrt", True),
         (GPU, "torch", True),
+        (GPU, "onnxruntime", True),
+        (GPU, "cuda-bindings", True),
+        (GPU, "nvidia-cuda-runtime", True),
         (GPU, "openvino", False),
     ],
 )
-def test_the_full_version_of_each_runtime_of_the_device_counts(
+def test_the_full_version_of_all_that_makes_an_engine_there_counts(
     device: Device, runtime: str, counts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = {"openvino": "2026.4.1", "onnxruntime": "1.31.1"}
     versions |= {"tensorrt": "11.4.0.106", "torch": "2.13.0"}
+    versions |= {"cuda-bindings": "13.5.0", "nvidia-cuda-runtime": "none"}
     monkeypatch.setattr("engines.build.version_of", versions.__getitem__)
     before = request_key(request(device), "m")
     versions[runtime] += ".1"
