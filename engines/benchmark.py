@@ -26,17 +26,16 @@ from engines.calibrate import Method
 from engines.candidates import CandidateFactory
 from engines.devices import this_cpu
 from engines.export import fixed_batch
-from engines.gate import Answers, run_rows
-from engines.load import make_runner
+from engines.ladder import reference_answers
 from engines.model import ModelSpec
 from engines.runner import Array
 from engines.tensorrt_build import BuilderSettings
 
 OPEN_TIMEOUT_S = 900.0
 """To load and compile one candidate: torch.compile takes a minute on two busy cores."""
+REFERENCE_BATCH = 8
 PATIENCE_S = 120.0
 """Beyond its duration, for a measurement: one batch may take long."""
-REFERENCE_BATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +95,7 @@ def run_benchmark(
 
     Raises:
         ModelError: The model cannot be exported at all.
+        AccuracyError: ONNX Runtime cannot run it, and there is nothing to compare with.
     """
     with tempfile.TemporaryDirectory(prefix="nightscore-bench-") as folder, ExitStack() as opened:
         files = CandidateFactory(
@@ -107,7 +107,9 @@ def run_benchmark(
             settings=options.builder,
         )
         batch_sizes = _batch_sizes(options, fixed_batch(files.core))
-        reference = _reference(files, rows.measured)
+        batch_size = fixed_batch(files.core) or min(REFERENCE_BATCH, len(rows.measured))
+        cpu = this_cpu(len(os.sched_getaffinity(0)))
+        reference = reference_answers(files, rows.measured, batch_size, cpu)
         np.save(rows_path := Path(folder, "rows.npy"), rows.measured)
         contestants = [
             Contestant(variant, opened.enter_context(VariantProcess(variant, rows_path)))
@@ -127,17 +129,6 @@ def _not_run(variant: Variant) -> VariantResult:
 
 def _batch_sizes(options: BenchOptions, fixed: int | None) -> tuple[int, ...]:
     return (fixed,) if fixed else options.batch_sizes
-
-
-def _reference(files: CandidateFactory, rows: Array) -> Answers:
-    """What fp32 on ONNX Runtime answers, the reference of the accuracy gate too."""
-    cpu = this_cpu(len(os.sched_getaffinity(0)))
-    batch_size = fixed_batch(files.core) or min(REFERENCE_BATCH, len(rows))
-    candidate = files.make("onnxruntime", "fp32", batch_size)
-    with make_runner(
-        "onnxruntime", candidate.graph, candidate.input, candidate.outputs, cpu
-    ) as runner:
-        return run_rows(runner, rows)
 
 
 class _Rounds:

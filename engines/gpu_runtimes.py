@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import re
 from pathlib import Path
 
 from engines.devices import Gpu
+from engines.keys import installed_version
 
 INSTALL_HINT = "pip install 'nightscore[gpu]'"
 MIN_COMPUTE_CAPABILITY = (7, 5)
@@ -20,9 +20,9 @@ def tensorrt_problem(gpu: Gpu | None) -> str | None:
     Args:
         gpu: The GPU; None: there is none, and only what is installed is looked at.
     """
-    if _version("tensorrt") is None:
+    if installed_version("tensorrt") is None:
         return "TensorRT is not installed"
-    bindings = _version("cuda-bindings")
+    bindings = installed_version("cuda-bindings")
     if bindings is None:
         return "TensorRT is installed without cuda-bindings"
     return _driver_problem("TensorRT", bindings, gpu) if gpu else None
@@ -33,7 +33,7 @@ def torch_problem(gpu: Gpu) -> str | None:
     cuda = torch_cuda()
     if cuda is None:
         return "the installed torch has no CUDA"
-    bindings = _version("cuda-bindings")
+    bindings = installed_version("cuda-bindings")
     if bindings is None:
         return "torch is installed without cuda-bindings"
     problem = _driver_problem("torch", cuda, gpu)
@@ -66,10 +66,3 @@ def _driver_problem(runtime: str, cuda: str, gpu: Gpu) -> str | None:
         has = ".".join(map(str, gpu.compute_capability))
         return f"{runtime} needs compute capability 7.5 or later and {gpu.name} has {has}"
     return None
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None

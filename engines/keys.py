@@ -20,12 +20,17 @@ KEYED_PACKAGES = {
 """Kind of device -> distributions whose versions decide what an engine is and where it is valid."""
 
 
-def runtime_version(runtime: str) -> str:
-    """Full version of a runtime, without importing it; `none` where it is not installed."""
+def installed_version(distribution: str) -> str | None:
+    """Full version of a distribution, without importing it; None where it is not installed."""
     try:
-        return importlib.metadata.version(runtime)
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return "none"
+        return None
+
+
+def runtime_version(runtime: str) -> str:
+    """Full version of a runtime as keys and manifests have it: `none` where there is none."""
+    return installed_version(runtime) or "none"
 
 
 def digest(value: Any) -> str:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from engines.candidates import Candidate, CandidateFactory, batch_size_for
-from engines.devices import Device, this_cpu
+from engines.devices import Cpu, Device, this_cpu
 from engines.errors import AccuracyError, ModelError, OutOfDeviceMemoryError
 from engines.export import fixed_batch
 from engines.gate import Accuracy, Answers, GateSpec, compare, race, run_rows
@@ -122,7 +122,9 @@ class Ladder:
             AccuracyError: No candidate passes.
         """
         wanted = batch_size_for(self._spec, self._device, batch_size, self._factory.core)
-        reference = self._run_reference()
+        cpu = this_cpu(self._device.num_threads)
+        reference_batch = batch_size_for(self._spec, cpu, None, self._factory.core)
+        reference = reference_answers(self._factory, self._held_out.rows, reference_batch, cpu)
         rungs = RUNGS[self._device.kind]
         self._factory.say(
             f"measuring {len(rungs)} candidates on {len(self._held_out.rows):,} held-out rows"
@@ -132,21 +134,6 @@ class Ladder:
         self._mix(wanted, reference)
         self._race()
         return self._choose()
-
-    def _run_reference(self) -> Answers:
-        """Answers of fp32; whatever is wrong with the model shows here."""
-        cpu = this_cpu(self._device.num_threads)
-        batch_size = batch_size_for(self._spec, cpu, None, self._factory.core)
-        try:
-            candidate = self._factory.make(*REFERENCE, batch_size)
-            with self._runner(candidate, cpu) as runner:
-                return run_rows(runner, self._held_out.rows)
-        except ModelError:
-            raise
-        except Exception as error:  # the runtime may raise anything
-            raise AccuracyError(
-                f"{' '.join(REFERENCE)}: {shown(error)}; expected it to run, to compare with."
-            ) from error
 
     def _runner(self, candidate: Candidate, device: Device) -> Runner:
         return make_runner(
@@ -279,6 +266,25 @@ class Ladder:
             note=step.note,
             float_layers=step.float_layers,
         )
+
+
+def reference_answers(factory: CandidateFactory, rows: Array, batch_size: int, cpu: Cpu) -> Answers:
+    """Answers of fp32 on the CPU; whatever is wrong with the model shows here.
+
+    Raises:
+        ModelError: The model cannot be exported, or does not fit its description.
+        AccuracyError: ONNX Runtime cannot run it.
+    """
+    try:
+        found = factory.make(*REFERENCE, batch_size)
+        with make_runner(found.runtime, found.graph, found.input, found.outputs, cpu) as runner:
+            return run_rows(runner, rows)
+    except ModelError:
+        raise
+    except Exception as error:  # the runtime may raise anything
+        raise AccuracyError(
+            f"{' '.join(REFERENCE)}: {shown(error)}; expected it to run, to compare with."
+        ) from error
 
 
 def explain(chosen: Rung, rungs: Sequence[Rung]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -15,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from engines.devices import Cpu, Gpu
+from engines.keys import installed_version
 from flows.devices import num_cores
 
 Facts = dict[str, Any]
@@ -39,7 +39,7 @@ def machine_facts(cpu: Cpu, gpu: Gpu | None) -> Facts:
         "gpu": gpu and _describe(gpu),
         "os": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: installed_version(name) for name in PACKAGES},
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
@@ -76,12 +76,6 @@ def _cpuinfo() -> Iterator[str]:
 def _text(path: Path) -> str | None:
     with suppress(OSError):
         return path.read_text(encoding="utf-8").strip()
-    return None
-
-
-def _version(package: str) -> str | None:
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
     return None
 
 

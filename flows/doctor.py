@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.gpu_runtimes import INSTALL_HINT, tensorrt_problem, torch_problem
+from engines.keys import installed_version
 from engines.nvml import FoundGpu
 from flows.devices import NUMA_NODES, num_cores, usable_gpus
 
@@ -46,7 +47,7 @@ def doctor_facts() -> Facts:
         "no_gpu_because": why_none,
         "no_tensorrt_because": why_none or tensorrt_problem(gpus[0].gpu),
         "no_torch_on_gpu_because": why_none or torch_problem(gpus[0].gpu),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "prefect_api_url": os.environ.get("PREFECT_API_URL"),
         "s3_endpoint": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
     }
@@ -84,13 +85,6 @@ def _numa_nodes() -> dict[str, str]:
     """Cores of each NUMA node, as Linux writes them."""
     nodes = sorted(NUMA_NODES.glob("node[0-9]*/cpulist"))
     return {path.parent.name: path.read_text(encoding="utf-8").strip() for path in nodes}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _gpu_engines(facts: Facts) -> str:

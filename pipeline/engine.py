@@ -96,17 +96,16 @@ def get_engine(
         say: Is told in a few words what takes long.
         force: Build a new version even when there is one.
     """
-    if not force:
-        found = open_store(job, say).find(request_key(request, fingerprint))
-        if found:
-            return ResolvedEngine(engine=found, built=False, build_s=0.0)
     arguments = (job, plan, request, fingerprint, force)
-    if request.device.kind == "gpu":
-        from pipeline.engine_process import run_bound
+    if request.device.kind == "cpu":
+        return build_engine(*arguments, say=say)
+    # A process is worth its start only when there is something to build.
+    if not force and (found := open_store(job, say).find(request_key(request, fingerprint))):
+        return ResolvedEngine(engine=found, built=False, build_s=0.0)
+    from pipeline.engine_process import run_bound
 
-        resolved: ResolvedEngine = run_bound(request.device, build_engine, arguments, say)
-        return resolved
-    return build_engine(*arguments, say=say)
+    resolved: ResolvedEngine = run_bound(request.device, build_engine, arguments, say)
+    return resolved
 
 
 def try_engine(engine: StoredEngine, device: Device) -> None:

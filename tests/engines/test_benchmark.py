@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -31,6 +32,7 @@ from engines.candidates import Candidate
 from engines.devices import Device, Gpu, this_cpu
 from engines.errors import EngineError
 from engines.model import ModelSpec
+from tests.engines.small_devices import H200
 from tests.engines.small_models import (
     features_spec,
     image_rows,
@@ -44,18 +46,7 @@ OPTIONS = BenchOptions(
     batch_sizes=(2, 4), num_rounds=3, warmup_s=0.01, duration_s=0.05, latency_s=0.03
 )
 ROWS = BenchRows(calibration=image_rows(32, seed=1), measured=image_rows(41, seed=2))
-GPU = Gpu(
-    uuid="GPU-1",
-    name="NVIDIA H200",
-    compute_capability=(9, 0),
-    num_sms=132,
-    memory_bytes=150_000_000_000,
-    mig_profile=None,
-    driver="580.95.05",
-    cuda=(13, 0),
-    architecture="Linux-x86_64",
-    num_threads=2,
-)
+GPU = dataclasses.replace(H200, num_threads=2)
 
 
 class Revealing:

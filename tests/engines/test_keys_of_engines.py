@@ -24,6 +24,7 @@ from engines.gate import GateSpec
 from engines.model import FeatureInput, ImageInput, ModelSpec, fingerprint_model
 from engines.runner import TensorSpec
 from engines.tensorrt_build import BuilderSettings
+from tests.engines.small_devices import H200
 from tests.engines.small_models import (
     feature_rows,
     features_spec,
@@ -35,18 +36,7 @@ from tests.engines.small_models import (
 from tests.engines.small_stores import local_store
 
 CPU = Cpu(name="A Xeon", architecture="Linux-x86_64", instructions=("avx512_vnni",), num_threads=2)
-GPU = Gpu(
-    uuid="GPU-1",
-    name="NVIDIA H200",
-    compute_capability=(9, 0),
-    num_sms=132,
-    memory_bytes=150 << 30,
-    mig_profile=None,
-    driver="580.95.05",
-    cuda=(13, 0),
-    architecture="Linux-x86_64",
-    num_threads=8,
-)
+GPU = H200
 MODEL = ModelSpec(source="m.onnx", input=FeatureInput(num_features=8), head="scores")
 OTHER_VALUES: dict[type, dict[str, Any]] = {
     CalibrationSpec: {"num_rows": 64, "seed": 1, "method": "entropy"},

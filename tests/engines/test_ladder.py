@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 
 from engines.calibrate import Method
 from engines.candidates import Candidate, CandidateFactory
-from engines.devices import Device, Gpu, this_cpu
+from engines.devices import Device, this_cpu
 from engines.errors import AccuracyError, BuildError, OutOfDeviceMemoryError
 from engines.gate import Answers, GateSpec, run_rows
 from engines.ladder import RUNGS, Choice, Ladder
@@ -22,21 +23,11 @@ from engines.model import ModelSpec
 from engines.onnxrt import OnnxrtRunner
 from engines.runner import Array, Runner, TensorSpec
 from tests.engines.fitted_nets import Net, make_net
+from tests.engines.small_devices import H200
 from tests.engines.small_graphs import hard_to_round, mlp, save
 from tests.engines.small_models import feature_rows
 
-GPU = Gpu(
-    uuid="GPU-1",
-    name="NVIDIA H200",
-    compute_capability=(9, 0),
-    num_sms=132,
-    memory_bytes=150 << 30,
-    mig_profile=None,
-    driver="580.95.05",
-    cuda=(13, 0),
-    architecture="Linux-x86_64",
-    num_threads=2,
-)
+GPU = dataclasses.replace(H200, num_threads=2)
 CPU = this_cpu(2)
 SCORES = GateSpec(min_agreement=0.98)
 SPEEDS = {"int8": 1000.0, "mixed": 800.0, "fp16": 600.0, "fp32": 400.0}

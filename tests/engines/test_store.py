@@ -20,6 +20,7 @@ from engines.manifest import EngineManifest, Rung, StoredEngine, parse_manifest
 from engines.runner import TensorSpec
 from engines.store import EngineStore, StoreOptions, default_cache
 from pipeline.storage import LocalStorage
+from tests.engines.small_devices import H200
 from tests.engines.small_models import (
     feature_sample,
     features_spec,
@@ -28,18 +29,7 @@ from tests.engines.small_models import (
 )
 from tests.engines.small_stores import a_manifest, linear_graph, probe_of
 
-GPU = Gpu(
-    uuid="GPU-1",
-    name="NVIDIA H200",
-    compute_capability=(9, 0),
-    num_sms=132,
-    memory_bytes=150 << 30,
-    mig_profile=None,
-    driver="580.95.05",
-    cuda=(13, 0),
-    architecture="Linux-x86_64",
-    num_threads=8,
-)
+GPU = H200
 
 
 @pytest.fixture

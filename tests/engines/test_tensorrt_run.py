@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,27 +13,16 @@ import pytest
 import tensorrt_rtx
 
 from engines.cuda import device_problem
-from engines.devices import Gpu
 from engines.errors import CudaError, EngineCorruptError, EngineError, OutOfDeviceMemoryError
 from engines.runner import Array, Outputs, TensorSpec
 from engines.tensorrt_build import BuilderSettings, Log, Toolkit, build_plan, rtx_toolkit
 from engines.tensorrt_run import TensorRtRunner
 from tests.engines.host_streams import Faults, HostDeviceRows, HostStreams
+from tests.engines.small_devices import H200
 from tests.engines.small_graphs import linear
 
 BATCH = 4
-GPU = Gpu(
-    uuid="GPU-7",
-    name="NVIDIA H200",
-    compute_capability=(9, 0),
-    num_sms=132,
-    memory_bytes=150_000_000_000,
-    mig_profile=None,
-    driver="580.95.05",
-    cuda=(13, 0),
-    architecture="Linux-x86_64",
-    num_threads=8,
-)
+GPU = dataclasses.replace(H200, uuid="GPU-7")
 INPUT = TensorSpec(name="x", dtype="uint8", shape=(BATCH, 3))
 DOUBLE = TensorSpec(name="double", dtype="float32", shape=(BATCH, 3))
 SUM = TensorSpec(name="sum", dtype="int32", shape=(BATCH,))

@@ -22,26 +22,14 @@ from engines.torch_cuda import TorchGpu
 from engines.torch_program import load_program, save_program
 from engines.torch_run import TorchMode, TorchRunner
 from tests.engines.host_streams import Faults, HostDeviceRows, HostStreams
-from tests.engines.small_models import IMAGES, image_rows
+from tests.engines.small_models import image_rows
+from tests.engines.small_torch import PICTURES
 
 Program = tuple[Path, tuple[TensorSpec, ...]]
 BATCH = 4
 PROBLEM = device_problem()
 
 
-def pictures_model() -> torch.nn.Module:
-    torch.manual_seed(3)
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, padding=1),
-        torch.nn.BatchNorm2d(8),
-        torch.nn.ReLU(),
-        torch.nn.AdaptiveAvgPool2d(1),
-        torch.nn.Flatten(),
-        torch.nn.Linear(8, 5),
-    )
-
-
-PICTURES = ModelSpec(source=f"{__name__}:pictures_model", input=IMAGES, head="classes", top_k=2)
 INPUT = input_spec(PICTURES, BATCH)
 
 

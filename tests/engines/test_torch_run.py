@@ -22,21 +22,10 @@ from engines.runner import TensorSpec
 from engines.torch_program import TorchPrecision, save_program
 from engines.torch_run import TorchMode, TorchRunner
 from tests.engines.small_models import IMAGES, NUM_FEATURES, feature_rows, image_rows
+from tests.engines.small_torch import PICTURES
 
 BATCH = 4
 EAGER = TorchMode(is_compiled=False)
-
-
-def pictures_model() -> torch.nn.Module:
-    torch.manual_seed(3)
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, padding=1),
-        torch.nn.BatchNorm2d(8),
-        torch.nn.ReLU(),
-        torch.nn.AdaptiveAvgPool2d(1),
-        torch.nn.Flatten(),
-        torch.nn.Linear(8, 5),
-    )
 
 
 def users_model() -> torch.nn.Module:
@@ -45,7 +34,6 @@ def users_model() -> torch.nn.Module:
 
 
 HERE = "tests.engines.test_torch_run"
-PICTURES = ModelSpec(source=f"{HERE}:pictures_model", input=IMAGES, head="classes", top_k=2)
 USERS = ModelSpec(
     source=f"{HERE}:users_model", input=FeatureInput(num_features=NUM_FEATURES), head="scores"
 )

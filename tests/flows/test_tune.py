@@ -27,9 +27,10 @@ from flows.tune_trials import rate_of
 from pipeline.config import Job, load_job
 from pipeline.lane import LaneDevice
 from pipeline.ledger import CommitRecord, StoredFile
-from pipeline.tuning import LaneSettings, Tuning, find_tuning, tuning_key, write_tuning
+from pipeline.tuning import LaneSettings, find_tuning, tuning_key, write_tuning
 from tests.conftest import DATE, Ended, Running
 from tests.engines.small_stores import a_manifest
+from tests.pipeline.tuning_cases import a_tuning
 
 pytestmark = pytest.mark.timeout(120)
 TRIAL_S = 3.0
@@ -421,27 +422,6 @@ def test_an_interrupted_search_ends_its_lanes_and_leaves_nothing(
     assert ended.code == 75, ended.err
     assert "accepted" in ended.err
     assert running.lingering() == []
-
-
-def a_tuning(**changes: Any) -> Tuning:
-    tuning = Tuning(
-        key="k",
-        job="users",
-        device="A processor",
-        num_threads=2,
-        settings=LaneSettings(queue_depth=4, hardware_decoder_load=0.8),
-        rows_per_s_default=1_000.0,
-        rows_per_s_tuned=1_250.0,
-        confirmed=True,
-        num_rows=512,
-        num_trials=42,
-        budget_s=300.0,
-        took_s=281.0,
-        versions={"openvino": "2026.4.1"},
-        host="h",
-        tuned_at="2026-11-20T03:04:05+00:00",
-    )
-    return dataclasses.replace(tuning, **changes)
 
 
 def text_of(settings: LaneSettings, **changes: Any) -> str:

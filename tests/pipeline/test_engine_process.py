@@ -1,28 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 
 import pytest
 
-from engines.devices import Gpu, this_cpu
+from engines.devices import this_cpu
 from engines.errors import AccuracyError, EngineError
 from pipeline.engine_process import run_bound
 from pipeline.errors import LaneError
+from tests.engines.small_devices import H200
 
 Say = Callable[[str], None]
-GPU = Gpu(
-    uuid="GPU-1234",
-    name="NVIDIA L4",
-    compute_capability=(8, 9),
-    num_sms=58,
-    memory_bytes=24 << 30,
-    mig_profile=None,
-    driver="580.95.05",
-    cuda=(13, 0),
-    architecture="Linux-x86_64",
-    num_threads=2,
-)
+GPU = dataclasses.replace(H200, uuid="GPU-1234", name="NVIDIA L4")
 
 
 def tell(first: int, second: int, *, say: Say) -> tuple[int, int, str | None]:

@@ -43,6 +43,7 @@ from pipeline.tuning import (
     with_settings,
     write_tuning,
 )
+from tests.pipeline.tuning_cases import a_tuning
 
 CPU = this_cpu(2)
 ALL = LaneSettings(
@@ -80,25 +81,15 @@ def local_job(tmp_path: Path) -> Job:
     return a_job(job_data(tmp_path), engine={"store": str(tmp_path / "engines")})
 
 
-def a_tuning(job: Job, **changes: Any) -> Tuning:
-    tuning = Tuning(
+def tuning_of(job: Job, **changes: Any) -> Tuning:
+    found = a_tuning(
         key=tuning_key(job, CPU),
         job=job.name,
         device=CPU.name,
-        num_threads=2,
         settings=ALL,
-        rows_per_s_default=1_000.0,
         rows_per_s_tuned=1_053.0,
-        confirmed=True,
-        num_rows=512,
-        num_trials=42,
-        budget_s=300.0,
-        took_s=281.0,
-        versions={"openvino": "2026.4.1"},
-        host="h",
-        tuned_at="2026-11-20T03:04:05+00:00",
     )
-    return dataclasses.replace(tuning, **changes)
+    return dataclasses.replace(found, **changes)
 
 
 def value_at(job: Job, dotted: str) -> Any:
@@ -119,11 +110,11 @@ def explicit(data: dict[str, Any], dotted: str, value: object) -> Job:
 
 def test_a_tuning_is_found_again_and_the_newest_counts(job: Job) -> None:
     assert find_tuning(job, CPU) is None
-    first = a_tuning(job)
+    first = tuning_of(job)
     path = write_tuning(job, first)
     assert path == f"tunings/{first.key}/0001.json"
     assert find_tuning(job, CPU) == first
-    second = a_tuning(job, settings=LaneSettings(queue_depth=1), confirmed=False)
+    second = tuning_of(job, settings=LaneSettings(queue_depth=1), confirmed=False)
     assert write_tuning(job, second).endswith("/0002.json")
     assert find_tuning(job, CPU) == second
     assert forget_tuning(job, CPU) == 2
@@ -131,12 +122,12 @@ def test_a_tuning_is_found_again_and_the_newest_counts(job: Job) -> None:
 
 
 def test_the_tenth_thousandth_tuning_counts_as_well(local_job: Job) -> None:
-    tuning = a_tuning(local_job)
+    tuning = tuning_of(local_job)
     store = open_storage(local_job.engine.store)
     for number in (9_999, 10_000):
         old = json.dumps(dataclasses.asdict(tuning)).encode()
         assert store.create(f"tunings/{tuning.key}/{number}.json", old)
-    newest = a_tuning(local_job, host="newest")
+    newest = tuning_of(local_job, host="newest")
     assert write_tuning(local_job, newest).endswith("/10001.json")
     assert find_tuning(local_job, CPU) == newest
 
@@ -159,7 +150,7 @@ def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 def test_a_damaged_or_foreign_tuning_is_left_out_with_a_warning(
     damage: Callable[[Any], Any], why: str, local_job: Job, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good = a_tuning(local_job)
+    good = tuning_of(local_job)
     write_tuning(local_job, good)
     store = open_storage(local_job.engine.store)
     bad = json.dumps(damage(dataclasses.asdict(good))).encode()
@@ -216,7 +207,7 @@ def test_a_tuning_is_for_one_job_and_one_kind_of_device(tmp_path: Path) -> None:
 
 
 def test_a_tuning_fills_in_what_the_job_leaves_open(local_job: Job) -> None:
-    write_tuning(local_job, a_tuning(local_job))
+    write_tuning(local_job, tuning_of(local_job))
     job = tuned(local_job, CPU)
     assert {name: value_at(job, path) for name, path in PATHS.items()} == ALL.given()
     assert settings_of(job) == ALL
@@ -297,7 +288,7 @@ def test_blocks_of_features_hold_whole_batches_unless_the_job_says_otherwise(
 
 
 def test_a_tuning_reads_like_a_sentence(local_job: Job) -> None:
-    tuning = a_tuning(local_job, settings=LaneSettings(block_rows=1_024, queue_depth=4))
+    tuning = tuning_of(local_job, settings=LaneSettings(block_rows=1_024, queue_depth=4))
     assert str(tuning) == "block_rows 1,024, queue_depth 4 (+5.3% end to end on 2026-11-20)"
-    none = a_tuning(local_job, settings=LaneSettings())
+    none = tuning_of(local_job, settings=LaneSettings())
     assert str(none) == "the defaults, than which 2026-11-20 found nothing faster"
