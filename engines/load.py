@@ -6,13 +6,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from engines.devices import Device, Gpu
 from engines.errors import EngineCorruptError, EngineError
 from engines.manifest import StoredEngine
-from engines.runner import LOGITS, Array, DeviceRows, Outputs, Runner, TensorSpec
+from engines.runner import (
+    LOGITS,
+    Array,
+    DeviceRows,
+    HostRunner,
+    Outputs,
+    Runner,
+    TensorSpec,
+)
 
 PROBE_SEED = 20261120
 PROBE_TOLERANCE = 0.02
@@ -131,3 +140,7 @@ class CheckedRunner:
     def infer(self, batches: Iterable[Array | DeviceRows | None]) -> Iterator[Outputs]:
         """See `engines.runner.Runner.infer`."""
         return self._runner.infer(batches)
+
+    def run(self, batch: Array) -> Outputs:
+        """See `engines.runner.HostRunner.run`; engines of a CPU only."""
+        return cast("HostRunner", self._runner).run(batch)

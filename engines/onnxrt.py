@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from engines.runner import Array, DeviceRows, Outputs, TensorSpec, run_ahead
+from engines.runner import Array, CoreRunner, Outputs, TensorSpec
 
 
-class OnnxrtRunner:
-    """Runs an ONNX graph with fixed shapes; whole batches in parallel beat parallel operators.
+class OnnxrtRunner(CoreRunner):
+    """Runs an ONNX graph with fixed shapes; see `CoreRunner`.
 
     Args:
         graph: ONNX file.
@@ -32,14 +30,10 @@ class OnnxrtRunner:
         *,
         is_literal: bool = False,
     ) -> None:
-        self.batch_size = input.shape[0]
-        self.input = input
-        self.outputs = outputs
-        self._graph = graph
-        self._num_threads = num_threads
+        super().__init__(graph, input, outputs, num_threads)
         self._is_literal = is_literal
 
-    def __enter__(self) -> OnnxrtRunner:
+    def _open(self) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -59,17 +53,11 @@ class OnnxrtRunner:
             # depthwise layer in float).
             disabled_optimizers=["WeightBiasQuantization"],
         )
-        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="onnxruntime")
-        return self
+        self._names = [output.name for output in self.outputs]
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    def _close(self) -> None:
         del self._session
 
-    def infer(self, batches: Iterable[Array | DeviceRows | None]) -> Iterator[Outputs]:
-        """See `engines.runner.Runner.infer`."""
-        return run_ahead(self._pool, self._run, batches, self.input, self._num_threads)
-
-    def _run(self, batch: Array) -> Outputs:
-        names = [output.name for output in self.outputs]
-        return tuple(np.asarray(out) for out in self._session.run(names, {self.input.name: batch}))
+    def run(self, batch: Array) -> Outputs:
+        """See `engines.runner.HostRunner.run`."""
+        return tuple(map(np.asarray, self._session.run(self._names, {self.input.name: batch})))

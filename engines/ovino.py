@@ -1,40 +1,22 @@
-"""OpenVINO: runs a graph on the CPU with several inference requests in flight."""
+"""OpenVINO: runs a graph on the CPU, one inference request of one thread on each core."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
-from engines.runner import Array, DeviceRows, Outputs, TensorSpec, check_batch
+from engines.runner import Array, CoreRunner, Outputs
 
 
-class OpenVinoRunner:
-    """Runs an ONNX graph with fixed shapes; one stream per thread, so that cores do not wait.
+class OpenVinoRunner(CoreRunner):
+    """Runs an ONNX graph with fixed shapes; one stream for each thread. See `CoreRunner`."""
 
-    Args:
-        graph: ONNX file.
-        input: The graph's input.
-        outputs: The graph's outputs, in order.
-        num_threads: Threads, and streams, that may be used.
-    """
-
-    def __init__(
-        self, graph: Path, input: TensorSpec, outputs: tuple[TensorSpec, ...], num_threads: int
-    ) -> None:
-        self.batch_size = input.shape[0]
-        self.input = input
-        self.outputs = outputs
-        self._graph = graph
-        self._num_threads = num_threads
-
-    def __enter__(self) -> OpenVinoRunner:
+    def _open(self) -> None:
         import openvino
 
-        self._openvino = openvino
+        self._tensor = openvino.Tensor
         core = openvino.Core()
         compiled = core.compile_model(
             core.read_model(self._graph),
@@ -49,43 +31,22 @@ class OpenVinoRunner:
                 "INFERENCE_PRECISION_HINT": "f32",
             },
         )
-        # One more than streams: a request is filled and emptied while all streams compute.
-        self._requests = [compiled.create_infer_request() for _ in range(self._num_threads + 1)]
-        return self
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(self._num_threads):
+            self._idle.put(compiled.create_infer_request())
 
-    def __exit__(self, *_: object) -> None:
-        del self._requests
+    def _close(self) -> None:
+        del self._idle
 
-    def infer(self, batches: Iterable[Array | DeviceRows | None]) -> Iterator[Outputs]:
-        """See `engines.runner.Runner.infer`; inputs are read in place."""
-        idle = deque(self._requests)
-        running: deque[tuple[Any, Array]] = deque()  # the array must outlive its request
+    def run(self, batch: Array) -> Outputs:
+        """See `engines.runner.HostRunner.run`."""
+        if not batch.flags.writeable:  # OpenVINO does not share those, such as Arrow's
+            batch = batch.copy()
+        request = self._idle.get()
         try:
-            for batch in batches:
-                if batch is None:
-                    while running:
-                        yield self._finish(running, idle)
-                    continue
-                if not idle:
-                    yield self._finish(running, idle)
-                array = check_batch(batch, self.input)
-                if not array.flags.writeable:  # OpenVINO does not share those, such as Arrow's
-                    array = array.copy()
-                request = idle.popleft()
-                request.set_input_tensor(self._openvino.Tensor(array, shared_memory=True))
-                request.start_async()
-                running.append((request, array))
-            while running:
-                yield self._finish(running, idle)
+            request.set_input_tensor(self._tensor(batch, shared_memory=True))
+            request.infer()
+            # Copied: the request's own memory is used again by its next batch.
+            return tuple(np.array(request.get_tensor(spec.name).data) for spec in self.outputs)
         finally:
-            for request, _ in running:
-                request.wait()
-
-    def _finish(self, running: deque[tuple[Any, Array]], idle: deque[Any]) -> Outputs:
-        request, _ = running[0]
-        request.wait()
-        running.popleft()
-        # Copied: the request's own memory is used again by its next batch.
-        outputs = tuple(np.array(request.get_tensor(output.name).data) for output in self.outputs)
-        idle.append(request)
-        return outputs
+            self._idle.put(request)

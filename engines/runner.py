@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from engines.errors import EngineError
+from engines.in_order import map_in_order
 
 Array = npt.NDArray[Any]
 Outputs = tuple[Array, ...]
@@ -57,6 +60,20 @@ class Runner(Protocol):
         """
 
 
+class HostRunner(Runner, Protocol):
+    """A runner that computes batches in host memory, on the cores of the threads that ask."""
+
+    def run(self, batch: Array) -> Outputs:
+        """Compute one batch; as many threads may do so at once as the runner was made for.
+
+        Args:
+            batch: As `Runner.infer` takes it; read in place, and not kept.
+
+        Returns:
+            Arrays that the caller may keep.
+        """
+
+
 class DeviceRows(Protocol):
     """One batch, or the first rows of one, that lies in the device's memory already."""
 
@@ -82,6 +99,53 @@ def check_batch(batch: Array | DeviceRows, spec: TensorSpec) -> Array:
     return np.ascontiguousarray(batch)
 
 
+class CoreRunner:
+    """A `HostRunner`, whose batches are each computed by one thread, on one core.
+
+    Batches side by side beat operators side by side: nothing waits for the slowest part of a layer.
+
+    Args:
+        graph: What the runtime loads.
+        input: The graph's input.
+        outputs: The graph's outputs, in order.
+        num_threads: Batches that may be computed at once.
+    """
+
+    def __init__(
+        self, graph: Path, input: TensorSpec, outputs: tuple[TensorSpec, ...], num_threads: int
+    ) -> None:
+        self.batch_size = input.shape[0]
+        self.input = input
+        self.outputs = outputs
+        self._graph = graph
+        self._num_threads = num_threads
+
+    def __enter__(self) -> Self:
+        self._open()
+        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="runner")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._close()
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Load and compile."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Free what `_open` took."""
+
+    @abstractmethod
+    def run(self, batch: Array) -> Outputs:
+        """See `HostRunner.run`."""
+
+    def infer(self, batches: Iterable[Array | DeviceRows | None]) -> Iterator[Outputs]:
+        """See `Runner.infer`."""
+        return run_ahead(self._pool, self.run, batches, self.input, self._num_threads)
+
+
 def run_ahead(
     pool: ThreadPoolExecutor,
     run: Callable[[Array], Outputs],
@@ -98,18 +162,12 @@ def run_ahead(
         spec: The input.
         num_workers: The pool's size; one batch more is drawn, so that a free thread finds work.
     """
-    running: deque[Future[Outputs]] = deque()
-    try:
-        for batch in batches:
-            if batch is None:
-                while running:
-                    yield running.popleft().result()
-                continue
-            if len(running) > num_workers:
-                yield running.popleft().result()
-            running.append(pool.submit(run, check_batch(batch, spec)))
-        while running:
-            yield running.popleft().result()
-    finally:
-        # Those that compute already still read their batch, which the caller may use again.
-        wait([future for future in running if not future.cancel()])
+
+    def run_checked(batch: Array | DeviceRows) -> Outputs:
+        return run(check_batch(batch, spec))
+
+    source: Iterable[Any] = batches  # a type checker cannot take None out of the union
+    with closing(map_in_order(pool, run_checked, source, num_workers + 1)) as in_order:
+        for outputs in in_order:
+            if outputs is not None:
+                yield outputs

@@ -17,7 +17,7 @@ from engines.manifest import EngineManifest
 from flows.devices import lane_devices
 from flows.tune_search import DEFAULTS, Axis, Comparison, Search
 from flows.tune_trials import LaneTrials
-from pipeline import decode_features
+from pipeline import decode_features, decode_windows
 from pipeline.config import Job
 from pipeline.lane import LaneDevice
 from pipeline.ledger import utc_now
@@ -114,12 +114,12 @@ def axes_of(job: Job, device: LaneDevice, manifest: EngineManifest) -> tuple[Axi
     is_image = job.input.images is not None
     on_gpu = manifest.device.kind == "gpu"
     decodes_on_gpu = is_image and on_gpu and job.lanes.gpu_decode.enabled
-    block = _default_block(is_image)
+    block = _default_block(job)
     load = job.lanes.gpu_decode.hardware_decoder_load
     candidates: dict[str, tuple[tuple[float, ...], float]] = {}
     if not on_gpu:
         candidates["engine_threads"] = (tuple(some_threads), threads)
-    if is_image:
+    if is_image and (on_gpu or job.lanes.cpu_decoder == "dali"):  # else the engine's threads decode
         candidates["decode_threads"] = (tuple(some_threads), threads)
     if decodes_on_gpu:
         candidates["hardware_decoder_load"] = (HARDWARE_LOADS, load)
@@ -134,12 +134,14 @@ def axes_of(job: Job, device: LaneDevice, manifest: EngineManifest) -> tuple[Axi
     )
 
 
-def _default_block(is_image: bool) -> int:
-    if is_image:
-        from pipeline import decode_images  # loads DALI
+def _default_block(job: Job) -> int:
+    if job.input.images is None:
+        return decode_features.BLOCK_ROWS
+    if job.lanes.cpu_decoder == "window":
+        return decode_windows.BLOCK_ROWS
+    from pipeline import decode_images  # loads DALI
 
-        return decode_images.BLOCK_ROWS
-    return decode_features.BLOCK_ROWS
+    return decode_images.BLOCK_ROWS
 
 
 def _seeds(job: Job, earlier: Tuning | None) -> list[LaneSettings]:

@@ -169,13 +169,17 @@ class LanesSection(Section):
     """`auto`: every GPU or MIG slice when there is one, the CPU otherwise."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of a lane; null: all cores that this process may use."""
+    cpu_decoder: Literal["window", "dali"] = "window"
+    """What decodes images on a CPU. `window`: nvImageCodec and a SIMD resize, on each core together
+    with the engine. `dali`: DALI's pipeline, a stage of its own; pixels differ by a level or two."""
     decode_threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads that decode images; null: as `threads`. `score tune` finds the best value of this
-    and of the next three for a machine."""
+    """CPU threads that decode images for a GPU, or by DALI; null: as `threads`. `score tune` finds
+    the best value of this and of the next three for a machine."""
     engine_threads: Annotated[int, Field(ge=1)] | None = None
-    """Batches that an engine on a CPU computes at once; null: as `threads`."""
+    """Threads of a CPU lane that score, each a block from decoding to scores; null: as `threads`."""
     block_rows: Annotated[int, Field(ge=1)] | None = None
-    """Rows that a CPU decodes at once; null: 64 images or 65,536 feature rows."""
+    """Rows that a CPU decodes at once; null: 16 images (64 by DALI) or 65,536
+    feature rows."""
     queue_depth: Annotated[int, Field(ge=1)] | None = None
     """Blocks that may wait between two stages; null: 2."""
     shard_rows: Annotated[int, Field(ge=1)] | None = None

@@ -17,8 +17,8 @@ from pipeline.lane_child import (
     Committed,
     Failed,
     LaneSetup,
+    Measured,
     Progress,
-    Ready,
     lane_main,
 )
 from pipeline.ledger import CommitRecord
@@ -158,7 +158,7 @@ class Lane:
             except (EOFError, OSError):
                 break
             match message:
-                case Ready():
+                case Measured():
                     self.ceilings = self.ceilings or message.ceilings
                 case Progress():
                     self._times = message.times

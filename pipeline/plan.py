@@ -141,7 +141,8 @@ def run_id_of(plan: Plan, job: Job, engine_key: str, class_names: Sequence[str] 
         "model": job.model.model_dump(),
         "compression": job.output.compression,
         "engine": engine_key,
-        "gpu_decode": job.lanes.gpu_decode.enabled,  # decoders differ by a level here and there
+        # Decoders differ by a level here and there.
+        "decoders": [job.lanes.gpu_decode.enabled, job.lanes.cpu_decoder],
         "class_names": list(class_names),
     }
     return f"{plan.date}-{_digest(pins)[:12]}"

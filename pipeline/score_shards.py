@@ -1,4 +1,7 @@
-"""The one place where the stages are chained: read -> decode -> infer -> write, all at once."""
+"""The one place where the stages are chained: read -> decode -> infer -> write, all at once.
+
+On a device decoding and inference are stages of their own; a CPU's cores do both for a block.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
-from engines.runner import Runner
+from engines.runner import HostRunner, Runner
 from pipeline.blocks import Block, DecodedBlock, Decoder, ScoredBlock
 from pipeline.infer import batches_of, infer_blocks
 from pipeline.ledger import CommitRecord, Ledger
@@ -19,6 +22,7 @@ from pipeline.part import OutputLayout, build_parts
 from pipeline.plan import Shard
 from pipeline.read import read_blocks
 from pipeline.report import Ceilings, StageTimes
+from pipeline.score_on_cores import CoreScoring
 from pipeline.storage import Storage
 
 QUEUE_DEPTH = 2
@@ -41,6 +45,9 @@ class ScoringTools:
     """The attempt that commits."""
     queue_depth: int = QUEUE_DEPTH
     """Blocks that may wait between two stages."""
+    core_threads: int | None = None
+    """Threads that each take a block from decoding to its scores, with a `HostRunner` and a decoder
+    that many threads may use; None: decoder and engine are stages side by side."""
 
 
 class ShardScoring:
@@ -48,19 +55,33 @@ class ShardScoring:
 
     Everything between reading and writing overlaps, across shards too: while one block is in the
     engine the next is decoded, the one after is read, and the shard before is uploaded.
+
+    Args:
+        shards: As they come; None says that there is none for now.
+        tools: What they are scored with.
+        on_ceilings: Gets the rates of decoder and engine alone, where cores do both.
     """
 
-    def __init__(self, shards: Iterable[Shard | None], tools: ScoringTools) -> None:
+    def __init__(
+        self,
+        shards: Iterable[Shard | None],
+        tools: ScoringTools,
+        on_ceilings: Callable[[Ceilings], None] = lambda _: None,
+    ) -> None:
         columns = tuple(dict.fromkeys((*tools.passthrough, *tools.decoder.columns)))
         self._stages: dict[str, Stage[Any]] = {}
+        self._cores = _core_scoring(tools, on_ceilings)
         self._depth = tools.queue_depth
         blocks = self._stage(
             "read",
             read_blocks(shards, tools.source, columns, tools.decoder.block_rows),
             count=lambda block: block.rows.num_rows,
         )
-        decoded = self._stage("decode", _decode(blocks, tools), upstream=blocks)
-        scored = self._stage("infer", infer_blocks(decoded, tools.runner), upstream=decoded)
+        if self._cores:
+            scored = self._stage("score", self._cores.score(blocks), upstream=blocks)
+        else:
+            decoded = self._stage("decode", _decode(blocks, tools), upstream=blocks)
+            scored = self._stage("infer", infer_blocks(decoded, tools.runner), upstream=decoded)
         self._committed: Stage[CommitRecord] = self._stage(
             "write", _write(scored, tools), upstream=scored, count=lambda record: record.num_rows
         )
@@ -91,7 +112,25 @@ class ShardScoring:
 
     def times(self) -> dict[str, StageTimes]:
         """Busy and waiting time of each stage until now."""
-        return {name: stage.times() for name, stage in self._stages.items()}
+        times: dict[str, StageTimes] = {}
+        for name, stage in self._stages.items():
+            both = self._cores.times() if self._cores and name == "score" else None
+            times |= both or {name: stage.times()}
+        return times
+
+
+def _core_scoring(
+    tools: ScoringTools, on_ceilings: Callable[[Ceilings], None]
+) -> CoreScoring | None:
+    if tools.core_threads is None:
+        return None
+    return CoreScoring(
+        tools.decoder,
+        cast("HostRunner", tools.runner),
+        tools.passthrough,
+        tools.core_threads,
+        on_ceilings,
+    )
 
 
 def _decode(blocks: Iterable[Block | None], tools: ScoringTools) -> Iterator[DecodedBlock | None]:
@@ -130,7 +169,7 @@ def _write(blocks: Iterable[ScoredBlock], tools: ScoringTools) -> Iterator[Commi
 
 
 def measure_ceilings(shard: Shard, tools: ScoringTools) -> Ceilings:
-    """Rates of decoder and engine alone, on the first rows of a shard; warms both up too."""
+    """Rates of decoder and engine as stages alone, on a shard's first rows; warms both up too."""
     decoder, runner = tools.decoder, tools.runner
     first = next(iter(read_blocks([shard], tools.source, decoder.columns, decoder.block_rows)))
     assert first is not None  # a plan has no empty shard

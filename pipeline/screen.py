@@ -19,6 +19,8 @@ JPEG_END = b"\xff\xd9"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_JPEG_SCANS = 100
 """A progressive JPEG of 156 kB with 2,000 scans took 28 s to decode."""
+START_OF_SCAN = 0xDAFF
+"""Bytes FF DA as a little-endian word."""
 JPEG_END_WINDOW_BYTES = 64
 """Cameras pad their files a little; longer tails are rare enough to be decoded alone."""
 
@@ -60,11 +62,17 @@ def screen(encoded: npt.NDArray[np.uint8], max_pixels: int) -> Header | Refusal:
         return Refusal("too_many_pixels", f"{width} x {height}; at most {max_pixels} are decoded")
     if is_png:
         return Header(height, width, is_suspect=False)
-    num_scans = np.count_nonzero((encoded[:-1] == 0xFF) & (encoded[1:] == 0xDA))
+    num_scans = _count_scans(encoded)
     if num_scans > MAX_JPEG_SCANS:
         return Refusal("too_many_jpeg_scans", f"{num_scans}; at most {MAX_JPEG_SCANS} are decoded")
     is_suspect = JPEG_END not in encoded[-JPEG_END_WINDOW_BYTES:].tobytes()
     return Header(height, width, is_suspect=is_suspect)
+
+
+def _count_scans(jpeg: npt.NDArray[np.uint8]) -> int:
+    """Bytes FF DA, counted as 16-bit words from even and from odd positions: two short passes."""
+    even, odd = jpeg[: jpeg.size & ~1], jpeg[1 : 1 + ((jpeg.size - 1) & ~1)]
+    return sum(int(np.count_nonzero(words.view("<u2") == START_OF_SCAN)) for words in (even, odd))
 
 
 def _png_chunks_fit(png: bytes) -> bool:

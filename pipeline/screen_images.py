@@ -50,12 +50,7 @@ class ImageScreen:
         self._images = images
 
     def __enter__(self) -> ImageScreen:
-        # Without both arguments nvImageCodec looks for a GPU and decodes nothing.
-        self._checker = nvimgcodec.Decoder(
-            device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
-            max_num_cpu_threads=1,  # it sees one image in thousands
-            backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
-        )
+        self._checker = make_codec()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,6 +87,16 @@ class ImageScreen:
     def _crop_side(self, header: Header) -> np.float32:
         # A centred square is the same whatever way EXIF turns the picture.
         return np.float32(max(1, round(self._images.crop * min(header.height, header.width))))
+
+
+def make_codec() -> nvimgcodec.Decoder:
+    """A decoder of nvImageCodec that works in the calling thread."""
+    # Without both arguments it looks for a GPU and decodes nothing.
+    return nvimgcodec.Decoder(
+        device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
+        max_num_cpu_threads=1,
+        backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
+    )
 
 
 def views_of(column: pa.Array) -> list[Bytes]:

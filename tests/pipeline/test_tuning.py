@@ -268,8 +268,9 @@ def test_parts_do_not_depend_on_block_size_and_queue_depth(depth: int, tmp_path:
 
 
 def test_the_decoder_of_a_lane_takes_threads_and_block_from_the_job(tmp_path: Path) -> None:
-    default = make_decoder(a_job(images_data(tmp_path)), (), 0, 2)
-    job = with_settings(a_job(images_data(tmp_path)), LaneSettings(block_rows=16, decode_threads=1))
+    by_dali = a_job(images_data(tmp_path), lanes={"cpu_decoder": "dali"})
+    default = make_decoder(by_dali, (), 0, 2)
+    job = with_settings(by_dali, LaneSettings(block_rows=16, decode_threads=1))
     decoder = make_decoder(job, (), 0, 2)
     assert (default.block_rows, default._num_threads) == (64, 2)  # type: ignore[attr-defined]
     assert (decoder.block_rows, decoder._num_threads) == (16, 1)  # type: ignore[attr-defined]

@@ -1,0 +1,175 @@
+"""Score blocks on a CPU: each core takes a block from encoded rows to scores, batch by batch.
+
+On a device, stages work side by side; on a CPU they would only take cores and caches from each
+other. Here a batch's pixels or features are still in the core's cache when its engine reads them,
+and no core waits for another before the last block of a night.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from threading import Lock
+
+import numpy as np
+import pyarrow as pa
+
+from engines.in_order import map_in_order
+from engines.runner import HostRunner
+from pipeline.blocks import Array, BadRow, Block, Decoder, ScoredBlock, pad
+from pipeline.report import Ceilings, StageTimes
+
+MEASURED_BLOCKS = 4
+"""Blocks of each core with which its ceilings are measured: some tenths of a second of pictures."""
+BLOCKS_AHEAD = 2
+"""Blocks for each core that are read or done and wait for their turn."""
+
+Decoded = tuple[list[Array], dict[int, BadRow]]
+"""The engine's batches of a block, the last one padded, and its bad rows by position."""
+
+
+class CoreScoring:
+    """Scores a stream of blocks on several threads, and keeps their times.
+
+    Args:
+        decoder: Its `decode` may be called from several threads.
+        runner: Opened; computes a batch in the calling thread.
+        passthrough: Columns that go through unscored.
+        num_threads: Blocks that are worked on at once.
+        on_ceilings: Gets the rates of decoder and engine alone, once.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        runner: HostRunner,
+        passthrough: tuple[str, ...],
+        num_threads: int,
+        on_ceilings: Callable[[Ceilings], None],
+    ) -> None:
+        self._decoder = decoder
+        self._runner = runner
+        self._passthrough = list(passthrough)
+        self._num_threads = num_threads
+        self._on_ceilings = on_ceilings
+        self._lock = Lock()
+        self._num_rows = 0
+        self._decode_s = self._infer_s = 0.0
+        self._started: float | None = None
+
+    def score(self, blocks: Iterable[Block | None]) -> Iterator[ScoredBlock]:
+        """Score blocks in order; None among them says that there is none for now.
+
+        The first blocks are decoded by all threads, then inferred by all: that measures the
+        ceilings, and their scores count as any others.
+        """
+        source = iter(blocks)
+        with ThreadPoolExecutor(self._num_threads, "core") as pool:
+            self._started = time.perf_counter()
+            yield from self._measure(pool, list(self._first_blocks(source)))
+            num_ahead = self._num_threads * (1 + BLOCKS_AHEAD)
+            with closing(map_in_order(pool, self._score_block, source, num_ahead)) as scored:
+                for block in scored:
+                    if block is not None:
+                        yield block
+
+    def times(self) -> dict[str, StageTimes]:
+        """Seconds of all threads until now. What they wait, they wait for rows."""
+        with self._lock:
+            num_rows, decode_s, infer_s = self._num_rows, self._decode_s, self._infer_s
+        alive_s = 0.0 if self._started is None else time.perf_counter() - self._started
+        idle_s = max(0.0, alive_s * self._num_threads - decode_s - infer_s)
+        return {
+            "decode": StageTimes(busy_s=decode_s, wait_s=idle_s, items=num_rows),
+            "infer": StageTimes(busy_s=infer_s, wait_s=0.0, items=num_rows),
+        }
+
+    def _first_blocks(self, blocks: Iterator[Block | None]) -> Iterator[Block]:
+        """Blocks to measure with, all of the first shard: waiting for another could be long."""
+        most = self._num_threads * (1 + MEASURED_BLOCKS)
+        for block in blocks:
+            if block is None:
+                continue
+            yield block
+            most -= 1
+            if not most or block.first_row + block.rows.num_rows == block.shard.num_rows:
+                return
+
+    def _measure(self, pool: ThreadPoolExecutor, blocks: list[Block]) -> Iterator[ScoredBlock]:
+        num_warm = self._num_threads if len(blocks) > self._num_threads else 0
+        yield from pool.map(self._score_block, blocks[:num_warm])
+        measured = blocks[num_warm:]
+        if not measured:
+            return
+        started = time.perf_counter()
+        decoded = list(pool.map(self._decode, measured))
+        decoded_at = time.perf_counter()
+        outputs = list(pool.map(self._infer, decoded))
+        ended = time.perf_counter()
+        num_rows = sum(block.rows.num_rows for block in measured)
+        engine_per_sec = num_rows / (ended - decoded_at)
+        self._on_ceilings(
+            Ceilings(
+                decode_per_sec=num_rows / (decoded_at - started),
+                engine_per_sec=engine_per_sec,
+                engine_with_copies_per_sec=engine_per_sec,  # a CPU copies nothing
+            )
+        )
+        self._count(num_rows, decoded_at - started, ended - decoded_at, self._num_threads)
+        for block, (_, bad_rows), answers in zip(measured, decoded, outputs, strict=True):
+            yield self._scored(block, answers, bad_rows)
+
+    def _score_block(self, block: Block) -> ScoredBlock:
+        answers: list[tuple[Array, ...]] = []
+        bad_rows: dict[int, BadRow] = {}
+        decode_s = infer_s = 0.0
+        ended = time.perf_counter()
+        for first, rows in self._batches(block):
+            began = ended
+            inputs, bad = self._decoder.decode(rows)
+            bad_rows |= {first + slot: row for slot, row in bad.items()}
+            batch = pad(inputs, self._runner.batch_size)
+            decoded_at = time.perf_counter()
+            answers.append(self._runner.run(batch))
+            ended = time.perf_counter()
+            decode_s += decoded_at - began
+            infer_s += ended - decoded_at
+        self._count(block.rows.num_rows, decode_s, infer_s)
+        return self._scored(block, answers, bad_rows)
+
+    def _decode(self, block: Block) -> Decoded:
+        batches: list[Array] = []
+        bad_rows: dict[int, BadRow] = {}
+        for first, rows in self._batches(block):
+            inputs, bad = self._decoder.decode(rows)
+            batches.append(pad(inputs, self._runner.batch_size))
+            bad_rows |= {first + slot: row for slot, row in bad.items()}
+        return batches, bad_rows
+
+    def _infer(self, decoded: Decoded) -> list[tuple[Array, ...]]:
+        return [self._runner.run(batch) for batch in decoded[0]]
+
+    def _batches(self, block: Block) -> Iterator[tuple[int, pa.RecordBatch]]:
+        batch_size = self._runner.batch_size
+        for first in range(0, block.rows.num_rows, batch_size):
+            yield first, block.rows.slice(first, batch_size)
+
+    def _scored(
+        self, block: Block, answers: list[tuple[Array, ...]], bad_rows: dict[int, BadRow]
+    ) -> ScoredBlock:
+        num_rows = block.rows.num_rows
+        return ScoredBlock(
+            shard=block.shard,
+            first_row=block.first_row,
+            passthrough=block.rows.select(self._passthrough),
+            outputs=tuple(np.concatenate(parts)[:num_rows] for parts in zip(*answers, strict=True)),
+            bad_rows=bad_rows,
+        )
+
+    def _count(self, num_rows: int, decode_s: float, infer_s: float, num_threads: int = 1) -> None:
+        with self._lock:
+            self._num_rows += num_rows
+            self._decode_s += decode_s * num_threads
+            self._infer_s += infer_s * num_threads
