@@ -170,13 +170,14 @@ class LanesSection(Section):
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of a lane; null: all cores that this process may use."""
     cpu_decoder: Literal["window", "dali"] = "window"
-    """What decodes images on a CPU. `window`: nvImageCodec and a SIMD resize, on each core together
-    with the engine. `dali`: DALI's pipeline, a stage of its own; pixels differ by a level or two."""
+    """What decodes images on a CPU. `window`: nvImageCodec and a SIMD resize, on each core with the
+    engine. `dali`: DALI's pipeline, a stage of its own; pixels differ by a level or two."""
     decode_threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads that decode images for a GPU, or by DALI; null: as `threads`. `score tune` finds
     the best value of this and of the next three for a machine."""
     engine_threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of a CPU lane that score, each a block from decoding to scores; null: as `threads`."""
+    """Threads of a CPU lane, each of which takes a block from decoding to scores; null: as
+    `threads`."""
     block_rows: Annotated[int, Field(ge=1)] | None = None
     """Rows that a CPU decodes at once; null: 16 images (64 by DALI) or 65,536
     feature rows."""
