@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint typecheck bench clean
+.PHONY: help demo test lint typecheck bench bench-scaling clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,8 +30,18 @@ lint: $(READY) ## Check style, layers and spelling
 typecheck: $(READY) ## Check types, strictly
 	$(BIN)/mypy
 
-bench: $(READY) ## Measure the demo job: three runs with the engine cached, medians
-	$(BIN)/python benchmarks/demo_rate.py
+# What the two below take: ROUNDS, PHOTOS (a folder with labels.csv), WORK and VENVS (folders of what
+# is made once), ROWS (a smoke test); bench WORKLOADS and PEERS; bench-scaling PARTS.
+option = $(if $($(1)),--$(2) $($(1)))
+BENCH_OPTIONS = $(call option,ROUNDS,rounds) $(call option,ROWS,rows) $(call option,PHOTOS,photos) \
+	$(call option,WORK,work) $(call option,VENVS,venvs)
+
+bench: $(READY) ## Measure peers and product side by side (20 minutes): tables, plots, README
+	$(BIN)/python -m benchmarks.compare $(BENCH_OPTIONS) \
+		$(call option,WORKLOADS,workloads) $(call option,PEERS,peers)
+
+bench-scaling: $(READY) ## Measure the product's memory and speed over rows and threads
+	$(BIN)/python -m benchmarks.scaling $(BENCH_OPTIONS) $(call option,PARTS,parts)
 
 clean: ## Remove the environment and what the demo made
 	rm -rf $(VENV) nightscore-demo

@@ -67,7 +67,7 @@ def write_pictures(
     Raises:
         DemoError: A package of the demo is missing.
     """
-    photos = _load_photos()
+    photos = load_photos()
     damages = dict(zip(_spread(len(DAMAGES), num_rows), DAMAGES, strict=True))
     day = datetime.date.fromisoformat(date).toordinal()
 
@@ -174,7 +174,7 @@ def _spread(count: int, num_rows: int) -> list[int]:
     return [(2 * part + 1) * num_rows // (2 * count) for part in range(count)]
 
 
-def _load_photos() -> dict[str, Image]:
+def load_photos() -> dict[str, Image]:
     """The source photographs by name, decoded once for all rows."""
     folders = {package: _package_folder(package) for package in ("PIL", *PHOTO_FILES)}
     from PIL import Image

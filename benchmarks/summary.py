@@ -1,0 +1,116 @@
+"""From runs to medians, and from medians to a Markdown table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.contenders import PRODUCT
+from benchmarks.rounds import Measured, Run
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """Median and extremes."""
+
+    middle: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """Medians over the rounds of one contender; None where no run of the kind ended well."""
+
+    name: str
+    rows: int | None
+    examples_per_s: Spread | None
+    cpu_s_per_1000: float | None
+    peak_rss_bytes: float | None
+    startup_s: float | None
+    """The whole command on the start-up set."""
+    wall_s: float | None
+    quality: float | None
+    marked_against: str | None
+    other_load_cores: float | None
+    errors: tuple[str, ...]
+
+
+def summarise(runs: Sequence[Run]) -> list[Summary]:
+    """One summary for each contender, the fastest first, those that never ended well last."""
+    names = dict.fromkeys(run.name for run in runs)
+    found = [_summary(name, [run for run in runs if run.name == name]) for name in names]
+    return sorted(found, key=lambda s: -s.examples_per_s.middle if s.examples_per_s else 1.0)
+
+
+def _summary(name: str, runs: list[Run]) -> Summary:
+    full = [run.measured for run in runs if run.measured and run.kind == "full"]
+    startup = [run.measured for run in runs if run.measured and run.kind == "startup"]
+    rates = [m.rows / m.seconds for m in full]
+
+    def middle(measured: list[Measured], value: Callable[[Measured], float | None]) -> float | None:
+        values = [found for m in measured if (found := value(m)) is not None]
+        return median(values) if values else None
+
+    return Summary(
+        name=name,
+        rows=full[0].rows if full else None,
+        examples_per_s=Spread(middle=median(rates), low=min(rates), high=max(rates))
+        if rates
+        else None,
+        cpu_s_per_1000=middle(full, lambda m: m.cpu_s / m.rows * 1000),
+        peak_rss_bytes=middle(full, lambda m: m.peak_rss_bytes),
+        startup_s=middle(startup, lambda m: m.seconds),
+        wall_s=middle(full, lambda m: m.wall_s),
+        quality=middle(full, lambda m: m.quality),
+        marked_against=full[0].marked_against if full else None,
+        other_load_cores=middle(full, lambda m: m.other_load_cores),
+        errors=tuple(dict.fromkeys(f"{run.kind}: {run.error}" for run in runs if run.error)),
+    )
+
+
+def fastest_peer(summaries: Sequence[Summary]) -> float | None:
+    """Median examples per second of the best peer."""
+    rates = [s.examples_per_s.middle for s in summaries if s.examples_per_s and s.name != PRODUCT]
+    return max(rates, default=None)
+
+
+def to_markdown(summaries: Sequence[Summary], quality: str) -> str:
+    """A line for each contender; what failed has its error in the line.
+
+    Args:
+        summaries: In the table's order.
+        quality: Heading of the quality's column.
+    """
+    headings = (
+        *("command", "rows", "examples/s (min to max)", "of fastest peer", "CPU s / 1,000 rows"),
+        *("peak RSS MiB", "start-up s", "wall s", quality, "other load"),
+    )
+    lines = [f"| {' | '.join(headings)} |", "|---|" + "--:|" * (len(headings) - 1)]
+    lines += [f"| {' | '.join(_cells(s, fastest_peer(summaries)))} |" for s in summaries]
+    return "\n".join(lines)
+
+
+def _cells(summary: Summary, fastest: float | None) -> list[str]:
+    rate, memory = summary.examples_per_s, summary.peak_rss_bytes
+    name = f"**{summary.name}**" if summary.name == PRODUCT else summary.name
+    error = "; ".join(summary.errors).replace("|", "/").replace("\n", " ")
+    return [
+        name + (f", failed: {error}" if error else ""),
+        _known(summary.rows, ","),
+        f"{rate.middle:,.0f} ({rate.low:,.0f} to {rate.high:,.0f})" if rate else "-",
+        _known(rate.middle / fastest if rate and fastest else None, ".2f"),
+        _known(summary.cpu_s_per_1000, ".4g"),
+        _known(memory / MIB if memory else None, ",.0f"),
+        _known(summary.startup_s, ".2f"),
+        _known(summary.wall_s, ".2f"),
+        _known(summary.quality, ".5g"),
+        _known(summary.other_load_cores, ".2f"),
+    ]
+
+
+def _known(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
