@@ -15,6 +15,7 @@ from rich.text import Text
 from engines.errors import EngineError, EngineNotFoundError, ModelError
 from flows.cli_bench import bench
 from flows.cli_engine import engine_app
+from flows.cli_plan import plan
 from flows.terminal import (
     Date,
     JobPath,
@@ -99,14 +100,7 @@ def show_report(report: Any, *, as_json: bool) -> None:
         console.print(render_text(report))
 
 
-@app.command()
-def plan(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
-    """Say what a run would do, from footers alone; nothing is written."""
-    from flows.inspect import plan_facts, render_plan
-    from pipeline.config import parse_date
-
-    facts = plan_facts(load(job, set), parse_date(date))
-    show(facts, render_plan, as_json=json)
+app.command()(plan)
 
 
 @app.command()

@@ -52,6 +52,12 @@ def read_report(output: Storage, job: str, date: str) -> RunReport:
     return report_from_dict(manifest["report"])
 
 
+def find_report(output: Storage, job: str, date: str) -> RunReport | None:
+    """The report beside a published run's parts, or None: one small file, not the manifest."""
+    data = output.read(f"{published_folder(job, date)}/{REPORT_JSON}")
+    return None if data is None else report_from_dict(json.loads(data))
+
+
 def check_complete(plan: Plan, records: Mapping[int, CommitRecord], job: Job) -> None:
     """Every shard committed, every row scored or quarantined, and few enough of the latter.
 

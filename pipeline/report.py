@@ -216,6 +216,8 @@ class RunReport:
     """Of this attempt's rows, by the meters that `devices` names; None when unknown."""
     settings: dict[str, float] = field(default_factory=dict)
     """How the lanes worked where it was not by default: from the job file, or from its tuning."""
+    num_lanes: int = 1
+    """Worker processes on the machine that `cost.price` is that of."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -259,6 +259,7 @@ def _make_report(
         devices=uses,
         joules_per_1000_rows=joules_per_1000(uses, stages.get("write", NO_TIME).items),
         settings=settings_of(job).given(),
+        num_lanes=len(lanes),
     )
 
 

@@ -1,0 +1,64 @@
+"""The `score plan` command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flows.terminal import Date, JobPath, Json, Set, load, show
+
+Rows = Annotated[
+    list[str] | None,
+    typer.Option(help="Rows of a simulated night, such as 1e8; may be repeated."),
+]
+Lanes = Annotated[
+    list[str] | None, typer.Option(help="Lanes of a simulated night; may be repeated.")
+]
+
+
+def plan(  # noqa: PLR0913  # each argument is an option of the command
+    job: JobPath,
+    date: Date,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Forecast lanes, hours and dollars as well.")
+    ] = False,
+    rows: Rows = None,
+    lanes: Lanes = None,
+    window_h: Annotated[
+        float, typer.Option(help="Hours that a simulated night may take.", min=0.01)
+    ] = 4.0,
+    interruptions_per_h: Annotated[
+        float, typer.Option(help="How often a spot machine is taken away.", min=0.0)
+    ] = 0.0,
+    json: Json = False,
+    set: Set = None,
+) -> None:
+    """Say what a run would do, from footers alone; nothing is written.
+
+    With --simulate also what it, and nights of other sizes, would take on more lanes: from the
+    rates that the last published night of the job measured.
+    """
+    from flows.inspect import plan_facts, render_plan
+    from pipeline.config import parse_date
+
+    loaded, day = load(job, set), parse_date(date)
+    if not simulate:
+        show(plan_facts(loaded, day), render_plan, as_json=json)
+        return
+    from flows.simulate_plan import (
+        MAX_ROWS,
+        SimulationRequest,
+        parse_counts,
+        render_simulation,
+        simulation_facts,
+    )
+    from pipeline.simulate import MAX_LANES
+
+    request = SimulationRequest(
+        rows=parse_counts("--rows", rows or (), MAX_ROWS),
+        lanes=parse_counts("--lanes", lanes or (), MAX_LANES),
+        window_h=window_h,
+        interruptions_per_h=interruptions_per_h,
+    )
+    show(simulation_facts(loaded, day, request), render_simulation, as_json=json)

@@ -1,0 +1,203 @@
+"""`score plan --simulate`: nights that have not been, forecast from the last one that has."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from flows.inspect import plan_facts, render_plan
+from flows.night import CALLERS_PER_LANE, GROUPS_PER_LANE
+from pipeline import report_words as words
+from pipeline.config import Job
+from pipeline.errors import ConfigError
+from pipeline.ledger import Ledger
+from pipeline.publish import find_report
+from pipeline.rates import Rates, measure_rates
+from pipeline.report import Price, RunReport
+from pipeline.simulate import Forecast, Handing, fewest_lanes, simulate
+from pipeline.storage import Storage, open_storage
+
+Facts = dict[str, Any]
+
+ROWS = (100_000_000, 10_000_000_000)
+"""Forecast besides the plan's own rows, unless others are asked for."""
+MAX_ROWS = 10**12
+DAYS_BACK = 366
+"""How far a past night is looked for; each day costs one request."""
+HANDING = Handing(groups_per_lane=GROUPS_PER_LANE, callers_per_lane=CALLERS_PER_LANE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulationRequest:
+    """What is asked of a simulation."""
+
+    rows: tuple[int, ...] = ()
+    """Empty: the plan's own and `ROWS`."""
+    lanes: tuple[int, ...] = ()
+    """Empty: as many as the night had whose rates are used."""
+    window_h: float = 4.0
+    """Hours that a night may take."""
+    interruptions_per_h: float = 0.0
+    """How often a spot machine is taken away."""
+
+
+def parse_counts(option: str, texts: Sequence[str], largest: int) -> tuple[int, ...]:
+    """Whole numbers from `8`, `1_000` or `1e10`, sorted, each once.
+
+    Raises:
+        ConfigError: One of them is none, or is not from 1 to `largest`.
+    """
+    found = set()
+    for text in texts:
+        try:
+            number = float(text)
+        except ValueError:
+            number = 0.0
+        if not (1 <= number <= largest and number.is_integer()):
+            raise ConfigError(
+                f"{option}: {text!r}; expected a whole number from 1 to {largest:,}, such as 8 "
+                "or 1e8."
+            )
+        found.add(int(number))
+    return tuple(sorted(found))
+
+
+def simulation_facts(job: Job, date: str, request: SimulationRequest) -> Facts:
+    """The plan of `date`, and under `simulation` what it and larger nights would take.
+
+    Raises:
+        ConfigError: No night of the job has been published on that date or in the year before.
+    """
+    facts = plan_facts(job, date)
+    output = open_storage(job.output.uri)
+    report = latest_report(output, job.name, date)
+    records = Ledger(output, job.name, report.run_id).records()
+    build_s = 0.0 if facts["engine"] else report.engine.build_s
+    rates = measure_rates(report, records, build_s)
+    simulation = {
+        "from": {
+            "run_id": report.run_id,
+            "date": report.date,
+            "device": report.device,
+            "rows": report.rows,
+            "shards": report.shards,
+            "price": asdict(report.cost.price),
+        },
+        "rates": asdict(rates),
+        "window_h": request.window_h,
+        "interruptions_per_h": request.interruptions_per_h,
+        "engine_cached": facts["engine"] is not None,
+        "build_s": build_s,
+        "forecasts": [
+            line
+            for rows in request.rows or sorted({facts["rows"], *ROWS})
+            for line in _forecasts(rates, rows, request)
+        ],
+    }
+    return {**facts, "simulation": simulation}
+
+
+def latest_report(output: Storage, job: str, date: str) -> RunReport:
+    """The report of the last published night until `date` that scored rows itself.
+
+    Raises:
+        ConfigError: There is none within a year.
+    """
+    day = datetime.date.fromisoformat(date)
+    for age in range(DAYS_BACK + 1):
+        past = (day - datetime.timedelta(days=age)).isoformat()
+        report = find_report(output, job, past)
+        if report is not None and report.shards > report.shards_reused:
+            return report
+    raise ConfigError(
+        f"{output.uri}/{job}: no night published from {past} to {date}; expected one to take "
+        "measured rates from. Run `score run JOB --date D` for some date first; a part of the rows "
+        "is enough."
+    )
+
+
+def _forecasts(rates: Rates, rows: int, request: SimulationRequest) -> list[Facts]:
+    """One for each number of lanes, and one with the fewest lanes that fit the window."""
+    window_s, per_h = request.window_h * 3600, request.interruptions_per_h
+    lanes = request.lanes or (rates.lanes_per_machine,)
+    found = {
+        count: simulate(rates, HANDING, rows=rows, lanes=count, interruptions_per_h=per_h)
+        for count in lanes
+    }
+    fewest = fewest_lanes(rates, HANDING, rows=rows, window_s=window_s, interruptions_per_h=per_h)
+    if fewest is not None:
+        found.setdefault(fewest.lanes, fewest)
+    lines = [_line(each, window_s, fewest) for _, each in sorted(found.items())]
+    if fewest is None:
+        lines.append({"rows": rows, "lanes": None, "fits": False, "is_fewest": True})
+    return lines
+
+
+def _line(forecast: Forecast, window_s: float, fewest: Forecast | None) -> Facts:
+    return {
+        **asdict(forecast),
+        "hours": forecast.wall_s / 3600,
+        "fits": forecast.wall_s <= window_s,
+        "is_fewest": fewest is not None and forecast.lanes == fewest.lanes,
+    }
+
+
+def render_simulation(facts: Facts) -> RenderableType:
+    """The plan, the forecasts, and where they come from."""
+    found = facts["simulation"]
+    table = Table(box=None, pad_edge=False)
+    for heading in ("rows", "lanes", "machines", "hours", "cost", "per 100,000"):
+        table.add_column(heading, justify="right")
+    table.add_column(f"within {found['window_h']:g} h?")
+    for line in found["forecasts"]:
+        table.add_row(*_cells(line))
+    return Group(render_plan(facts), Text(), table, Text(), Text(_source(found)))
+
+
+def _cells(line: Facts) -> tuple[str, ...]:
+    rows = words.count(line["rows"])
+    if line["lanes"] is None:
+        return rows, "-", "-", "-", "-", "-", "not on any number"
+    fits = "yes" if line["fits"] else "no"
+    return (
+        rows,
+        words.count(line["lanes"]),
+        words.count(line["machines"]),
+        words.amount(line["hours"]),
+        words.usd(line["usd"]),
+        words.usd(line["usd_per_100k"]),
+        f"{fits}, the fewest" if line["is_fewest"] else fits,
+    )
+
+
+def _source(found: Facts) -> str:
+    """Whose rates these are, and what they leave out."""
+    night, rates, price = found["from"], found["rates"], Price(**found["from"]["price"])
+    lines = [
+        f"Rates: run {night['run_id']}, {words.plural(night['rows'], 'row')} in "
+        f"{words.plural(night['shards'], 'shard')} on {night['device']}: "
+        f"{rates['rows_per_s']:,.0f} rows/s a lane."
+    ]
+    lines.append(
+        f"Its shards differ by {words.percent(rates['spread'])}."
+        if rates["timed_shards"]
+        else "It has too few shards: its start-up counts as scoring, and larger nights are faster."
+    )
+    each = words.plural(rates["lanes_per_machine"], "lane")
+    lines.append(f"Price: {words.hourly(price)} for {each}; all machines are paid to the end.")
+    if found["interruptions_per_h"]:
+        lines.append(f"Each machine is taken away {found['interruptions_per_h']:g} times an hour.")
+    if not found["engine_cached"]:
+        lines.append(
+            f"The engine must be built first: {words.duration(found['build_s'])}, as then."
+            if found["build_s"]
+            else "The engine must be built first; that is not counted, as that run had it stored."
+        )
+    lines.append("Not in the model: slower machines, and a disk or network that lanes share.")
+    return "\n".join(lines)
