@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.inspect import plan_facts, render_plan
-from flows.night import CALLERS_PER_LANE, GROUPS_PER_LANE
+from flows.night import GROUPS_PER_LANE
 from pipeline import report_words as words
 from pipeline.config import Job
 from pipeline.errors import ConfigError
@@ -20,7 +20,7 @@ from pipeline.ledger import Ledger
 from pipeline.publish import find_report
 from pipeline.rates import Rates, measure_rates
 from pipeline.report import Price, RunReport
-from pipeline.simulate import Forecast, Handing, fewest_lanes, simulate
+from pipeline.simulate import Forecast, fewest_lanes, simulate
 from pipeline.storage import Storage, open_storage
 
 Facts = dict[str, Any]
@@ -30,7 +30,6 @@ ROWS = (100_000_000, 10_000_000_000)
 MAX_ROWS = 10**12
 DAYS_BACK = 366
 """How far a past night is looked for; each day costs one request."""
-HANDING = Handing(groups_per_lane=GROUPS_PER_LANE, callers_per_lane=CALLERS_PER_LANE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,13 +123,15 @@ def latest_report(output: Storage, job: str, date: str) -> RunReport:
 
 def _forecasts(rates: Rates, rows: int, request: SimulationRequest) -> list[Facts]:
     """One for each number of lanes, and one with the fewest lanes that fit the window."""
-    window_s, per_h = request.window_h * 3600, request.interruptions_per_h
-    lanes = request.lanes or (rates.lanes_per_machine,)
-    found = {
-        count: simulate(rates, HANDING, rows=rows, lanes=count, interruptions_per_h=per_h)
-        for count in lanes
+    window_s = request.window_h * 3600
+    how: dict[str, Any] = {
+        "rows": rows,
+        "groups_per_lane": GROUPS_PER_LANE,
+        "interruptions_per_h": request.interruptions_per_h,
     }
-    fewest = fewest_lanes(rates, HANDING, rows=rows, window_s=window_s, interruptions_per_h=per_h)
+    lanes = request.lanes or (rates.lanes_per_machine,)
+    found = {count: simulate(rates, lanes=count, **how) for count in lanes}
+    fewest = fewest_lanes(rates, window_s=window_s, **how)
     if fewest is not None:
         found.setdefault(fewest.lanes, fewest)
     lines = [_line(each, window_s, fewest) for _, each in sorted(found.items())]

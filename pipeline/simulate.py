@@ -1,10 +1,13 @@
 """A night that has not been, from the rates of one that has: seconds and dollars.
 
-The model is that of `flows/night.py`: consecutive shards form some groups for each lane, every lane
-has some of them at once, and whoever finishes one gets the next in order. A group's time is that of
-its shards, each of them with the measured spread, so that the last lane to finish decides. Only
-groups are simulated, never shards or rows: 10^10 rows on thousands of lanes take milliseconds, and
-nothing is scaled or cut off for it.
+The model is that of `flows/night.py`: consecutive shards form some groups for each lane, and the
+lane that ends first gets the next in order. A group's time is that of its shards, each of them with
+the measured spread, so that the last lane to finish decides. Only groups are simulated, never
+shards or rows: 10^10 rows on thousands of lanes take a tenth of a second, and nothing is scaled or
+cut off for it.
+
+A real lane is given a group ahead, so as not to run dry. That binds groups a little earlier; with
+40 shards a lane the night takes under 1 % longer for it, with 10 of uneven size up to 8 %.
 
 What it leaves out: machines that are slower than others for a whole night, and a disk, network or
 database that all lanes share. With one lane none of that matters.
@@ -23,15 +26,6 @@ from pipeline.rates import Rates
 
 SEED = 20261121
 MAX_LANES = 20_000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Handing:
-    """How shards are handed to lanes."""
-
-    groups_per_lane: int
-    callers_per_lane: int
-    """Groups that a lane has at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,10 +50,10 @@ class Forecast:
 
 def simulate(
     rates: Rates,
-    handing: Handing,
     *,
     rows: int,
     lanes: int,
+    groups_per_lane: int,
     interruptions_per_h: float = 0.0,
     seed: int = SEED,
 ) -> Forecast:
@@ -67,23 +61,23 @@ def simulate(
 
     Args:
         rates: Measured by a night that was.
-        handing: How its shards are handed out.
         rows: To score; at least 1.
         lanes: At least 1; those beyond the number of shards stand idle and cost.
+        groups_per_lane: In which shards are handed out.
         interruptions_per_h: How often a lane's machine is taken away. Each time the shard that it
             is at, half done on average, is scored again, after another start and warm-up.
         seed: Of the spread and of the interruptions; the same seed gives the same night.
     """
     shards = max(1, round(rows / rates.rows_per_shard))
     rng = np.random.default_rng(seed)
-    sizes = _group_sizes(shards, handing.groups_per_lane * lanes)
+    sizes = _group_sizes(shards, groups_per_lane * lanes)
     shard_s = rows / shards / rates.rows_per_s
     busy_s = rows / rates.rows_per_s
     group_s = sizes * _unevenness(rng, sizes, rates.spread)
     group_s *= busy_s / group_s.sum()  # the spread moves work between groups and makes none
     cuts = rng.poisson(group_s * interruptions_per_h / 3600)
     group_s += cuts * (rates.startup_s + rates.warmup_s + shard_s / 2)
-    lanes_s = _last_end(group_s.tolist(), lanes, handing.callers_per_lane)
+    lanes_s = _last_end(group_s.tolist(), lanes)
     wall_s = lanes_s + fixed_s(rates, shards)
     machines = math.ceil(lanes / rates.lanes_per_machine)
     usd = machines * rates.usd_per_hour * wall_s / 3600
@@ -109,10 +103,10 @@ def fixed_s(rates: Rates, shards: int) -> float:
 
 def fewest_lanes(
     rates: Rates,
-    handing: Handing,
     *,
     rows: int,
     window_s: float,
+    groups_per_lane: int,
     interruptions_per_h: float = 0.0,
 ) -> Forecast | None:
     """The forecast with the fewest machines, all their lanes used, that end within `window_s`.
@@ -129,7 +123,11 @@ def fewest_lanes(
     while machines <= math.ceil(min(shards, MAX_LANES) / each):
         lanes = machines * each
         found = simulate(
-            rates, handing, rows=rows, lanes=lanes, interruptions_per_h=interruptions_per_h
+            rates,
+            rows=rows,
+            lanes=lanes,
+            groups_per_lane=groups_per_lane,
+            interruptions_per_h=interruptions_per_h,
         )
         if found.wall_s <= window_s:
             return found
@@ -151,12 +149,9 @@ def _unevenness(rng: np.random.Generator, sizes: np.ndarray, spread: float) -> n
     return np.exp(np.sqrt(sigma_squared) * drawn - sigma_squared / 2)
 
 
-def _last_end(group_s: Sequence[float], lanes: int, callers_per_lane: int) -> float:
-    """When the last lane has finished: groups in order, each to the lane that first has room."""
+def _last_end(group_s: Sequence[float], lanes: int) -> float:
+    """When the last lane has finished: groups in order, each to the lane that ends first."""
     ends = [0.0] * lanes
-    has_room = [(0.0, lane) for _ in range(callers_per_lane) for lane in range(lanes)]
     for seconds in group_s:
-        at, lane = heapq.heappop(has_room)
-        ends[lane] = max(ends[lane], at) + seconds
-        heapq.heappush(has_room, (ends[lane], lane))
+        heapq.heapreplace(ends, ends[0] + seconds)
     return max(ends)
