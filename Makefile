@@ -30,11 +30,11 @@ lint: $(READY) ## Check style, layers and spelling
 typecheck: $(READY) ## Check types, strictly
 	$(BIN)/mypy
 
-# What the two below take: ROUNDS, PHOTOS (a folder with labels.csv), WORK and VENVS (folders of what
-# is made once), ROWS (a smoke test); bench WORKLOADS and PEERS; bench-scaling PARTS.
+# What the two below take: ROUNDS, PHOTOS (a folder with labels.csv), BENCH_WORK and BENCH_VENVS (folders
+# of what is made once), ROWS (a smoke test); bench WORKLOADS and PEERS; bench-scaling PARTS.
 option = $(if $($(1)),--$(2) $($(1)))
 BENCH_OPTIONS = $(call option,ROUNDS,rounds) $(call option,ROWS,rows) $(call option,PHOTOS,photos) \
-	$(call option,WORK,work) $(call option,VENVS,venvs)
+	$(call option,BENCH_WORK,work) $(call option,BENCH_VENVS,venvs)
 
 bench: $(READY) ## Measure peers and product side by side (20 minutes): tables, plots, README
 	$(BIN)/python -m benchmarks.compare $(BENCH_OPTIONS) \
