@@ -11,7 +11,8 @@ from pipeline.blocks import Array, BadRow, Decoder
 from pipeline.config import FeaturesInput
 
 BLOCK_ROWS = 1 << 16
-"""Rows assembled at once: 8 MiB for 32 features, a few of which are alive at a time."""
+"""Rows of a block: 8 MiB for 32 features, a few of which are alive at a time. A core assembles one
+of the engine's batches after the other, which stay in its cache."""
 
 
 class FeatureDecoder(Decoder):
@@ -43,7 +44,7 @@ class FeatureDecoder(Decoder):
         """Assemble at most `block_rows` rows; see `pipeline.blocks.Decoder`."""
         with np.errstate(over="ignore", invalid="ignore"):  # infinite values are found below
             matrix = self._assemble(rows)
-            total = matrix.sum(dtype=np.float64)
+            total = matrix.sum()
         if np.isfinite(total):  # one pass; an overflow only costs a look
             return matrix, {}
         if self._fill is not None:
@@ -62,8 +63,14 @@ class FeatureDecoder(Decoder):
         return matrix, bad_rows
 
     def _assemble(self, rows: pa.RecordBatch) -> Array:
-        matrix = np.empty((rows.num_rows, self._num_features), np.float32)
+        """A matrix of our own that may be written to."""
         first = rows.column(self.columns[0])
+        columns = rows.select(list(self.columns))
+        if all(_is_plain(column) for column in columns.columns):
+            # Arrow interleaves columns twice as fast as assignments to strided columns do.
+            interleaved: Array = columns.to_tensor(row_major=True).to_numpy()
+            return interleaved
+        matrix = np.empty((rows.num_rows, self._num_features), np.float32)
         if pa.types.is_fixed_size_list(first.type):
             # `flatten` leaves null lists out, so they are put in as rows of NaN.
             values = first.flatten().to_numpy(zero_copy_only=False)
@@ -79,3 +86,7 @@ class FeatureDecoder(Decoder):
         if len(self.columns) == 1:
             return f"{self.columns[0]}[{feature}]"
         return self.columns[feature]
+
+
+def _is_plain(column: pa.Array) -> bool:
+    return pa.types.is_float32(column.type) and column.null_count == 0
