@@ -97,15 +97,15 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
         )
     with ThreadPoolExecutor(NUM_FOOTER_READERS) as pool:
         footers = list(pool.map(lambda info: _read_footer(source, info), infos))
-    files = tuple(file for file, _ in footers)
+    files = tuple(footer.file for footer in footers)
     num_rows = sum(file.num_rows for file in files)
     if num_rows == 0:
         raise InputError(f"{where}: 0 rows in {len(files)} files; expected rows to score.")
-    schema = footers[0][1].schema.to_arrow_schema()
+    schema = footers[0].schema
     columns = _feature_columns(job, schema, f"{source.uri}/{files[0].path}")
     num_features = _num_features(schema, columns)
-    for file, metadata in footers:
-        where, found = f"{source.uri}/{file.path}", metadata.schema.to_arrow_schema()
+    for footer in footers:
+        where, found = f"{source.uri}/{footer.file.path}", footer.schema
         _check_columns(job, columns, found, where)
         if _num_features(found, columns) != num_features:
             raise ConfigError(
@@ -113,8 +113,8 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
                 f"in {files[0].path}. Write the file again."
             )
     shards: list[Shard] = []
-    for file, metadata in footers:
-        shards += _cut(file, metadata, job.shard_rows, first_index=len(shards))
+    for footer in footers:
+        shards += _cut(footer, job.shard_rows, first_index=len(shards))
     return Plan(
         job=job.name,
         date=date,
@@ -159,7 +159,16 @@ def _is_data(path: str) -> bool:
     return path.endswith((".parquet", ".parq", ".pq")) and not hidden
 
 
-def _read_footer(source: Storage, info: FileInfo) -> tuple[PinnedFile, pq.FileMetaData]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Footer:
+    """What the plan needs of a footer. Its column chunks, a thousand times as much, are let go."""
+
+    file: PinnedFile
+    schema: pa.Schema
+    group_rows: tuple[int, ...]
+
+
+def _read_footer(source: Storage, info: FileInfo) -> _Footer:
     where = f"{source.uri}/{info.path}"
     with source.open(info.path) as file:
         footer = _footer_bytes(file, info.num_bytes, FOOTER_GUESS_BYTES, where)
@@ -177,7 +186,11 @@ def _read_footer(source: Storage, info: FileInfo) -> tuple[PinnedFile, pq.FileMe
         footer_sha256=hashlib.sha256(footer).hexdigest(),
         num_rows=metadata.num_rows,
     )
-    return pinned, metadata
+    return _Footer(
+        file=pinned,
+        schema=metadata.schema.to_arrow_schema(),
+        group_rows=tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)),
+    )
 
 
 def _footer_bytes(file: Any, num_bytes: int, guess_bytes: int, where: str) -> bytes:
@@ -251,11 +264,9 @@ def _num_features(schema: pa.Schema, columns: tuple[str, ...]) -> int:
     return len(columns)
 
 
-def _cut(
-    file: PinnedFile, metadata: pq.FileMetaData, target_rows: int, *, first_index: int
-) -> list[Shard]:
+def _cut(footer: _Footer, target_rows: int, *, first_index: int) -> list[Shard]:
     """Cut a file into shards of about `target_rows`, as equal as its row groups allow."""
-    sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    file, sizes = footer.file, footer.group_rows
     num_shards = max(1, round(sum(sizes) / target_rows))
     shards: list[Shard] = []
     groups: list[int] = []
