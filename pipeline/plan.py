@@ -95,23 +95,27 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
             f"{where}: no *.parquet files for {date}; expected the rows of that date. "
             "Check the date, `input.uri` and `input.partition`."
         )
-    with ThreadPoolExecutor(NUM_FOOTER_READERS) as pool:
-        footers = list(pool.map(lambda info: _read_footer(source, info), infos))
-    files = tuple(footer.file for footer in footers)
-    num_rows = sum(file.num_rows for file in files)
-    if num_rows == 0:
-        raise InputError(f"{where}: 0 rows in {len(files)} files; expected rows to score.")
-    schema = footers[0].schema
-    columns = _feature_columns(job, schema, f"{source.uri}/{files[0].path}")
+    _, schema = _read_footer(source, infos[0])
+    columns = _feature_columns(job, schema, f"{source.uri}/{infos[0].path}")
     num_features = _num_features(schema, columns)
-    for footer in footers:
-        where, found = f"{source.uri}/{footer.file.path}", footer.schema
+
+    def read(info: FileInfo) -> _Footer:
+        footer, found = _read_footer(source, info)
+        where = f"{source.uri}/{info.path}"
         _check_columns(job, columns, found, where)
         if _num_features(found, columns) != num_features:
             raise ConfigError(
                 f"{where}: {_num_features(found, columns)} features; expected {num_features}, as "
-                f"in {files[0].path}. Write the file again."
+                f"in {infos[0].path}. Write the file again."
             )
+        return footer
+
+    with ThreadPoolExecutor(NUM_FOOTER_READERS) as pool:
+        footers = list(pool.map(read, infos))
+    files = tuple(footer.file for footer in footers)
+    num_rows = sum(file.num_rows for file in files)
+    if num_rows == 0:
+        raise InputError(f"{where}: 0 rows in {len(files)} files; expected rows to score.")
     shards: list[Shard] = []
     for footer in footers:
         shards += _cut(footer, job.shard_rows, first_index=len(shards))
@@ -161,14 +165,17 @@ def _is_data(path: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Footer:
-    """What the plan needs of a footer. Its column chunks, a thousand times as much, are let go."""
+    """What the plan keeps of a file's footer.
+
+    Not its column chunks, which are a thousand times as much; nor its schema, which would lie
+    between theirs in memory and keep that from being given back.
+    """
 
     file: PinnedFile
-    schema: pa.Schema
     group_rows: tuple[int, ...]
 
 
-def _read_footer(source: Storage, info: FileInfo) -> _Footer:
+def _read_footer(source: Storage, info: FileInfo) -> tuple[_Footer, pa.Schema]:
     where = f"{source.uri}/{info.path}"
     with source.open(info.path) as file:
         footer = _footer_bytes(file, info.num_bytes, FOOTER_GUESS_BYTES, where)
@@ -186,11 +193,8 @@ def _read_footer(source: Storage, info: FileInfo) -> _Footer:
         footer_sha256=hashlib.sha256(footer).hexdigest(),
         num_rows=metadata.num_rows,
     )
-    return _Footer(
-        file=pinned,
-        schema=metadata.schema.to_arrow_schema(),
-        group_rows=tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)),
-    )
+    sizes = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    return _Footer(file=pinned, group_rows=sizes), metadata.schema.to_arrow_schema()
 
 
 def _footer_bytes(file: Any, num_bytes: int, guess_bytes: int, where: str) -> bytes:
