@@ -58,6 +58,7 @@ class Stage(Generic[Item]):
         self._drain_wait_s = 0.0
         self._total_s = 0.0
         self._put_wait_s = 0.0
+        self._cpu_s = 0.0
         self._num_rows = 0
         self._thread = threading.Thread(target=self._run, name=f"stage-{name}", daemon=True)
         self._thread.start()
@@ -84,7 +85,10 @@ class Stage(Generic[Item]):
         starved_s = self._upstream._drain_wait_s if self._upstream is not None else 0.0
         wait_s = starved_s + self._put_wait_s
         return StageTimes(
-            busy_s=max(0.0, self._total_s - starved_s), wait_s=wait_s, items=self._num_rows
+            busy_s=max(0.0, self._total_s - starved_s),
+            wait_s=wait_s,
+            items=self._num_rows,
+            cpu_s=self._cpu_s,
         )
 
     def stop(self) -> None:
@@ -111,6 +115,7 @@ class Stage(Generic[Item]):
                     break
                 finally:
                     self._total_s += time.perf_counter() - started
+                    self._cpu_s = time.thread_time()
                 if item is not None:
                     self._num_rows += self._count(item)
                 self._put(item)

@@ -18,12 +18,15 @@ class StageTimes:
     """Blocked: its input was empty (the stage before is slow) or its output full (that after)."""
     items: int
     """Rows that passed; for `write` the rows of committed parts."""
+    cpu_s: float = 0.0
+    """CPU seconds of the stage's own thread; 0 where threads of others do the work."""
 
     def __add__(self, other: StageTimes) -> StageTimes:
         return StageTimes(
             busy_s=self.busy_s + other.busy_s,
             wait_s=self.wait_s + other.wait_s,
             items=self.items + other.items,
+            cpu_s=self.cpu_s + other.cpu_s,
         )
 
 
@@ -37,6 +40,23 @@ class Ceilings:
     """The engine on one prepared batch, again and again: no copying, no decoding."""
     engine_with_copies_per_sec: float
     """The engine fed as in the run: blocks cut into batches, outputs copied out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """What the run's own stages allow together, and how near it came; see pipeline/limit.py."""
+
+    per_sec: float
+    """Rows per second that decoder, engine, reading and writing allow on this device."""
+    rate_per_sec: float
+    """Rows per second of the lanes from their first row to their last commit: start-up excluded."""
+    reached: float
+    """rate_per_sec / per_sec."""
+    bound_by: str
+    """Stage that takes the largest part of the limit."""
+    gap_usd: float
+    """What the run would have cost less at its limit."""
+    gap_usd_per_100k: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,6 +236,8 @@ class RunReport:
     """Of this attempt's rows, by the meters that `devices` names; None when unknown."""
     settings: dict[str, float] = field(default_factory=dict)
     """How the lanes worked where it was not by default: from the job file, or from its tuning."""
+    limit: Limit | None = None
+    """None when no row was scored in this attempt."""
     num_lanes: int = 1
     """Worker processes on the machine that `cost.price` is that of."""
 
@@ -240,6 +262,7 @@ def report_from_dict(data: dict[str, Any]) -> RunReport:
             "engine": EngineFacts(**{**engine, "rungs": tuple(map(_rung, engine["rungs"]))}),
             "stages": {name: StageTimes(**times) for name, times in data["stages"].items()},
             "ceilings": Ceilings(**ceilings) if ceilings else None,
+            "limit": Limit(**data["limit"]) if data.get("limit") else None,
             "devices": tuple(DeviceUse(**use) for use in data.get("devices", ())),
             "quarantine_samples": tuple(
                 QuarantineSample(**sample) for sample in data["quarantine_samples"]

@@ -137,7 +137,8 @@ def _limits(report: RunReport) -> Markup:
     bars = [bar((limit.reached or 0.0, "main")) for limit in limits]
     return section(
         "How near to the limit",
-        f"{speed}What single stages do alone, on this device and with rows of this run:",
+        f"{speed}{words.limit_sentence(report) or ''} What the stages do, on this device and with "
+        "rows of this run:",
         table("", columns, with_bars(tables.limit_rows(report), bars)),
     )
 

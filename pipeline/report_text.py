@@ -82,11 +82,13 @@ def _key_facts(report: RunReport) -> list[tuple[str, str]]:
         f"{part.name} {words.usd(part.amount)}" for part in words.costs_per_100k(report)
     )
     engine, price = report.engine, report.cost.price
+    limit = words.limit_sentence(report)
     return [
         (
             "examples per second",
             f"{words.amount(report.examples_per_sec)}, everything included{while_scoring}",
         ),
+        *([("of the limit", limit)] if limit else []),
         ("cost per 100,000 rows", f"{words.usd(report.usd_per_100k)}: {split}"),
         ("cost of the run", words.usd(report.cost.usd)),
         (

@@ -145,10 +145,27 @@ def bottleneck_sentence(report: RunReport) -> str:
 
 def scoring_per_s(report: RunReport) -> float | None:
     """Rows per second while scoring, in this attempt; None when nothing was scored."""
+    if report.limit is not None:
+        return report.limit.rate_per_sec
     written = report.stages.get("write")
     if written is None or not written.items or not report.phases.score_s:
         return None
     return written.items / report.phases.score_s
+
+
+def limit_sentence(report: RunReport) -> str | None:
+    """How near the run came to what its stages allow together, and what the gap cost."""
+    limit = report.limit
+    if limit is None:
+        return None
+    if limit.reached >= 1:
+        gap = "no gap to pay for"
+    else:
+        gap = f"the gap cost {usd(limit.gap_usd_per_100k)} per 100,000 rows"
+    return (
+        f"{percent(min(limit.reached, 1))} of the {amount(limit.per_sec)} rows/s that its stages "
+        f"allow together, bound by {plain(limit.bound_by)}; {gap}."
+    )
 
 
 def limits(report: RunReport) -> list[Limit]:
@@ -161,6 +178,8 @@ def limits(report: RunReport) -> list[Limit]:
         "engine alone": report.ceilings.engine_per_sec,
         "engine with copies": report.ceilings.engine_with_copies_per_sec,
     }
+    if report.limit is not None:
+        named["all stages together"] = report.limit.per_sec
     return [
         Limit(name=name, per_s=limit, reached=per_s / limit if per_s and limit else None)
         for name, limit in named.items()

@@ -21,6 +21,7 @@ from pipeline.engine import get_engine, load_class_names, request_for
 from pipeline.lane import NO_TIME, Lane, LaneDevice, add_times
 from pipeline.lane_child import LaneSetup
 from pipeline.ledger import Attempt, CommitRecord, Ledger, utc_now
+from pipeline.limit import limit_of, sum_of_ceilings
 from pipeline.part import OutputLayout
 from pipeline.plan import Plan, Shard, make_plan, run_id_of
 from pipeline.publish import (
@@ -221,6 +222,7 @@ def _make_report(
         price, wall_s=wall_s, score_s=score_s + earlier_s, build_s=build_s, rows=plan.num_rows
     )
     stages = add_times(lane.times() for lane in lanes)
+    ceilings = sum_of_ceilings(lane.ceilings for lane in lanes)
     num_scored = sum(record.num_scored for record in records.values())
     folder = f"{output.uri}/{published_folder(job.name, plan.date)}"
     return RunReport(
@@ -249,7 +251,7 @@ def _make_report(
         cost=cost,
         engine=_engine_facts(run.resolved, build_s),
         stages=stages,
-        ceilings=next((lane.ceilings for lane in lanes if lane.ceilings), None),
+        ceilings=ceilings,
         bottleneck=bottleneck_of(stages),
         device=_describe(lanes, run),
         started_at=run.attempt.started_at,
@@ -260,12 +262,27 @@ def _make_report(
         joules_per_1000_rows=joules_per_1000(uses, stages.get("write", NO_TIME).items),
         settings=settings_of(job).given(),
         num_lanes=len(lanes),
+        limit=limit_of(
+            ceilings,
+            stages,
+            cost,
+            rows=plan.num_rows,
+            num_lanes=len(lanes),
+            num_threads=_num_core_threads(job, lanes),
+        ),
     )
 
 
 def bottleneck_of(stages: Mapping[str, StageTimes]) -> str:
     """The stage that was busy for the longest time."""
     return max(stages, key=lambda name: stages[name].busy_s, default="none")
+
+
+def _num_core_threads(job: Job, lanes: Sequence[Lane]) -> int | None:
+    """Threads of a lane whose stages share the cores; None on a device."""
+    if not lanes or lanes[0].device.gpu is not None:
+        return None
+    return job.lanes.engine_threads or lanes[0].device.num_threads
 
 
 def _seconds_of(attempt: Attempt, records: Mapping[int, CommitRecord]) -> float:
