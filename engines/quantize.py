@@ -54,8 +54,9 @@ def quantize(
         table: Ranges of its tensors.
         placement: `tensorrt`: symmetric int8 activations, float bias, Q/DQ where convolution, bias,
             residual Add and activation fuse. `cpu`: uint8 activations and Q/DQ on outputs too,
-            which ONNX Runtime's x86 kernels need and OpenVINO runs fastest. Weights are int8 per
-            channel, and every scale comes from the same table, in both.
+            which ONNX Runtime's x86 kernels need and OpenVINO runs fastest. In both weights are
+            int8 per channel, every scale comes from the same table, and what follows the last
+            weighted layer is float.
         float_layers: Names of nodes that stay in float.
     """
     with tempfile.TemporaryDirectory() as folder, _quiet():
@@ -85,6 +86,8 @@ def quantize(
         model = onnx.load(target)
     if placement == "tensorrt":
         _free_one_leg_of_adds(model.graph)
+    else:
+        _free_the_head(model.graph)
     return model
 
 
@@ -137,6 +140,40 @@ def _free_one_leg_of_adds(graph: onnx.GraphProto) -> None:
                 add.input[position] = source
                 graph.node.remove(dequantize)  # the pair is this Add's own
                 graph.node.remove(quantize_node)
+    _drop_unused_constants(graph)
+
+
+def _free_the_head(graph: onnx.GraphProto) -> None:
+    """Bypass every Q/DQ pair behind the last weighted layer: nobody reads int8 there.
+
+    The quantiser leaves no output out; a score would have 256 values, and users would tie.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    before_a_layer: set[str] = set()
+    for node in reversed(graph.node):  # a graph's nodes are in topological order
+        followers = [reader for name in node.output for reader in readers.get(name, [])]
+        if any(f.op_type in WEIGHTED_OPS or f.name in before_a_layer for f in followers):
+            before_a_layer.add(node.name)
+    producer = {output: node for node in graph.node for output in node.output}
+    outputs = {entry.name for entry in graph.output}
+    pairs = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in producer]
+    for dequantize in [node for node in pairs if node.name not in before_a_layer]:
+        quantize_node = producer[dequantize.input[0]]
+        source, result = quantize_node.input[0], dequantize.output[0]
+        graph.node.remove(dequantize)
+        graph.node.remove(quantize_node)
+        if result in outputs:
+            producer[source].output[list(producer[source].output).index(source)] = result
+            source, result = result, source
+        for node in readers.get(result, []):
+            node.input[:] = [source if name == result else name for name in node.input]
+    _drop_unused_constants(graph)
+
+
+def _drop_unused_constants(graph: onnx.GraphProto) -> None:
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)

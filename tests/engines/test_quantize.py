@@ -17,7 +17,15 @@ from engines.gate import GateSpec
 from engines.quantize import Placement, quantizable_layers, quantize
 from engines.runner import Array
 from tests.engines.fitted_nets import NETS, Net, make_net, num_classes_seen
-from tests.engines.small_graphs import constants_of, features, linear_weights, make_model, mlp, save
+from tests.engines.small_graphs import (
+    constants_of,
+    features,
+    linear_weights,
+    make_model,
+    mlp,
+    run_graph,
+    save,
+)
 from tests.engines.small_models import feature_rows
 
 PLACEMENTS: list[Placement] = ["tensorrt", "cpu"]
@@ -308,3 +316,21 @@ def test_quantising_changes_neither_the_float_graph_nor_the_root_logger(
     nets["resnet"].factory.graph("int8", "cpu")
     assert core.SerializeToString() == before
     assert logging.getLogger().level == level
+
+
+def test_what_follows_the_last_layer_is_float_so_that_scores_do_not_tie(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["h"], transB=1),
+        helper.make_node("Sigmoid", ["h"], ["y"]),
+    ]
+    model = make_model(nodes, linear_weights(1), ["batch", 1])
+    spec = features(save(model, tmp_path / "m.onnx"))
+    core, rows = load_core(spec), feature_rows(4_096, seed=0)
+    table = calibrate(core, feeds_of(core, spec, rows), "max")
+    for placement in PLACEMENTS:
+        int8 = quantize(core, {}, table, placement)
+        assert [node.op_type for node in int8.graph.node][-2:] == ["Gemm", "Sigmoid"]
+        used = {name for node in int8.graph.node for name in node.input}
+        assert set(constants_of(int8)) <= used
+        (scores,) = run_graph(int8, rows)
+        assert len(np.unique(scores)) > 1_000
