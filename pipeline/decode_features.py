@@ -89,4 +89,4 @@ class FeatureDecoder(Decoder):
 
 
 def _is_plain(column: pa.Array) -> bool:
-    return pa.types.is_float32(column.type) and column.null_count == 0
+    return column.null_count == 0 and bool(pa.types.is_float32(column.type))

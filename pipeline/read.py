@@ -15,12 +15,24 @@ from pipeline.storage import Storage
 
 
 def read_blocks(
-    shards: Iterable[Shard | None], source: Storage, columns: Sequence[str], block_rows: int
+    shards: Iterable[Shard | None],
+    source: Storage,
+    columns: Sequence[str],
+    block_rows: int,
+    *,
+    use_threads: bool = True,
 ) -> Iterator[Block | None]:
     """Blocks of at most `block_rows` rows, shard after shard, in row order.
 
     None among the shards says that there is none for now; it is passed on, so that the stages
     behind finish what they hold instead of waiting for more.
+
+    Args:
+        shards: What is read.
+        source: Where from.
+        columns: Columns of the rows.
+        block_rows: Most rows of a block.
+        use_threads: Decode columns on all cores; otherwise in the calling thread.
 
     Raises:
         InputChangedError: A file's size or version is not the planned one.
@@ -37,7 +49,10 @@ def read_blocks(
             with source.open(shard.file.path) as file:
                 parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
                 for rows in parquet.iter_batches(
-                    block_rows, row_groups=list(shard.row_groups), columns=list(columns)
+                    block_rows,
+                    row_groups=list(shard.row_groups),
+                    columns=list(columns),
+                    use_threads=use_threads,
                 ):
                     if rows.num_rows == 0:
                         continue

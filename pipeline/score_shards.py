@@ -27,6 +27,9 @@ from pipeline.storage import Storage
 
 QUEUE_DEPTH = 2
 """Blocks that may wait between two stages: enough that neither waits for a slow moment."""
+READER_SHARES_CORES = 8
+"""Cores below which one thread reads fast enough for all: decoding Parquet on several would only
+take them from the engine, and cost a fifth more in all."""
 CEILING_S = 0.1
 """How long each ceiling is measured: long enough for some batches, short against any night."""
 
@@ -74,7 +77,13 @@ class ShardScoring:
         self._depth = tools.queue_depth
         blocks = self._stage(
             "read",
-            read_blocks(shards, tools.source, columns, tools.decoder.block_rows),
+            read_blocks(
+                shards,
+                tools.source,
+                columns,
+                tools.decoder.block_rows,
+                use_threads=not 0 < (tools.core_threads or 0) < READER_SHARES_CORES,
+            ),
             count=lambda block: block.rows.num_rows,
         )
         if self._cores:

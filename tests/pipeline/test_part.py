@@ -142,3 +142,16 @@ def test_passthrough_columns_keep_their_types() -> None:
     table = read(build(block).part)
     assert [table.schema.field(name).type for name in columns] == [c.type for c in columns.values()]
     assert all(table[name].to_pylist() == column.to_pylist() for name, column in columns.items())
+
+
+def test_only_values_that_repeat_get_a_dictionary() -> None:
+    rows = pa.RecordBatch.from_pydict(
+        {"user_id": pa.array(range(5)), "country": ["ch", "de", "ch", "de", "ch"]}
+    )
+    block = dataclasses.replace(scored_block(0, 5, scores(0, 1, 2, 3, 4)), passthrough=rows)
+    part = build(block).part
+    group = pq.ParquetFile(io.BytesIO(part)).metadata.row_group(0)
+    columns = [group.column(position) for position in range(group.num_columns)]
+    has_dictionary = {column.path_in_schema: column.has_dictionary_page for column in columns}
+    assert has_dictionary == {"user_id": False, "country": True, "score": False}
+    assert read(part)["user_id"].to_pylist() == list(range(5))
