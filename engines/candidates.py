@@ -31,7 +31,7 @@ SCALES = "scales.json"
 TIMING_CACHE = "timing.cache"
 """Attachment of TensorRT engines; the next build on such a device begins with it."""
 GRAPH = "graph.onnx"
-"""Attachment of TensorRT engines: what the plan was built from."""
+"""Attachment of TensorRT and OpenVINO engines: what the artifact was compiled from."""
 
 CPU_BATCH_IMAGES = 4
 """Activations of a small batch stay in the cache: EfficientNet-Lite0 int8 on OpenVINO scored
@@ -50,7 +50,7 @@ class Candidate:
     runtime: str
     precision: str
     graph: Path
-    """What the runtime loads: an ONNX file, a TensorRT plan or a torch program."""
+    """What the runtime loads: an ONNX file, a TensorRT plan, OpenVINO's blob or a torch program."""
     input: TensorSpec
     outputs: tuple[TensorSpec, ...]
     """Of the head, and `logits` for classes, which only the gate asks for."""
@@ -168,7 +168,9 @@ class CandidateFactory:
         graph = self.graph(precision, "tensorrt" if is_symmetric else "cpu", float_layers)
         wrapped = _wrapped(graph, self._spec, runtime, precision, batch_size, folder)
         candidate = replace(wrapped, float_layers=tuple(float_layers))
-        return self._planned(candidate) if runtime == "tensorrt" else candidate
+        if runtime == "tensorrt":
+            return self._planned(candidate)
+        return self._compiled(candidate) if runtime == "openvino" else candidate
 
     def simulation(
         self, device: Device, batch_size: int, float_layers: Sequence[str]
@@ -224,6 +226,15 @@ class CandidateFactory:
             input=input_spec(self._spec, batch_size),
             outputs=save_program(self._spec, batch_size, path, kind),
         )
+
+    def _compiled(self, candidate: Candidate) -> Candidate:
+        """Compile the graph of a candidate with OpenVINO, once for all nights: a second."""
+        from engines.ovino import BLOB, compile_graph
+
+        self._by_products[candidate.name] = {GRAPH: candidate.graph.read_bytes()}
+        blob = candidate.graph.with_suffix(BLOB)
+        blob.write_bytes(compile_graph(candidate.graph))
+        return replace(candidate, graph=blob)
 
     def _planned(self, candidate: Candidate) -> Candidate:
         """Compile the graph of a candidate with TensorRT: minutes."""

@@ -61,7 +61,7 @@ class EngineManifest:
     input: TensorSpec
     outputs: tuple[TensorSpec, ...]
     artifact: str
-    """Name of the file that the runtime loads: an ONNX graph, a TensorRT plan, a torch program."""
+    """Name of the file that the runtime loads; see `engines.candidates.Candidate.graph`."""
     artifact_sha256: str
     artifact_bytes: int
     attachments: Mapping[str, str]

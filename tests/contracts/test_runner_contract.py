@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import cast
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from engines.build import resolve_engine
+from engines.candidates import GRAPH
 from engines.devices import this_cpu
 from engines.errors import EngineError
 from engines.gate import run_rows
@@ -21,7 +21,8 @@ from engines.load import make_runner, open_runner
 from engines.manifest import StoredEngine
 from engines.model import FeatureInput, ModelSpec
 from engines.onnxrt import OnnxrtRunner
-from engines.runner import Array, HostRunner, Outputs, Runner
+from engines.ovino import BLOB, compile_graph
+from engines.runner import Array, Outputs, Runner
 from engines.torch_program import save_program
 from engines.torch_run import TorchMode, TorchRunner
 from tests.engines.small_models import (
@@ -69,24 +70,31 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-HOST_RUNNERS = ["openvino", "onnxruntime", "literal", "checked"]
-"""Those that compute a batch in the thread that asks."""
-on_host_runners = pytest.mark.parametrize("closed", HOST_RUNNERS, indirect=True)
+def graph_of(engine: StoredEngine) -> Path:
+    """The ONNX graph, whichever runtime won."""
+    is_compiled = GRAPH in engine.manifest.attachments
+    return engine.attachment(GRAPH) if is_compiled else engine.artifact
 
 
-@pytest.fixture(params=[*HOST_RUNNERS, "torch"])
-def closed(request: pytest.FixtureRequest, engine: StoredEngine, program: Path) -> Runner:
+@pytest.fixture(params=["openvino", "compiled", "onnxruntime", "literal", "torch", "checked"])
+def closed(
+    request: pytest.FixtureRequest, engine: StoredEngine, program: Path, tmp_path: Path
+) -> Runner:
     if request.param == "checked":
         return open_runner(engine)
     known = engine.manifest
     if request.param == "literal":  # as the gate's simulation of a mixed graph runs
-        graph, source, outputs = engine.artifact, known.input, known.outputs
+        graph, source, outputs = graph_of(engine), known.input, known.outputs
         return OnnxrtRunner(graph, source, outputs, THREADS, is_literal=True)
     if request.param == "torch":  # compiled, it is tested in tests/engines/test_torch_run.py
         mode = TorchMode(is_compiled=False)
         return TorchRunner(program, known.input, known.outputs, THREADS, mode)
+    if request.param == "compiled":  # as an engine of OpenVINO is stored
+        blob = tmp_path / f"graph{BLOB}"
+        blob.write_bytes(compile_graph(graph_of(engine)))
+        return make_runner("openvino", blob, known.input, known.outputs, this_cpu(THREADS))
     return make_runner(
-        request.param, engine.artifact, known.input, known.outputs, this_cpu(THREADS)
+        request.param, graph_of(engine), known.input, known.outputs, this_cpu(THREADS)
     )
 
 
@@ -94,11 +102,6 @@ def closed(request: pytest.FixtureRequest, engine: StoredEngine, program: Path) 
 def runner(closed: Runner) -> Iterator[Runner]:
     with closed:
         yield closed
-
-
-@pytest.fixture
-def host(runner: Runner) -> HostRunner:
-    return cast("HostRunner", runner)
 
 
 def batches(num_batches: int) -> list[Array]:
@@ -112,7 +115,7 @@ def stream(runner: Runner, source: Iterable[Array | None]) -> Generator[Outputs]
 def by_onnxruntime(engine: StoredEngine, rows: Array) -> Array:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(engine.artifact)
+    session = onnxruntime.InferenceSession(graph_of(engine))
     (scores,) = session.run(None, {engine.manifest.input.name: rows})
     return np.asarray(scores)
 
@@ -264,99 +267,3 @@ def test_no_python_thread_outlives_a_runner(closed: Runner) -> None:
     with closed:
         list(closed.infer(batches(5)))
     assert threading.active_count() == before
-
-
-@on_host_runners
-def test_one_batch_at_once_answers_what_a_stream_of_batches_answers(host: HostRunner) -> None:
-    rows = batches(20)
-    expected = [scores for (scores,) in host.infer(rows)]
-    for batch, scores in zip(rows, expected, strict=True):
-        (found,) = host.run(batch)
-        assert (found.shape, found.dtype) == ((BATCH, 1), np.float32)
-        np.testing.assert_array_equal(found, scores)
-
-
-@on_host_runners
-@pytest.mark.parametrize("num_threads", [THREADS, 8 * THREADS])
-@pytest.mark.timeout(60)
-def test_any_number_of_threads_may_ask_at_once_and_each_gets_its_own_answer(
-    host: HostRunner, num_threads: int
-) -> None:
-    rows = batches(200)
-    expected = [scores for (scores,) in host.infer(rows)]
-    all_there = threading.Barrier(num_threads)
-
-    def ask(first: int) -> list[Array]:
-        all_there.wait(10)
-        return [host.run(batch)[0] for batch in rows[first::num_threads]]
-
-    with ThreadPoolExecutor(num_threads) as pool:
-        found = list(pool.map(ask, range(num_threads)))
-    for first, answers in enumerate(found):
-        np.testing.assert_array_equal(answers, expected[first::num_threads])
-
-
-@on_host_runners
-@pytest.mark.timeout(60)
-def test_batches_are_run_while_a_stream_of_others_is_under_way(host: HostRunner) -> None:
-    rows = batches(60)
-    expected = [scores for (scores,) in host.infer(rows)]
-    with closing(stream(host, rows)) as outputs:
-        for number, (scores,) in enumerate(outputs):
-            np.testing.assert_array_equal(scores, expected[number])
-            np.testing.assert_array_equal(host.run(rows[-1 - number])[0], expected[-1 - number])
-
-
-@on_host_runners
-def test_run_takes_what_cannot_be_written_and_leaves_batches_as_they_are(host: HostRunner) -> None:
-    (batch,) = batches(1)
-    (expected,) = host.run(batch)
-    assert np.array_equal(batch, *batches(1))
-    batch.flags.writeable = False  # such as those that Arrow gives
-    np.testing.assert_array_equal(host.run(batch)[0], expected)
-    assert np.array_equal(batch, *batches(1))
-
-
-@on_host_runners
-def test_answers_of_run_may_be_kept_and_written(host: HostRunner) -> None:
-    rows = batches(12)
-    kept = [host.run(batch)[0] for batch in rows]
-    copies = [scores.copy() for scores in kept]
-    for batch in rows[::-1]:
-        host.run(batch)
-    np.testing.assert_array_equal(kept, copies)
-    kept[0][:] = -1
-    np.testing.assert_array_equal(host.run(rows[0])[0], copies[0])
-    np.testing.assert_array_equal(kept[1:], copies[1:])
-
-
-@on_host_runners
-def test_a_batch_may_be_overwritten_as_soon_as_run_returns(host: HostRunner) -> None:
-    rows = batches(12)
-    expected = [scores for (scores,) in host.infer(rows)]
-    same_memory = np.empty_like(rows[0])
-    found = []
-    for batch in rows:
-        same_memory[:] = batch
-        found.append(host.run(same_memory)[0])
-        same_memory[:] = np.nan
-    np.testing.assert_array_equal(found, expected)
-
-
-@on_host_runners
-@pytest.mark.timeout(30)
-def test_an_error_in_one_run_leaves_the_runner_as_it_was(host: HostRunner) -> None:
-    rows = batches(6)
-    expected = [scores for (scores,) in host.infer(rows)]
-    for _ in range(3 * THREADS):  # more often than there are requests to lose
-        with pytest.raises(Exception, match=r"(?i)shape|dimension"):
-            host.run(np.zeros((BATCH, NUM_FEATURES + 1), np.float32))
-    np.testing.assert_array_equal([host.run(batch)[0] for batch in rows], expected)
-
-
-@on_host_runners
-def test_run_takes_rows_of_a_larger_array_in_place(host: HostRunner) -> None:
-    rows = feature_rows(5 * BATCH, seed=5)
-    expected = [scores for (scores,) in host.infer(batches(5))]
-    found = [host.run(rows[first : first + BATCH])[0] for first in range(0, len(rows), BATCH)]
-    np.testing.assert_array_equal(found, expected)
