@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import cast
@@ -22,7 +23,7 @@ from engines.manifest import StoredEngine
 from engines.model import FeatureInput, ModelSpec
 from engines.onnxrt import OnnxrtRunner
 from engines.ovino import BLOB, compile_graph
-from engines.runner import Array, Outputs, Runner
+from engines.runner import Array, HostRunner, Outputs, Runner
 from engines.torch_program import save_program
 from engines.torch_run import TorchMode, TorchRunner
 from tests.engines.small_models import (
@@ -76,7 +77,12 @@ def graph_of(engine: StoredEngine) -> Path:
     return engine.attachment(GRAPH) if is_compiled else engine.artifact
 
 
-@pytest.fixture(params=["openvino", "compiled", "onnxruntime", "literal", "torch", "checked"])
+HOST_RUNNERS = ["openvino", "compiled", "onnxruntime", "literal", "checked"]
+"""Those that compute a batch in the thread that asks."""
+on_host_runners = pytest.mark.parametrize("closed", HOST_RUNNERS, indirect=True)
+
+
+@pytest.fixture(params=[*HOST_RUNNERS, "torch"])
 def closed(
     request: pytest.FixtureRequest, engine: StoredEngine, program: Path, tmp_path: Path
 ) -> Runner:
@@ -102,6 +108,11 @@ def closed(
 def runner(closed: Runner) -> Iterator[Runner]:
     with closed:
         yield closed
+
+
+@pytest.fixture
+def host(runner: Runner) -> HostRunner:
+    return cast("HostRunner", runner)
 
 
 def batches(num_batches: int) -> list[Array]:
@@ -267,3 +278,99 @@ def test_no_python_thread_outlives_a_runner(closed: Runner) -> None:
     with closed:
         list(closed.infer(batches(5)))
     assert threading.active_count() == before
+
+
+@on_host_runners
+def test_one_batch_at_once_answers_what_a_stream_of_batches_answers(host: HostRunner) -> None:
+    rows = batches(20)
+    expected = [scores for (scores,) in host.infer(rows)]
+    for batch, scores in zip(rows, expected, strict=True):
+        (found,) = host.run(batch)
+        assert (found.shape, found.dtype) == ((BATCH, 1), np.float32)
+        np.testing.assert_array_equal(found, scores)
+
+
+@on_host_runners
+@pytest.mark.parametrize("num_threads", [THREADS, 8 * THREADS])
+@pytest.mark.timeout(60)
+def test_any_number_of_threads_may_ask_at_once_and_each_gets_its_own_answer(
+    host: HostRunner, num_threads: int
+) -> None:
+    rows = batches(200)
+    expected = [scores for (scores,) in host.infer(rows)]
+    all_there = threading.Barrier(num_threads)
+
+    def ask(first: int) -> list[Array]:
+        all_there.wait(10)
+        return [host.run(batch)[0] for batch in rows[first::num_threads]]
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        found = list(pool.map(ask, range(num_threads)))
+    for first, answers in enumerate(found):
+        np.testing.assert_array_equal(answers, expected[first::num_threads])
+
+
+@on_host_runners
+@pytest.mark.timeout(60)
+def test_batches_are_run_while_a_stream_of_others_is_under_way(host: HostRunner) -> None:
+    rows = batches(60)
+    expected = [scores for (scores,) in host.infer(rows)]
+    with closing(stream(host, rows)) as outputs:
+        for number, (scores,) in enumerate(outputs):
+            np.testing.assert_array_equal(scores, expected[number])
+            np.testing.assert_array_equal(host.run(rows[-1 - number])[0], expected[-1 - number])
+
+
+@on_host_runners
+def test_run_takes_what_cannot_be_written_and_leaves_batches_as_they_are(host: HostRunner) -> None:
+    (batch,) = batches(1)
+    (expected,) = host.run(batch)
+    assert np.array_equal(batch, *batches(1))
+    batch.flags.writeable = False  # such as those that Arrow gives
+    np.testing.assert_array_equal(host.run(batch)[0], expected)
+    assert np.array_equal(batch, *batches(1))
+
+
+@on_host_runners
+def test_answers_of_run_may_be_kept_and_written(host: HostRunner) -> None:
+    rows = batches(12)
+    kept = [host.run(batch)[0] for batch in rows]
+    copies = [scores.copy() for scores in kept]
+    for batch in rows[::-1]:
+        host.run(batch)
+    np.testing.assert_array_equal(kept, copies)
+    kept[0][:] = -1
+    np.testing.assert_array_equal(host.run(rows[0])[0], copies[0])
+    np.testing.assert_array_equal(kept[1:], copies[1:])
+
+
+@on_host_runners
+def test_a_batch_may_be_overwritten_as_soon_as_run_returns(host: HostRunner) -> None:
+    rows = batches(12)
+    expected = [scores for (scores,) in host.infer(rows)]
+    same_memory = np.empty_like(rows[0])
+    found = []
+    for batch in rows:
+        same_memory[:] = batch
+        found.append(host.run(same_memory)[0])
+        same_memory[:] = np.nan
+    np.testing.assert_array_equal(found, expected)
+
+
+@on_host_runners
+@pytest.mark.timeout(30)
+def test_an_error_in_one_run_leaves_the_runner_as_it_was(host: HostRunner) -> None:
+    rows = batches(6)
+    expected = [scores for (scores,) in host.infer(rows)]
+    for _ in range(3 * THREADS):  # more often than there are requests to lose
+        with pytest.raises(Exception, match=r"(?i)shape|dimension"):
+            host.run(np.zeros((BATCH, NUM_FEATURES + 1), np.float32))
+    np.testing.assert_array_equal([host.run(batch)[0] for batch in rows], expected)
+
+
+@on_host_runners
+def test_run_takes_rows_of_a_larger_array_in_place(host: HostRunner) -> None:
+    rows = feature_rows(5 * BATCH, seed=5)
+    expected = [scores for (scores,) in host.infer(batches(5))]
+    found = [host.run(rows[first : first + BATCH])[0] for first in range(0, len(rows), BATCH)]
+    np.testing.assert_array_equal(found, expected)
