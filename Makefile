@@ -31,14 +31,14 @@ typecheck: $(READY) ## Check types, strictly
 	$(BIN)/mypy
 
 # What the two below take: ROUNDS, PHOTOS (a folder with labels.csv), BENCH_WORK and BENCH_VENVS (folders
-# of what is made once), ROWS (a smoke test); bench WORKLOADS and PEERS; bench-scaling PARTS.
+# of what is made once), ROWS (a smoke test); bench WORKLOADS, PEERS and PUBLISH; bench-scaling PARTS.
 option = $(if $($(1)),--$(2) $($(1)))
 BENCH_OPTIONS = $(call option,ROUNDS,rounds) $(call option,ROWS,rows) $(call option,PHOTOS,photos) \
 	$(call option,BENCH_WORK,work) $(call option,BENCH_VENVS,venvs)
 
-bench: $(READY) ## Measure peers and product side by side (20 minutes): tables, plots, README
+bench: $(READY) ## Measure peers and product side by side (40 minutes): tables, plots, README
 	$(BIN)/python -m benchmarks.compare $(BENCH_OPTIONS) \
-		$(call option,WORKLOADS,workloads) $(call option,PEERS,peers)
+		$(call option,WORKLOADS,workloads) $(call option,PEERS,peers) $(if $(PUBLISH),--publish)
 
 bench-scaling: $(READY) ## Measure the product's memory and speed over rows and threads
 	$(BIN)/python -m benchmarks.scaling $(BENCH_OPTIONS) $(call option,PARTS,parts)

@@ -91,7 +91,8 @@ def prepare(name: str, peers: Sequence[Peer], options: argparse.Namespace) -> tu
 
 def publish(comparison: Comparison, options: argparse.Namespace) -> None:
     """Write the record, and README.md's table when the whole comparison was made."""
-    whole = not (options.peers or options.rows) and options.rounds >= MIN_ROUNDS
+    whole = not (options.rows or (options.peers and not options.publish))
+    whole = whole and options.rounds >= MIN_ROUNDS
     record = write_record(comparison, HERE if whole else options.work)
     say(record.read_text(encoding="utf-8"))
     say(f"written: {record}")
@@ -111,6 +112,7 @@ def command_line(options: argparse.Namespace) -> str:
         "WORKLOADS": " ".join(options.workloads) if len(options.workloads) == 1 else None,
         "PEERS": " ".join(options.peers) or None,
         "ROWS": options.rows or None,
+        "PUBLISH": int(options.publish),
     }
     words = [f"{name}={shlex.quote(str(value))}" for name, value in asked.items() if value]
     return " ".join(["make bench", *words])
@@ -126,6 +128,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peers", nargs="*", default=[], help="peer or peer/variant; none: all")
     parser.add_argument("--rounds", type=int, default=MIN_ROUNDS)
     parser.add_argument("--rows", type=int, default=0, help="smoke test: sets of this many rows")
+    parser.add_argument("--publish", action="store_true", help="write README.md for some peers too")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one run")
     add_places(parser)
     options = parser.parse_args(arguments)

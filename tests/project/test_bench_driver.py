@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import contenders, prepare, scaling
+from benchmarks import compare, contenders, prepare, scaling
 from benchmarks.answers import Marker, read_answers
 from benchmarks.compare import command_line, parse_options
 from benchmarks.contenders import PEERS, PRODUCT, WORKLOADS
@@ -456,3 +456,27 @@ def test_memory_that_grows_by_more_than_a_tenth_is_said_to(peak_mib: int, verdic
     text = scaling.to_markdown(found, "here", "abc", 1)
     assert "| memory | photos | 100 | 2 | 50 | 2.00 | 10 |" in text
     assert text.endswith(f": {verdict}.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "is_written"),
+    [
+        ([], True),
+        (["--peers", "script"], False),
+        (["--peers", "script", "--publish"], True),
+        (["--rows", "200", "--publish"], False),
+        (["--rounds", "1"], False),
+    ],
+)
+def test_a_smoke_test_or_some_peers_leave_readme_as_it_is(
+    words: list[str], is_written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- peers:photos -->\n<!-- /peers:photos -->\n")
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setattr(compare, "HERE", tmp_path / "benchmarks")
+    options = parse_options([*words, "--work", str(tmp_path / "work")])
+    compare.publish(comparison([run_of(PRODUCT, 1_000)]), options)
+    assert ("| **nightscore** |" in readme.read_text()) == is_written
+    folder = tmp_path / ("benchmarks" if is_written else "work")
+    assert (folder / "2026-11-21-peers-photos-2-cores.md").exists()
