@@ -1,0 +1,87 @@
+"""`score plan --simulate`: what it says, what it refuses, and that a real night bears it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows.demo_data import write_users
+from flows.simulate_plan import latest_report, parse_counts
+from pipeline.errors import ConfigError
+from pipeline.storage import LocalStorage
+
+SHARD_ROWS = 1_000
+SMALL, LARGE = ("2026-11-20", 40_000), ("2026-11-22", 240_000)
+
+
+@pytest.fixture
+def users(tmp_path: Path) -> Path:
+    """Two nights in shards of `SHARD_ROWS`: enough of them to measure a rate."""
+    folder = tmp_path / "users"
+    for date, num_rows in (SMALL, LARGE):
+        write_users(folder, date, num_rows=num_rows)
+    for file in folder.glob("*/*.parquet"):
+        pq.write_table(pq.read_table(file), file, row_group_size=SHARD_ROWS)
+    return folder
+
+
+@pytest.mark.timeout(170)
+def test_the_first_night_forecasts_a_larger_one(
+    score: Callable[..., Any], features_job: Path, users: Path
+) -> None:
+    sets = ("--set", f"input.uri={users}", "--set", f"lanes.shard_rows={SHARD_ROWS}")
+
+    def command(name: str, date: str, *more: str) -> Any:
+        ended = score(name, features_job, "--date", date, *more, *sets)
+        assert ended.code == 0, ended.err
+        return ended
+
+    first = command("run", SMALL[0], "--json").json
+    asked = ("--simulate", "--lanes", "1", "--lanes", "4", "--rows", str(LARGE[1]), "--rows=1e10")
+    found = command("plan", LARGE[0], *asked, "--json").json
+    simulation = found["simulation"]
+    assert found["rows"] == LARGE[1], "the plan itself is there too"
+    assert simulation["from"]["run_id"] == first["run_id"]
+    assert simulation["engine_cached"]
+    assert simulation["rates"]["timed_shards"] == SMALL[1] // SHARD_ROWS - 1
+    lines = {(line["rows"], line["lanes"]): line for line in simulation["forecasts"]}
+    one, four = lines[LARGE[1], 1], lines[LARGE[1], 4]
+    assert (one["fits"], one["is_fewest"]) == (True, True)
+    assert four["wall_s"] < one["wall_s"]
+    assert four["machines"] == 4
+    assert lines[10**10, 4]["hours"] > 4 > lines[LARGE[1], 1]["hours"]
+
+    text = command("plan", LARGE[0], *asked).out
+    assert f"Rates: run {first['run_id']}" in " ".join(text.split())
+    assert "within 4 h?" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+    second = command("run", LARGE[0], "--json").json
+    # Generous, as other processes share the cores of whoever runs the tests.
+    assert second["wall_s"] / 3 < one["wall_s"] < second["wall_s"] * 3
+    assert second["phases"]["score_s"] / 4 < one["score_s"] < second["phases"]["score_s"] * 4
+
+
+def test_without_a_night_before_there_is_nothing_to_forecast_from(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        latest_report(LocalStorage(str(tmp_path)), "users", "2026-11-20")
+    assert str(caught.value) == (
+        f"{tmp_path}/users: no night published from 2025-11-19 to 2026-11-20; expected one to "
+        "take measured rates from. Run `score run JOB --date D` for some date first; a part of "
+        "the rows is enough."
+    )
+
+
+def test_counts_may_be_written_as_people_do() -> None:
+    found = parse_counts("--rows", ["1e10", "8", "1_000", "8"], 10**12)
+    assert found == (8, 1_000, 10**10)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "1e13", "nan", "inf", ""])
+def test_what_is_no_count_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected a whole number from 1 to 1,000,000,000,000"):
+        parse_counts("--rows", [text], 10**12)
