@@ -37,19 +37,19 @@ def lane_devices(job: Job) -> list[LaneDevice]:
         ConfigError: The job demands GPUs, and there is none or TensorRT cannot be used.
     """
     if job.lanes.device == "cpu":
-        return [_cpu_lane(job)]
+        return _cpu_lanes(job)
     gpus, why_none = usable_gpus()
     gpus = _largest_kind(gpus)
     tensorrt = tensorrt_problem(gpus[0].gpu if gpus else None)
     if job.lanes.device == "gpu":
         _demand(why_none, tensorrt)
     elif not gpus:
-        return [_cpu_lane(job)]
+        return _cpu_lanes(job)
     elif tensorrt:
         name = gpus[0].gpu.name
         if torch := torch_problem(gpus[0].gpu):
             log.warning("%s: %s, and %s; the CPU is used.", name, tensorrt, torch)
-            return [_cpu_lane(job)]
+            return _cpu_lanes(job)
         log.warning("%s: %s; torch in fp16 is used. %s", name, tensorrt, INSTALL_HINT)
     return _gpu_lanes(job, gpus)
 
@@ -124,8 +124,21 @@ def _title(found: FoundGpu) -> str:
     return f"{found.gpu.name} {found.gpu.mig_profile or ''}".strip()
 
 
-def _cpu_lane(job: Job) -> LaneDevice:
-    return LaneDevice(name="cpu", num_threads=job.lanes.threads or num_cores())
+def _cpu_lanes(job: Job) -> list[LaneDevice]:
+    count = job.lanes.count
+    if count == 1:
+        return [LaneDevice(name="cpu", num_threads=job.lanes.threads or num_cores())]
+    shares = share_cores([()] * count, os.sched_getaffinity(0))
+    num_threads = [job.lanes.threads or len(cores) for cores in shares]
+    return [
+        LaneDevice(
+            name=f"cpu{index}",
+            num_threads=num_threads[index],
+            cores=cores,
+            machine_threads=sum(num_threads),
+        )
+        for index, cores in enumerate(shares)
+    ]
 
 
 def _gpu_lanes(job: Job, gpus: Sequence[FoundGpu]) -> list[LaneDevice]:

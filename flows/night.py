@@ -152,7 +152,8 @@ def _score(
         min(lanes, key=lambda lane: lane.num_pending).score(group)
 
     observer.start(num_rows, num_rows - num_todo)
-    with Sampler(lane.device.engine_device for lane in lanes) as sampler, _watch(lanes, observer):
+    devices = dict.fromkeys(lane.device.engine_device for lane in lanes)  # lanes may share a CPU
+    with Sampler(devices) as sampler, _watch(lanes, observer):
         map_groups(score_group, groups, CALLERS_PER_LANE * len(lanes))
     return sampler.use()
 

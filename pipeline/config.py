@@ -167,8 +167,11 @@ class LanesSection(Section):
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """`auto`: every GPU or MIG slice when there is one, the CPU otherwise."""
+    count: Annotated[int, Field(ge=1)] = 1
+    """Lanes on a CPU, which share its cores: more than one where a single process does not keep
+    many cores busy. A GPU or MIG slice is always one lane."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads of a lane; null: all cores that this process may use."""
+    """CPU threads of a lane; null: its share of the cores that this process may use."""
     cpu_decoder: Literal["window", "dali"] = "window"
     """What decodes images on a CPU. `window`: nvImageCodec and a SIMD resize, on each core with the
     engine. `dali`: DALI's pipeline, a stage of its own; pixels differ by a level or two."""

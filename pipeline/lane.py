@@ -41,11 +41,13 @@ class LaneDevice:
     """None: the CPU."""
     cores: frozenset[int] = frozenset()
     """CPU cores that its process is bound to; empty: not bound."""
+    machine_threads: int | None = None
+    """Threads of all lanes of a CPU together, for which its engines are built; None: `num_threads`."""
 
     @property
     def engine_device(self) -> Device:
         """As the engine layer describes it."""
-        return self.gpu or this_cpu(self.num_threads)
+        return self.gpu or this_cpu(self.machine_threads or self.num_threads)
 
 
 class Lane:

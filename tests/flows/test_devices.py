@@ -86,6 +86,21 @@ def test_a_cpu_job_leaves_the_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None
     assert (lane.gpu, lane.num_threads) == (None, 3)
 
 
+def test_several_lanes_of_a_cpu_share_its_cores_and_one_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_nvml(monkeypatch, driver=False)
+    job = a_job("cpu")
+    lanes = job.lanes.model_copy(update={"count": 3})
+    found = lane_devices(job.model_copy(update={"lanes": lanes}))
+    assert [(lane.name, lane.num_threads, sorted(lane.cores)) for lane in found] == [
+        ("cpu0", 2, [0, 1]),
+        ("cpu1", 3, [2, 3, 4]),
+        ("cpu2", 3, [5, 6, 7]),
+    ]
+    assert {lane.engine_device for lane in found} == {lane_devices(job)[0].engine_device}
+
+
 @pytest.mark.usefixtures("tensorrt")
 @pytest.mark.parametrize("device", ["auto", "gpu"])
 def test_each_gpu_gets_a_lane_and_its_share_of_the_cores(
