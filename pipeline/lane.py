@@ -42,7 +42,7 @@ class LaneDevice:
     cores: frozenset[int] = frozenset()
     """CPU cores that its process is bound to; empty: not bound."""
     machine_threads: int | None = None
-    """Threads of all lanes of a CPU together, for which its engines are built; None: `num_threads`."""
+    """Threads of all lanes of a CPU, for which its engines are built; None: `num_threads`."""
 
     @property
     def engine_device(self) -> Device:
