@@ -109,12 +109,22 @@ def make_models(photos: Path | None, places: Places, say: Say) -> Path:
     return models
 
 
-def build_engine(workload: Workload, rows: Path, places: Places, say: Say) -> str:
-    """Find or build the product's engine, as any night but the first finds it; what it took."""
+def build_engine(
+    workload: Workload, rows: Path, places: Places, say: Say, settings: Sequence[str] = ()
+) -> str:
+    """Find or build the product's engine, as any night but the first finds it; what it took.
+
+    Args:
+        workload: Whose.
+        rows: It is calibrated on these.
+        places: Where engines are kept.
+        say: Is told that it may take long.
+        settings: More options of `score`, for a job that differs.
+    """
     say(f"finding or building the engine of {workload.name}")
     source = places.data / "models" / workload.product_model
     command = product_command(["engine", "build"], workload.name, places, str(source))
-    done = _run([word.replace("{input}", str(rows)) for word in command])
+    done = _run([word.replace("{input}", str(rows)) for word in [*command, *settings]])
     facts: Facts = json.loads(done.splitlines()[-1])
     return f"built in {facts['took_s']:.0f} s" if facts["built"] else "found in the store"
 

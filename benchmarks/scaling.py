@@ -90,10 +90,17 @@ def prepare(options: argparse.Namespace) -> list[Point]:
     make_environments(["base"], places, say)
     make_models(options.photos, places, say)
     points = [point for part in options.parts for point in POINTS[part](options)]
-    for name in dict.fromkeys(point.workload for point in points):
-        largest = max((p.rows for p in points if p.workload == name), key=count_rows)
-        build_engine(WORKLOADS[name], largest, places, say)
+    for lane in dict.fromkeys((point.workload, point.threads) for point in points):
+        # An engine belongs to a number of threads, too.
+        own = [point for point in points if (point.workload, point.threads) == lane]
+        largest = max(own, key=lambda point: count_rows(point.rows))
+        build_engine(WORKLOADS[largest.workload], largest.rows, places, say, settings_of(largest))
     return points
+
+
+def settings_of(point: Point) -> list[str]:
+    """What a point changes in its job."""
+    return ["--set", f"lanes.threads={point.threads}"]
 
 
 def memory_points(options: argparse.Namespace) -> list[Point]:
@@ -167,10 +174,12 @@ def run_point(point: Point, places: Places) -> Found:
     source = str(places.data / "models" / WORKLOADS[point.workload].product_model)
     command = product_command(["run"], point.workload, places, source)
     with tempfile.TemporaryDirectory(prefix="nightscore-scaling-") as output:
-        own = ["--set", f"output.uri={output}", "--set", f"lanes.threads={point.threads}"]
+        own = ["--set", f"output.uri={output}", *settings_of(point)]
         filled = [word.replace("{input}", str(point.rows)) for word in command]
         usage = run_measured([*filled, *own], timeout_s=1800, cwd=ROOT)
     report, expected = last_object(usage.stdout), count_rows(point.rows)
+    if report["engine"]["built"]:
+        raise CommandError(f"{PRODUCT} built an engine while the clock ran; expected it built")
     if report["scored"] != expected:
         raise CommandError(f"{PRODUCT} scored {report['scored']:,} rows; expected {expected:,}")
     return Found(
