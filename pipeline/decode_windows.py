@@ -26,9 +26,8 @@ FILTERS = {
     "lanczos3": resizer.FilterType.lanczos3,
 }
 """Antialiased convolutions; `cubic` has a = -0.5, as in Pillow and DALI."""
+JPEG_MARKER, JPEG_EXIF_SEGMENT, JPEG_SCAN = 0xFF, 0xE1, 0xDA
 EXIF_SIGNATURE = b"Exif\0\0"
-EXIF_WINDOW_BYTES = 4096
-"""EXIF must come first in a JPEG; only small segments come before it in practice."""
 
 
 class WindowDecoder(Decoder):
@@ -100,7 +99,7 @@ class _ThreadTools:
         box = _central_box(stream.height, stream.width, side)
         window = None
         # The window is counted in the upright image, whose header may lie on its side.
-        if EXIF_SIGNATURE not in encoded[:EXIF_WINDOW_BYTES].tobytes():
+        if not _may_be_turned(encoded):
             region = nvimgcodec.Region(*box)
             window = self._read(stream.get_sub_code_stream(region=region))
         if window is None:
@@ -125,6 +124,23 @@ class _ThreadTools:
         options = resizer.ResizeOptions(self._algorithm)
         self._resizer.resize(source, self._resized, options)
         return np.frombuffer(self._resized.get_buffer(), np.uint8).reshape(self._shape)
+
+
+def _may_be_turned(encoded: Bytes) -> bool:
+    """Whether EXIF may turn the picture: False only for a JPEG without any before its pixels.
+
+    A PNG is decoded as a whole anyway, whatever window is asked for.
+    """
+    data = encoded.data
+    position = 2
+    while position + 10 <= len(data) and data[position] == JPEG_MARKER:
+        marker = data[position + 1]
+        if marker == JPEG_SCAN:
+            return False
+        if marker == JPEG_EXIF_SEGMENT and data[position + 4 : position + 10] == EXIF_SIGNATURE:
+            return True
+        position += 2 + (data[position + 2] << 8 | data[position + 3])
+    return True
 
 
 def _central_box(height: int, width: int, side: int) -> tuple[int, int, int, int]:
