@@ -6,11 +6,12 @@ import struct
 import time
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 from pipeline_cases import as_bytes, encoded, photo
 
-from pipeline.screen import MAX_JPEG_SCANS, Header, Refusal, screen
+from pipeline.screen import MAX_JPEG_SCANS, Header, Refusal, _count_scans, screen
 
 MAX_PIXELS = 1_000_000
 JPEG = encoded(photo())
@@ -94,3 +95,13 @@ def test_every_cut_of_a_picture_is_judged_without_an_exception() -> None:
     for data in (JPEG, PNG):
         for length in range(0, len(data), 37):
             assert isinstance(judge(data[:length]), Header | Refusal)
+
+
+def test_scans_are_counted_as_a_search_for_their_marker_counts_them() -> None:
+    rng = np.random.default_rng(7)
+    for size in range(300):
+        # Few values, so that markers are many, begin anywhere and stand side by side.
+        longer = rng.choice(np.array([0xFF, 0xDA, 0x00], np.uint8), size + 3)
+        for offset in range(3):  # from odd addresses, too
+            jpeg = longer[offset : offset + size]
+            assert _count_scans(jpeg) == jpeg.tobytes().count(b"\xff\xda")
