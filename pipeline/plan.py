@@ -165,11 +165,7 @@ def _is_data(path: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Footer:
-    """What the plan keeps of a file's footer.
-
-    Not its column chunks, which are a thousand times as much; nor its schema, which would lie
-    between theirs in memory and keep that from being given back.
-    """
+    """What the plan keeps of a file's footer: its column chunks are a thousand times as much."""
 
     file: PinnedFile
     group_rows: tuple[int, ...]
@@ -181,7 +177,9 @@ def _read_footer(source: Storage, info: FileInfo) -> tuple[_Footer, pa.Schema]:
         footer = _footer_bytes(file, info.num_bytes, FOOTER_GUESS_BYTES, where)
     try:
         # The metadata are at the end: a footer alone, between magic bytes, parses as a file.
-        metadata = pq.read_metadata(pa.BufferReader(PARQUET_MAGIC + footer))
+        # Its `schema` would make a cycle with the metadata, and so keep megabytes for a while.
+        with pq.ParquetFile(pa.BufferReader(PARQUET_MAGIC + footer)) as parquet:
+            metadata, schema = parquet.metadata, parquet.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{where}: damaged Parquet footer ({one_line(error)}); expected a Parquet file."
@@ -194,7 +192,7 @@ def _read_footer(source: Storage, info: FileInfo) -> tuple[_Footer, pa.Schema]:
         num_rows=metadata.num_rows,
     )
     sizes = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-    return _Footer(file=pinned, group_rows=sizes), metadata.schema.to_arrow_schema()
+    return _Footer(file=pinned, group_rows=sizes), schema
 
 
 def _footer_bytes(file: Any, num_bytes: int, guess_bytes: int, where: str) -> bytes:
