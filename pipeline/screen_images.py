@@ -7,6 +7,7 @@ import itertools
 import struct
 import zlib
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -42,12 +43,15 @@ class ScreenedImages:
 class ImageScreen:
     """Judges blocks of images; a context manager that owns nvImageCodec's decoder on the CPU.
 
+    Several threads may ask at once: suspects are few, so they wait for each other.
+
     Args:
         images: Column, crop and limits.
     """
 
     def __init__(self, images: ImagesInput) -> None:
         self._images = images
+        self._lock = Lock()
 
     def __enter__(self) -> ImageScreen:
         self._checker = make_codec()
@@ -75,7 +79,8 @@ class ImageScreen:
 
     def undecodable(self, encoded: list[Bytes]) -> list[int]:
         """Positions of the images that nvImageCodec cannot decode on the CPU."""
-        decoded = self._checker.decode([image.tobytes() for image in encoded])
+        with self._lock:  # a codec that two threads use at once crashes the process
+            decoded = self._checker.decode([image.tobytes() for image in encoded])
         return [position for position, image in enumerate(decoded) if image is None]
 
     def _judge(self, encoded: Bytes) -> Header | Refusal:
