@@ -152,6 +152,15 @@ def test_the_run_id_changes_with_what_decides_the_output(
     assert run_id_of(a_plan(other), other, "e") != run_id_of(a_plan(job), job, "e")
 
 
+@pytest.mark.parametrize(
+    "lanes", [{"cpu_decoder": "dali"}, {"gpu_decode": {"enabled": False}}], ids=["cpu", "gpu"]
+)
+def test_the_run_id_changes_with_the_decoder(tmp_path: Path, lanes: dict[str, Any]) -> None:
+    write_input(tmp_path / "in", pa.table({"user_id": [1], "image": [b"x"]}))
+    job, other = a_job(images_data(tmp_path)), a_job(images_data(tmp_path), lanes=lanes)
+    assert run_id_of(a_plan(other), other, "e") != run_id_of(a_plan(job), job, "e")
+
+
 def test_the_run_id_changes_with_engine_date_and_input(tmp_path: Path) -> None:
     root = tmp_path / "in"
     write_input(root, users(50))
