@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -165,3 +166,16 @@ def test_the_same_users_are_made_again(tmp_path: Path) -> None:
     for root in (tmp_path / "one", tmp_path / "two"):
         write_users(root, DATE, num_rows=100, num_files=1)
     assert read(tmp_path / "one").equals(read(tmp_path / "two"))
+
+
+def test_many_users_are_written_group_by_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_data, "USERS_ROW_GROUP_ROWS", 100)
+    monkeypatch.setattr(demo_data, "MAX_USERS_OF_A_FILE", 400)
+    demo_data.write_users(tmp_path, DATE, num_rows=1_250, num_features=3)
+    files = sorted(tmp_path.glob("dt=*/*.parquet"))
+    assert [pq.read_metadata(path).num_row_groups for path in files] == [4, 4, 4, 4]
+    users = pa.concat_tables(pq.read_table(path, partitioning=None) for path in files)
+    assert users["user_id"].to_pylist() == list(range(1_250))
+    assert len(np.unique(users["f00"].to_numpy())) > 1_200
