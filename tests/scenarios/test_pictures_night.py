@@ -129,6 +129,31 @@ def check_scores(folder: Path) -> None:
     assert frame["class_id"].tolist() == table["class_id"].to_list()
 
 
+def test_dali_decodes_a_whole_night_on_a_cpu_with_the_same_answers(
+    score: Callable[..., Any], pictures_job: Path, tmp_path: Path
+) -> None:
+    import polars as pl
+
+    run_ids, tables = set(), []
+    for decoder in ("window", "dali"):
+        changes = (f"lanes.cpu_decoder={decoder}", f"output.uri={tmp_path / decoder}")
+        sets = [part for change in changes for part in ("--set", change)]
+        ended = score("run", pictures_job, "--date", DATE, "--json", *sets)
+        assert ended.code == 0, ended.err
+        folder = Path(ended.json["output"])
+        check_quarantine(folder)
+        stages = {name: times["items"] for name, times in ended.json["stages"].items()}
+        assert stages == dict.fromkeys(("read", "decode", "infer", "write"), NUM_ROWS)
+        assert min(ended.json["ceilings"].values()) > 1
+        run_ids.add(ended.json["run_id"])
+        tables.append(pl.read_parquet(folder / "*.parquet").sort("picture_id"))
+    assert len(run_ids) == 2
+    ours, by_dali = tables
+    assert ours["picture_id"].to_list() == by_dali["picture_id"].to_list()
+    assert (ours["class_id"] == by_dali["class_id"]).mean() > 0.97  # type: ignore[operator]
+    assert (ours["probability"] - by_dali["probability"]).abs().mean() < 0.02  # type: ignore[operator]
+
+
 def test_a_night_with_too_many_bad_pictures_is_not_published(
     score: Callable[..., Any], pictures_job: Path, tmp_path: Path
 ) -> None:
