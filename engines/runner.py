@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -99,7 +99,7 @@ def check_batch(batch: Array | DeviceRows, spec: TensorSpec) -> Array:
     return np.ascontiguousarray(batch)
 
 
-class CoreRunner:
+class CoreRunner(ABC):
     """A `HostRunner`, whose batches are each computed by one thread, on one core.
 
     Batches side by side beat operators side by side: nothing waits for the slowest part of a layer.
