@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 INPUT = "rows"
 """Name of every engine's input."""
 Head = Literal["classes", "scores"]
+LOCATION = "location"
+"""Key under which a tensor of an ONNX file names the file that holds its data."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,8 +115,11 @@ def fingerprint_model(spec: ModelSpec) -> str:
 
 def _hash_onnx(path: Path) -> str:
     try:
-        hasher = hashlib.sha256(path.read_bytes())
-        for name in _external_files(path):
+        data = path.read_bytes()
+        hasher = hashlib.sha256(data)
+        # A file beside it is named under this key, as it stands; most models have none, and then
+        # nobody waits for the import of onnx.
+        for name in _external_files(path) if LOCATION.encode() in data else ():
             hasher.update(f"\0{name}\0".encode())
             hasher.update((path.parent / name).read_bytes())
     except OSError as error:
@@ -135,7 +140,7 @@ def _external_files(path: Path) -> list[str]:
     except DecodeError:  # said where the model is loaded
         return []
     entries = (entry for tensor in _tensors(model.graph) for entry in tensor.external_data)
-    return sorted({entry.value for entry in entries if entry.key == "location"})
+    return sorted({entry.value for entry in entries if entry.key == LOCATION})
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -14,7 +14,7 @@ from engines.gpu_runtimes import INSTALL_HINT, tensorrt_problem, torch_problem
 from engines.nvml import FoundGpu, discover
 from pipeline.config import Job
 from pipeline.errors import ConfigError
-from pipeline.lane import LaneDevice
+from pipeline.lane import Lane, LaneDevice, modules_ahead
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,11 @@ def lane_devices(job: Job) -> list[LaneDevice]:
             return _cpu_lanes(job)
         log.warning("%s: %s; torch in fp16 is used. %s", name, tensorrt, INSTALL_HINT)
     return _gpu_lanes(job, gpus)
+
+
+def start_lanes(job: Job) -> list[Lane]:
+    """The lanes of a run, whose processes begin to import; see `lane_devices`."""
+    return [Lane(device, modules_ahead(job, device)) for device in lane_devices(job)]
 
 
 def usable_gpus() -> tuple[list[FoundGpu], str | None]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from engines.errors import EngineCorruptError
-from flows.devices import lane_devices
+from flows.devices import start_lanes
 from flows.shipped import shipped_config
 from pipeline.config import Job
 from pipeline.cost import find_price, load_prices, own_price
@@ -71,6 +71,7 @@ def run_night(
     observer: Observer,
     map_groups: MapGroups | None = None,
     started: float | None = None,
+    lanes: list[Lane] | None = None,
 ) -> RunReport:
     """Score one date of a job and publish it; a published date is left as it is.
 
@@ -80,6 +81,8 @@ def run_night(
         observer: Is told of the progress.
         map_groups: How groups of shards are handed to lanes; threads by default.
         started: `time.monotonic()` when the process began; now by default.
+        lanes: Of the job, and closed here: whoever starts them before this module is imported gains
+            that time; started here by default.
 
     An engine from the store that does not open, or does not answer as it did, is built anew, once.
 
@@ -87,23 +90,23 @@ def run_night(
         The report; its status says whether this call published.
     """
     clock = RunClock(started=started if started is not None else time.monotonic())
-    price = price_of(job, date)
-    if read_manifest(open_storage(job.output.uri), job.name, date) is not None:
-        return already_published(job, date)
-    devices = lane_devices(job)
 
-    def attempt(*, force: bool) -> RunReport:
-        with open_lanes([Lane(device) for device in devices]) as lanes:
-            tuned = _tuned(job, devices[0], observer)
-            run = prepare_run(tuned, date, devices[0], clock, observer.say, force=force)
+    def attempt(lanes: list[Lane], *, force: bool) -> RunReport:
+        device = lanes[0].device
+        with open_lanes(lanes):
+            price = price_of(job, date)
+            if read_manifest(open_storage(job.output.uri), job.name, date) is not None:
+                return already_published(job, date)
+            tuned = _tuned(job, device, observer)
+            run = prepare_run(tuned, date, device, clock, observer.say, force=force)
             uses = _score(run, lanes, observer, map_groups or map_in_threads)
         return finish_run(run, lanes, price, uses)
 
     try:
-        return attempt(force=False)
+        return attempt(lanes or start_lanes(job), force=False)
     except EngineCorruptError as error:  # its hashes are right, or it would not have been found
         log.warning("%s This run builds a new one.", error)
-    return attempt(force=True)
+    return attempt(start_lanes(job), force=True)
 
 
 def _tuned(job: Job, device: LaneDevice, observer: Observer) -> Job:
@@ -124,10 +127,10 @@ def price_of(job: Job, date: str) -> Price:
 
 
 @contextmanager
-def open_lanes(lanes: list[Lane]) -> Iterator[list[Lane]]:
+def open_lanes(lanes: list[Lane]) -> Iterator[None]:
     """Close the lanes after use, or end their processes at once when something went wrong."""
     try:
-        yield lanes
+        yield
     except BaseException:
         for lane in lanes:
             lane.abort()

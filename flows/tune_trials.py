@@ -21,7 +21,7 @@ from engines.model import fingerprint_model
 from pipeline.config import Job
 from pipeline.engine import find_engine, get_engine, load_class_names, open_store, request_for
 from pipeline.lane import Lane, LaneDevice
-from pipeline.lane_child import LaneSetup
+from pipeline.lane_messages import LaneSetup
 from pipeline.ledger import CommitRecord
 from pipeline.part import OutputLayout
 from pipeline.plan import Plan, Shard, make_plan

@@ -17,7 +17,7 @@ from typing import Any
 from engines.devices import Device, Gpu
 from engines.errors import EngineError
 from pipeline.errors import LaneError, PipelineError
-from pipeline.lane_child import bind_process, die_with_parent
+from pipeline.lane_process import bind_process, die_with_parent
 
 Say = Callable[[str], None]
 Work = Callable[..., Any]

@@ -10,20 +10,18 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from engines.devices import Device, Gpu, this_cpu
 from pipeline.errors import Interrupted, LaneError
-from pipeline.lane_child import (
-    Committed,
-    Failed,
-    LaneSetup,
-    Measured,
-    Progress,
-    lane_main,
-)
-from pipeline.ledger import CommitRecord
-from pipeline.plan import Shard
+from pipeline.lane_messages import Committed, Failed, LaneSetup, Measured, Progress
+from pipeline.lane_process import lane_main
 from pipeline.report import Ceilings, StageTimes
+
+if TYPE_CHECKING:  # these bring Arrow and more, which the process had better begin to import
+    from pipeline.config import Job
+    from pipeline.ledger import CommitRecord
+    from pipeline.plan import Shard
 
 MAX_RESTARTS = 2
 """Deaths of a lane's process that are survived; a shard that kills it each time is not endless."""
@@ -53,12 +51,17 @@ class LaneDevice:
 class Lane:
     """Starts its process at once, so that it imports its libraries while the run is planned.
 
+    Args:
+        device: What its process is bound to.
+        ahead: Modules that the process imports before it knows the run; see `modules_ahead`.
+
     `score` may be called from several threads; shards of all callers form one stream, so that the
     process never runs dry between two groups.
     """
 
-    def __init__(self, device: LaneDevice) -> None:
+    def __init__(self, device: LaneDevice, ahead: tuple[str, ...] = ()) -> None:
         self.device = device
+        self._ahead = ahead
         self.num_restarts = 0
         self.ceilings: Ceilings | None = None
         self._lock = threading.RLock()
@@ -78,7 +81,10 @@ class Lane:
         # Daemon: should nobody close the lane, the interpreter's end does not wait for it.
         binding = (self.device.gpu and self.device.gpu.uuid, self.device.cores)
         self._process = context.Process(
-            target=lane_main, args=(theirs, *binding), name=self.device.name, daemon=True
+            target=lane_main,
+            args=(theirs, *binding, self._ahead),
+            name=self.device.name,
+            daemon=True,
         )
         self._process.start()
         theirs.close()
@@ -125,6 +131,9 @@ class Lane:
 
     def close(self) -> None:
         """End the process after the shards that it has; then `times` are final."""
+        if self._setup is None:  # it has none: do not wait for its imports
+            self.abort()
+            return
         with self._lock:
             self._closing = True
             self._send(None)
@@ -204,6 +213,17 @@ class Lane:
             self._send(self._setup)
             for shard, _ in self._pending.values():
                 self._send(shard)
+
+
+def modules_ahead(job: Job, device: LaneDevice) -> tuple[str, ...]:
+    """The decoder that a lane will most likely use: DALI takes more than a second to import."""
+    lanes = job.lanes
+    if job.input.images is None:
+        return ()
+    if device.gpu is not None and lanes.gpu_decode.enabled:
+        return ("pipeline.decode_images_gpu",)
+    by_window = lanes.cpu_decoder == "window"
+    return ("pipeline.decode_windows" if by_window else "pipeline.decode_images",)
 
 
 def add_times(several: Iterable[dict[str, StageTimes]]) -> dict[str, StageTimes]:

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import queue
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from multiprocessing import parent_process
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 
-from engines.devices import show_only
 from engines.errors import EngineError
 from engines.load import open_runner
-from engines.manifest import StoredEngine
 from pipeline.blocks import Decoder
 from pipeline.config import Job
 from pipeline.errors import LaneError, PipelineError
-from pipeline.ledger import CommitRecord, Ledger
-from pipeline.part import OutputLayout
+from pipeline.lane_messages import Committed, Failed, LaneSetup, Measured, Message, Progress
+from pipeline.ledger import Ledger
 from pipeline.plan import Shard
-from pipeline.report import Ceilings, StageTimes
 from pipeline.score_shards import QUEUE_DEPTH, ScoringTools, ShardScoring, measure_ceilings
 from pipeline.storage import open_storage
 
@@ -34,60 +27,12 @@ KEPT_BLOCK_BYTES = 32 << 20
 """Larger blocks still come and go as pages: glibc's own upper bound for its dynamic threshold."""
 KEPT_HEAP_BYTES = 128 << 20
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LaneSetup:
-    """Everything that a lane's process must know; sent once to each process."""
-
-    job: Job
-    engine: StoredEngine
-    feature_columns: tuple[str, ...]
-    num_features: int
-    layout: OutputLayout
-    run_id: str
-    attempt: str
-    num_threads: int
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """The lane has measured its limits."""
-
-    ceilings: Ceilings
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Stage times of this process until now."""
-
-    times: dict[str, StageTimes]
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """A shard's record is in the ledger."""
-
-    record: CommitRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The lane cannot go on; its process ends."""
-
-    error: Exception
-
-
-Message = Measured | Progress | Committed | Failed
 SendMessage = Callable[[Message], None]
 
 
-def lane_main(connection: Connection, gpu_uuid: str | None, cores: frozenset[int]) -> None:
-    """Entry point of the process; ends when the parent closes its inbox or dies."""
-    bind_process(gpu_uuid, cores)
+def score_what_comes(connection: Connection) -> None:
+    """Wait for a `LaneSetup`, then score shards until None comes."""
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group: the parent decides
-    threading.Thread(target=die_with_parent, name="watch-parent", daemon=True).start()
-    import_heavy_modules()
     setup = connection.recv()
     if setup is None:
         return
@@ -106,17 +51,6 @@ def lane_main(connection: Connection, gpu_uuid: str | None, cores: frozenset[int
         send(Failed(_portable(error)))
 
 
-def bind_process(gpu_uuid: str | None, cores: frozenset[int]) -> None:
-    """Let this process see one GPU or slice, and run on the cores near to it.
-
-    Before CUDA is used and threads are started: later, both would have no effect on them.
-    """
-    show_only(gpu_uuid)
-    if cores:
-        with suppress(OSError):  # cores taken away meanwhile: slower, not wrong
-            os.sched_setaffinity(0, cores)
-
-
 def keep_freed_memory() -> None:
     """Let the C library use freed memory again instead of giving it back to the kernel at once.
 
@@ -127,11 +61,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
         mallopt(M_TRIM_THRESHOLD, KEPT_HEAP_BYTES)
-
-
-def import_heavy_modules() -> None:
-    """Import while the parent plans: DALI and its friends take a second."""
-    import pipeline.decode_images  # noqa: F401
 
 
 def make_decoder(
@@ -279,11 +208,3 @@ def _portable(error: Exception) -> Exception:
         return error
     notes = "; ".join(getattr(error, "__notes__", []))
     return LaneError(f"{type(error).__name__}: {error} ({notes})" if notes else repr(error))
-
-
-def die_with_parent() -> None:
-    """End this process when the parent is gone, so that nothing keeps the device."""
-    parent = parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)

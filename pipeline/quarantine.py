@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
-import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.ledger import CommitRecord, Ledger
 from pipeline.report import QuarantineSample
 from pipeline.storage import Storage
 
 SAMPLES_PER_REASON = 2
+BY_PLACE = [("file", "ascending"), ("row", "ascending")]
 MAX_PARTS_READ = 64
 """A night with thousands of bad shards needs no thousand downloads for a few examples."""
 
@@ -24,12 +26,13 @@ def read_samples(
     paths = [ledger.part_path(file) for file in files if file is not None][:MAX_PARTS_READ]
     if not paths:
         return ()
-    parts = [pl.read_parquet(io.BytesIO(data)) for data in output.read_many(paths)]
-    samples = (
-        pl.concat(parts)
-        .sort("reason", "file", "row")
-        .group_by("reason", maintain_order=True)
-        .head(SAMPLES_PER_REASON)
-        .select("file", "row", "reason", "message")
+    rows = pa.concat_tables(
+        pq.read_table(pa.BufferReader(data), columns=["file", "row", "reason", "message"])
+        for data in output.read_many(paths)
     )
-    return tuple(QuarantineSample(**row) for row in samples.iter_rows(named=True))
+    samples: list[QuarantineSample] = []
+    for reason in sorted(rows["reason"].unique().to_pylist()):
+        of_reason = rows.filter(pc.field("reason") == reason).sort_by(BY_PLACE)
+        chosen = of_reason.slice(0, SAMPLES_PER_REASON).to_pylist()
+        samples.extend(QuarantineSample(**row) for row in chosen)
+    return tuple(samples)

@@ -19,7 +19,7 @@ from pipeline.config import Job
 from pipeline.cost import cost_of
 from pipeline.engine import get_engine, load_class_names, request_for
 from pipeline.lane import NO_TIME, Lane, LaneDevice, add_times
-from pipeline.lane_child import LaneSetup
+from pipeline.lane_messages import LaneSetup
 from pipeline.ledger import Attempt, CommitRecord, Ledger, utc_now
 from pipeline.limit import limit_of, sum_of_ceilings
 from pipeline.part import OutputLayout

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, Protocol, TypeVar, cast
 
-import fsspec
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, StorageError
@@ -270,6 +269,8 @@ class ObjectStorage:
     """Waits between tries of a conditional write that the store asked us to repeat."""
 
     def __init__(self, uri: str) -> None:
+        import fsspec  # brings asyncio and more, which a local disk does not need
+
         self.uri = uri.rstrip("/")
         self._root = self.uri.removeprefix("s3://")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")

@@ -26,7 +26,8 @@ from pipeline.config import ImagesInput
 from pipeline.decode_images import FILTERS, ImageDecoder
 from pipeline.decode_images_gpu import BLOCKS_IN_FLIGHT, GpuImageDecoder, whole_image_graph
 from pipeline.infer import infer_blocks
-from pipeline.lane_child import LaneSetup, make_lane_decoder, whole_batches
+from pipeline.lane_child import make_lane_decoder, whole_batches
+from pipeline.lane_messages import LaneSetup
 from pipeline.screen_images import ImageScreen
 
 pytestmark = pytest.mark.timeout(60)

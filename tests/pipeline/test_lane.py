@@ -25,7 +25,7 @@ from pipeline.config import Job
 from pipeline.engine import get_engine, request_for
 from pipeline.errors import InputChangedError, Interrupted, LaneError
 from pipeline.lane import MAX_RESTARTS, Lane, LaneDevice
-from pipeline.lane_child import LaneSetup
+from pipeline.lane_messages import LaneSetup
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.storage import open_storage

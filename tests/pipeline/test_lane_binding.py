@@ -15,7 +15,7 @@ from tests.engines.fake_nvml import a_gpu, use_nvml
 
 SHOW = """
 import os, sys
-from pipeline.lane_child import bind_process
+from pipeline.lane_process import bind_process
 loaded = {"torch", "cuda", "tensorrt", "cupy", "nvidia"} & set(sys.modules)
 bind_process(GPU, frozenset(CORES))
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), sorted(os.sched_getaffinity(0)), sorted(loaded))

@@ -1,0 +1,168 @@
+"""The commands of `score`; what they need is imported when they are called."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli_bench import bench
+from flows.cli_engine import engine_app
+from flows.cli_plan import plan
+from flows.terminal import (
+    Date,
+    JobPath,
+    Json,
+    Set,
+    console,
+    interruptible,
+    load,
+    observer,
+    print_json,
+    show,
+)
+
+app = typer.Typer(
+    name="score",
+    help="Score every new row of a Parquet dataset overnight, and lose nothing.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(engine_app, name="engine")
+app.command()(bench)
+
+
+@app.command()
+def run(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
+    """Score one date and publish it; a published date is left as it is."""
+    from flows.devices import start_lanes
+    from pipeline.config import parse_date
+
+    loaded, wanted = load(job, set), parse_date(date)
+    with interruptible():
+        lanes = start_lanes(loaded)  # their processes import what they need while this one does
+        from flows.night import process_start, run_night
+
+        seen_by = observer(quiet=json)
+        report = run_night(loaded, wanted, seen_by, started=process_start(), lanes=lanes)
+    show_report(report, as_json=json)
+
+
+def show_report(report: Any, *, as_json: bool) -> None:
+    """Print a report as the user asked for it."""
+    from pipeline.report_text import render_text
+
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        console.print(render_text(report))
+
+
+app.command()(plan)
+
+
+@app.command()
+def verify(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
+    """Recount a published date against its input, with code that shares nothing with the run."""
+    from pipeline.config import parse_date
+    from pipeline.verify import verify_published
+
+    loaded = load(job, set)
+    verdict = verify_published(loaded.output.uri, loaded.name, parse_date(date))
+    if json:
+        print_json(verdict)
+    else:
+        console.print(
+            f"[bold green]verified[/] {verdict['rows']:,} rows = {verdict['scored']:,} scored + "
+            f"{verdict['quarantined']:,} quarantined, {verdict['parts']:,} parts, "
+            f"run {verdict['run_id']}",
+            highlight=False,
+        )
+
+
+@app.command()
+def status(job: JobPath, json: Json = False, set: Set = None) -> None:
+    """List the dates of a job: published, or how far an unfinished run has come."""
+    from flows.inspect import render_status, status_facts
+
+    show(status_facts(load(job, set)), render_status, as_json=json)
+
+
+@app.command()
+def report(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
+    """Show the report of a published date."""
+    from pipeline.config import parse_date
+    from pipeline.publish import read_report
+    from pipeline.storage import open_storage
+
+    loaded = load(job, set)
+    found = read_report(open_storage(loaded.output.uri), loaded.name, parse_date(date))
+    show_report(found, as_json=json)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Say what this machine can run, and what is missing for more."""
+    from flows.doctor import doctor_facts, render_doctor
+
+    show(doctor_facts(), render_doctor, as_json=json)
+
+
+@app.command()
+def demo(
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Rows to make and score: 4000 pictures, or 200000 users.", min=1000),
+    ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Users with numeric features, not pictures.")
+    ] = False,
+    folder: Annotated[str, typer.Option(help="Where data and scores go.")] = "nightscore-demo",
+    json: Json = False,
+) -> None:
+    """Make a night's worth of rows and score them; another date each time."""
+    from flows.demo import run_demo
+
+    with interruptible():
+        result = run_demo(folder, rows, features, observer(quiet=json))
+    show_report(result, as_json=json)
+
+
+@app.command()
+def tune(
+    job: JobPath,
+    date: Date,
+    budget_s: Annotated[float, typer.Option(help="Seconds to search.", min=1.0)] = 300.0,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Do not search: go back to the defaults.")
+    ] = False,
+    json: Json = False,
+    set: Set = None,
+) -> None:
+    """Search faster settings for this machine on the rows of a date; later runs use them."""
+    from flows.tune import forget_facts, render_forgotten, render_tuning, tune_facts
+    from pipeline.config import parse_date
+
+    loaded, wanted = load(job, set), parse_date(date)
+    if forget:
+        show(forget_facts(loaded), render_forgotten, as_json=json)
+        return
+    with interruptible("settings that were accepted until then are kept"):
+        facts = tune_facts(loaded, wanted, budget_s, observer(quiet=json).say)
+    show(facts, render_tuning, as_json=json)
+
+
+@app.command()
+def deploy(
+    job: JobPath,
+    cron: Annotated[str, typer.Option(help="Schedule, as cron.")] = "30 0 * * *",
+    timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "UTC",
+    pool: Annotated[str, typer.Option(help="Work pool; made when it is missing.")] = "nightscore",
+    json: Json = False,
+) -> None:
+    """Register the deployment score/nightly with the Prefect server at PREFECT_API_URL."""
+    from flows.deployment import deploy_nightly, render_deployment
+
+    load(job, None)  # a wrong job file should fail now and not at midnight
+    show(deploy_nightly(job, cron, timezone, pool), render_deployment, as_json=json)
