@@ -153,8 +153,8 @@ def render_simulation(facts: Facts) -> RenderableType:
     """The plan, the forecasts, and where they come from."""
     found = facts["simulation"]
     table = Table(box=None, pad_edge=False)
-    for heading in ("rows", "lanes", "machines", "hours", "cost", "per 100,000"):
-        table.add_column(heading, justify="right")
+    for heading in ("rows", "lanes", "hours", "cost", "per 100,000"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column(f"within {found['window_h']:g} h?")
     for line in found["forecasts"]:
         table.add_row(*_cells(line))
@@ -164,16 +164,15 @@ def render_simulation(facts: Facts) -> RenderableType:
 def _cells(line: Facts) -> tuple[str, ...]:
     rows = words.count(line["rows"])
     if line["lanes"] is None:
-        return rows, "-", "-", "-", "-", "-", "not on any number"
+        return rows, "-", "-", "-", "-", "on no number"
     fits = "yes" if line["fits"] else "no"
     return (
         rows,
         words.count(line["lanes"]),
-        words.count(line["machines"]),
         words.amount(line["hours"]),
         words.usd(line["usd"]),
         words.usd(line["usd_per_100k"]),
-        f"{fits}, the fewest" if line["is_fewest"] else fits,
+        f"{fits}, fewest" if line["is_fewest"] else fits,
     )
 
 

@@ -59,6 +59,7 @@ def test_the_first_night_forecasts_a_larger_one(
     assert f"Rates: run {first['run_id']}" in " ".join(text.split())
     assert "within 4 h?" in text
     assert max(map(len, text.splitlines())) <= 80
+    assert text.count("10,000,000,000 ") >= 2, "large numbers are not cut off"
 
     second = command("run", LARGE[0], "--json").json
     # Generous, as other processes share the cores of whoever runs the tests.
