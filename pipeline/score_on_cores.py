@@ -16,8 +16,8 @@ from threading import Lock
 import numpy as np
 import pyarrow as pa
 
-from engines.in_order import map_in_order
-from engines.runner import HostRunner
+from engines.in_order import Item, Result, map_in_order
+from engines.runner import HostRunner, Outputs
 from pipeline.blocks import Array, BadRow, Block, Decoder, ScoredBlock, pad
 from pipeline.report import Ceilings, StageTimes
 
@@ -58,6 +58,7 @@ class CoreScoring:
         self._num_rows = 0
         self._decode_s = self._infer_s = 0.0
         self._started: float | None = None
+        self._ended: float | None = None
 
     def score(self, blocks: Iterable[Block | None]) -> Iterator[ScoredBlock]:
         """Score blocks in order; None among them says that there is none for now.
@@ -74,12 +75,15 @@ class CoreScoring:
                 for block in scored:
                     if block is not None:
                         yield block
+            self._ended = time.perf_counter()
 
     def times(self) -> dict[str, StageTimes]:
-        """Seconds of all threads until now. What they wait, they wait for rows."""
+        """Seconds of all threads until now. They wait for rows, or for the writer."""
         with self._lock:
             num_rows, decode_s, infer_s = self._num_rows, self._decode_s, self._infer_s
-        alive_s = 0.0 if self._started is None else time.perf_counter() - self._started
+        alive_s = 0.0
+        if self._started is not None:
+            alive_s = (self._ended or time.perf_counter()) - self._started
         idle_s = max(0.0, alive_s * self._num_threads - decode_s - infer_s)
         return {
             "decode": StageTimes(busy_s=decode_s, wait_s=idle_s, items=num_rows),
@@ -103,34 +107,30 @@ class CoreScoring:
         measured = blocks[num_warm:]
         if not measured:
             return
-        started = time.perf_counter()
-        decoded = list(pool.map(self._decode, measured))
-        decoded_at = time.perf_counter()
-        outputs = list(pool.map(self._infer, decoded))
-        ended = time.perf_counter()
+        decoded, decode_s = _timed(pool, self._decode, measured)
+        outputs, infer_s = _timed(pool, self._infer, decoded)
         num_rows = sum(block.rows.num_rows for block in measured)
-        engine_per_sec = num_rows / (ended - decoded_at)
+        self._count(num_rows, decode_s, infer_s)
+        # By the threads' own seconds: there may be fewer blocks than threads, or one too many.
+        thread_rows = num_rows * self._num_threads
         self._on_ceilings(
             Ceilings(
-                decode_per_sec=num_rows / (decoded_at - started),
-                engine_per_sec=engine_per_sec,
-                engine_with_copies_per_sec=engine_per_sec,  # a CPU copies nothing
+                decode_per_sec=thread_rows / decode_s,
+                engine_per_sec=thread_rows / infer_s,
+                engine_with_copies_per_sec=thread_rows / infer_s,  # a CPU copies nothing
             )
         )
-        self._count(num_rows, decoded_at - started, ended - decoded_at, self._num_threads)
         for block, (_, bad_rows), answers in zip(measured, decoded, outputs, strict=True):
             yield self._scored(block, answers, bad_rows)
 
     def _score_block(self, block: Block) -> ScoredBlock:
-        answers: list[tuple[Array, ...]] = []
+        answers: list[Outputs] = []
         bad_rows: dict[int, BadRow] = {}
         decode_s = infer_s = 0.0
         ended = time.perf_counter()
-        for first, rows in self._batches(block):
+        for first in range(0, block.rows.num_rows, self._runner.batch_size):
             began = ended
-            inputs, bad = self._decoder.decode(rows)
-            bad_rows |= {first + slot: row for slot, row in bad.items()}
-            batch = pad(inputs, self._runner.batch_size)
+            batch = self._decode_batch(block, first, bad_rows)
             decoded_at = time.perf_counter()
             answers.append(self._runner.run(batch))
             ended = time.perf_counter()
@@ -140,24 +140,22 @@ class CoreScoring:
         return self._scored(block, answers, bad_rows)
 
     def _decode(self, block: Block) -> Decoded:
-        batches: list[Array] = []
         bad_rows: dict[int, BadRow] = {}
-        for first, rows in self._batches(block):
-            inputs, bad = self._decoder.decode(rows)
-            batches.append(pad(inputs, self._runner.batch_size))
-            bad_rows |= {first + slot: row for slot, row in bad.items()}
-        return batches, bad_rows
+        firsts = range(0, block.rows.num_rows, self._runner.batch_size)
+        return [self._decode_batch(block, first, bad_rows) for first in firsts], bad_rows
 
-    def _infer(self, decoded: Decoded) -> list[tuple[Array, ...]]:
+    def _decode_batch(self, block: Block, first: int, bad_rows: dict[int, BadRow]) -> Array:
+        """A full batch from row `first` of a block on; what is bad is noted in `bad_rows`."""
+        batch_size = self._runner.batch_size
+        inputs, bad = self._decoder.decode(block.rows.slice(first, batch_size))
+        bad_rows.update({first + slot: row for slot, row in bad.items()})
+        return pad(inputs, batch_size)
+
+    def _infer(self, decoded: Decoded) -> list[Outputs]:
         return [self._runner.run(batch) for batch in decoded[0]]
 
-    def _batches(self, block: Block) -> Iterator[tuple[int, pa.RecordBatch]]:
-        batch_size = self._runner.batch_size
-        for first in range(0, block.rows.num_rows, batch_size):
-            yield first, block.rows.slice(first, batch_size)
-
     def _scored(
-        self, block: Block, answers: list[tuple[Array, ...]], bad_rows: dict[int, BadRow]
+        self, block: Block, answers: list[Outputs], bad_rows: dict[int, BadRow]
     ) -> ScoredBlock:
         num_rows = block.rows.num_rows
         return ScoredBlock(
@@ -168,8 +166,21 @@ class CoreScoring:
             bad_rows=bad_rows,
         )
 
-    def _count(self, num_rows: int, decode_s: float, infer_s: float, num_threads: int = 1) -> None:
+    def _count(self, num_rows: int, decode_s: float, infer_s: float) -> None:
         with self._lock:
             self._num_rows += num_rows
-            self._decode_s += decode_s * num_threads
-            self._infer_s += infer_s * num_threads
+            self._decode_s += decode_s
+            self._infer_s += infer_s
+
+
+def _timed(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: list[Item]
+) -> tuple[list[Result], float]:
+    """The results of all items, and the seconds of all threads."""
+
+    def timed(item: Item) -> tuple[Result, float]:
+        started = time.perf_counter()
+        return work(item), time.perf_counter() - started
+
+    done = list(pool.map(timed, items))
+    return [result for result, _ in done], sum(seconds for _, seconds in done)

@@ -212,6 +212,18 @@ def test_ceilings_of_stages_of_known_speed_are_told_once_and_right(long_job: Job
     assert (slow.decoding.most, slow.inferring.most) == (THREADS, THREADS)
 
 
+@pytest.mark.parametrize("block_rows", [1000, 120, 80, 60, 40])
+def test_ceilings_are_those_of_all_threads_however_few_blocks_there_are(
+    long_job: Job, block_rows: int
+) -> None:
+    told: list[Ceilings] = []
+    slow = Slow(decode_s=0.004, infer_s=0.002).scoring(long_job, a_plan(long_job), told.append)
+    list(slow.score(blocks_of(long_job, a_plan(long_job), block_rows)))
+    (ceilings,) = told
+    assert ceilings.decode_per_sec == pytest.approx(THREADS * 4 / 0.004, rel=0.4)
+    assert ceilings.engine_per_sec == pytest.approx(THREADS * 4 / 0.002, rel=0.5)
+
+
 def test_no_rows_have_no_ceilings(job: Job, plan: Plan) -> None:
     told: list[Ceilings] = []
     assert list(Slow(0, 0).scoring(job, plan, told.append).score([None, None])) == []
