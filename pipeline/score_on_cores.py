@@ -14,7 +14,6 @@ from contextlib import closing
 from threading import Lock
 
 import numpy as np
-import pyarrow as pa
 
 from engines.in_order import Item, Result, map_in_order
 from engines.runner import HostRunner, Outputs
