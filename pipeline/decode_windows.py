@@ -16,6 +16,7 @@ from nvidia import nvimgcodec
 
 from pipeline.blocks import Array, BadRow, Decoder
 from pipeline.config import ImagesInput
+from pipeline.screen import JPEG_SCAN, segments
 from pipeline.screen_images import Bytes, ImageScreen, ScreenedImages, make_codec
 
 BLOCK_ROWS = 16
@@ -26,7 +27,7 @@ FILTERS = {
     "lanczos3": resizer.FilterType.lanczos3,
 }
 """Antialiased convolutions; `cubic` has a = -0.5, as in Pillow and DALI."""
-JPEG_MARKER, JPEG_EXIF_SEGMENT, JPEG_SCAN = 0xFF, 0xE1, 0xDA
+JPEG_EXIF_SEGMENT = 0xE1
 EXIF_SIGNATURE = b"Exif\0\0"
 
 
@@ -131,15 +132,11 @@ def _may_be_turned(encoded: Bytes) -> bool:
 
     A PNG is decoded as a whole anyway, whatever window is asked for.
     """
-    data = encoded.data
-    position = 2
-    while position + 10 <= len(data) and data[position] == JPEG_MARKER:
-        marker = data[position + 1]
+    for marker, start in segments(encoded):
         if marker == JPEG_SCAN:
             return False
-        if marker == JPEG_EXIF_SEGMENT and data[position + 4 : position + 10] == EXIF_SIGNATURE:
+        if marker == JPEG_EXIF_SEGMENT and encoded[start : start + 6].tobytes() == EXIF_SIGNATURE:
             return True
-        position += 2 + (data[position + 2] << 8 | data[position + 3])
     return True
 
 

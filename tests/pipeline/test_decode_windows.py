@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -118,3 +119,15 @@ def test_memory_does_not_grow_with_what_has_been_decoded(decoder: WindowDecoder,
         decoder.decode(rows)
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown_kib < 16 << 10  # the windows of 2,000 pictures have 45 MB
+
+
+def test_scans_after_a_whole_one_are_neither_counted_nor_decoded() -> None:
+    plain = encoded(photo(500, 375))
+    scan = plain[plain.index(b"\xff\xda") : -2]
+    padded = plain[:-2] + scan * 1_000 + plain[-2:]
+    with WindowDecoder(ImagesInput(column="image"), (48, 64)) as decoder:
+        started = time.process_time()
+        pixels, bad_rows = decoder.decode(column(plain, padded))
+        assert time.process_time() - started < 1  # all of them would take seconds
+    assert not bad_rows
+    assert np.array_equal(*pixels)
