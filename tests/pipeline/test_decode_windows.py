@@ -127,7 +127,8 @@ def test_scans_after_a_whole_one_are_neither_counted_nor_decoded() -> None:
     padded = plain[:-2] + scan * 1_000 + plain[-2:]
     with WindowDecoder(ImagesInput(column="image"), (48, 64)) as decoder:
         started = time.process_time()
-        pixels, bad_rows = decoder.decode(column(plain, padded))
+        rows = pa.RecordBatch.from_pydict({"image": pa.array([plain, padded], pa.binary())})
+        pixels, bad_rows = decoder.decode(rows)
         assert time.process_time() - started < 1  # all of them would take seconds
     assert not bad_rows
     assert np.array_equal(*pixels)
