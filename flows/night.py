@@ -151,8 +151,13 @@ def _score(
         lane.open(lane_setup(run, lane.device))
     groups = split(run.todo, GROUPS_PER_LANE * len(lanes))
 
+    choosing = threading.Lock()  # groups that come together must not all choose the same lane
+
     def score_group(group: Group) -> None:
-        min(lanes, key=lambda lane: lane.num_pending).score(group)
+        with choosing:
+            futures = min(lanes, key=lambda lane: lane.num_pending).submit(group)
+        for future in futures:
+            future.result()
 
     observer.start(num_rows, num_rows - num_todo)
     devices = dict.fromkeys(lane.device.engine_device for lane in lanes)  # lanes may share a CPU

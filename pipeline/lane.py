@@ -104,9 +104,12 @@ class Lane:
             PipelineError: What stopped the lane; LaneError when its process died too often;
                 Interrupted after `abort`.
         """
+        return [future.result() for future in self.submit(shards)]
+
+    def submit(self, shards: Iterable[Shard]) -> list[Future[CommitRecord]]:
+        """Hand shards in without waiting; a future for the commit record of each."""
         with self._lock:
-            futures = [self._submit(shard) for shard in shards]
-        return [future.result() for future in futures]
+            return [self._submit(shard) for shard in shards]
 
     def _submit(self, shard: Shard) -> Future[CommitRecord]:
         future: Future[CommitRecord] = Future()

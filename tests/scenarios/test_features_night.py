@@ -274,3 +274,15 @@ def test_input_that_changes_after_a_crash_is_never_mixed(
     assert ended.json["rows"] == NUM_ROWS - 100
     assert ended.json["shards_reused"] == 0
     assert score("verify", *command[1:]).code == 0
+
+
+def test_two_lanes_on_a_cpu_score_what_one_scores(
+    score: Callable[..., Any], features_job: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    more = ("--set", "lanes.count=2", "--set", f"lanes.threads={os.cpu_count() or 1}")
+    ended = score(*night(features_job, tmp_path, *SMALL_SHARDS, *more))
+    assert ended.code == 0, ended.err
+    assert ended.json["num_lanes"] == 2
+    assert ended.json["limit"]["per_sec"] > 0
+    assert scores_in(tmp_path) == pytest.approx(scores_in(undisturbed), abs=1e-5)
+    assert quarantined_in(tmp_path) == quarantined_in(undisturbed)
