@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.calibrate import Method
-from engines.candidates import TIMING_CACHE, Candidate, CandidateFactory
+from engines.candidates import GRAPH, TIMING_CACHE, Candidate, CandidateFactory
 from engines.devices import Device
 from engines.errors import EngineError
 from engines.gate import GateSpec
@@ -98,7 +98,7 @@ def engine_key(request_key: str, candidate: Candidate, artifact: bytes, validity
     Args:
         request_key: Of the request that it answers; its gate and model are covered by it.
         candidate: Runtime, precision, inputs, outputs with the batch, layers in float.
-        artifact: What the runtime loads: it holds the weights and scales.
+        artifact: What the runtime loads, or compiles: it holds the weights and scales.
         validity: Versions, settings and device; see `_validity`.
     """
     return digest(
@@ -219,8 +219,10 @@ class _Build:
     ) -> EngineManifest:
         request, candidate = self._request, choice.candidate
         assert choice.rung.accuracy is not None
+        # OpenVINO names layers differently each time that a process compiles the same graph.
+        named = attachments[GRAPH] if candidate.runtime == "openvino" else artifact
         return EngineManifest(
-            key=engine_key(self._key, candidate, artifact, _validity(request)),
+            key=engine_key(self._key, candidate, named, _validity(request)),
             request_key=self._key,
             model_source=request.model.source,
             model_fingerprint=self._fingerprint,
