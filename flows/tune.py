@@ -114,12 +114,13 @@ def axes_of(job: Job, device: LaneDevice, manifest: EngineManifest) -> tuple[Axi
     is_image = job.input.images is not None
     on_gpu = manifest.device.kind == "gpu"
     decodes_on_gpu = is_image and on_gpu and job.lanes.gpu_decode.enabled
-    block = _default_block(job)
+    by_window = not on_gpu and job.lanes.cpu_decoder == "window"
+    block = _default_block(job, by_window)
     load = job.lanes.gpu_decode.hardware_decoder_load
     candidates: dict[str, tuple[tuple[float, ...], float]] = {}
     if not on_gpu:
         candidates["engine_threads"] = (tuple(some_threads), threads)
-    if is_image and (on_gpu or job.lanes.cpu_decoder == "dali"):  # else the engine's threads decode
+    if is_image and not by_window:  # there the engine's threads decode
         candidates["decode_threads"] = (tuple(some_threads), threads)
     if decodes_on_gpu:
         candidates["hardware_decoder_load"] = (HARDWARE_LOADS, load)
@@ -134,10 +135,10 @@ def axes_of(job: Job, device: LaneDevice, manifest: EngineManifest) -> tuple[Axi
     )
 
 
-def _default_block(job: Job) -> int:
+def _default_block(job: Job, by_window: bool) -> int:
     if job.input.images is None:
         return decode_features.BLOCK_ROWS
-    if job.lanes.cpu_decoder == "window":
+    if by_window:
         return decode_windows.BLOCK_ROWS
     from pipeline import decode_images  # loads DALI
 

@@ -173,8 +173,9 @@ class LanesSection(Section):
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of a lane; null: its share of the cores that this process may use."""
     cpu_decoder: Literal["window", "dali"] = "window"
-    """What decodes images on a CPU. `window`: nvImageCodec and a SIMD resize, on each core with the
-    engine. `dali`: DALI's pipeline, a stage of its own; pixels differ by a level or two."""
+    """What decodes images for a CPU. `window`: nvImageCodec and a SIMD resize, on each core with
+    the engine. `dali`: DALI's pipeline, a stage of its own; pixels differ by a level or two. For a
+    GPU whose `gpu_decode` is off it is always DALI."""
     decode_threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads that decode images for a GPU, or by DALI; null: as `threads`. `score tune` finds
     the best value of this and of the next three for a machine."""

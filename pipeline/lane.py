@@ -225,7 +225,7 @@ def modules_ahead(job: Job, device: LaneDevice) -> tuple[str, ...]:
         return ()
     if device.gpu is not None and lanes.gpu_decode.enabled:
         return ("pipeline.decode_images_gpu",)
-    by_window = lanes.cpu_decoder == "window"
+    by_window = lanes.cpu_decoder == "window" and device.gpu is None
     return ("pipeline.decode_windows" if by_window else "pipeline.decode_images",)
 
 

@@ -69,6 +69,7 @@ def make_decoder(
     num_features: int,
     num_threads: int,
     batch_size: int = 1,
+    on_gpu: bool = False,
 ) -> Decoder:
     """The decoder for the job's kind of input; it decodes on the CPU.
 
@@ -79,9 +80,10 @@ def make_decoder(
         num_threads: CPU threads of the lane.
         batch_size: Of the engine; blocks hold whole batches, or each would end with a padded one.
             `lanes.block_rows` is taken as it is.
+        on_gpu: The engine computes on a GPU: decoding is a stage of its own, on all threads.
     """
     images, size, lanes = job.input.images, job.model.size, job.lanes
-    if images is not None and lanes.cpu_decoder == "window":
+    if images is not None and lanes.cpu_decoder == "window" and not on_gpu:
         from pipeline import decode_windows
 
         block_rows = lanes.block_rows or whole_batches(decode_windows.BLOCK_ROWS, batch_size)
@@ -111,11 +113,15 @@ def whole_batches(num_rows: int, batch_size: int) -> int:
 def make_lane_decoder(setup: LaneSetup) -> Decoder:
     """The decoder of a lane: for images on the GPU, where the engine computes there too."""
     job, engine = setup.job, setup.engine.manifest
-    how = job.lanes.gpu_decode
-    if job.input.images is None or engine.device.kind != "gpu" or not how.enabled:
-        threads = setup.num_threads
+    on_gpu, how = engine.device.kind == "gpu", job.lanes.gpu_decode
+    if job.input.images is None or not on_gpu or not how.enabled:
         return make_decoder(
-            job, setup.feature_columns, setup.num_features, threads, engine.batch_size
+            job,
+            setup.feature_columns,
+            setup.num_features,
+            setup.num_threads,
+            engine.batch_size,
+            on_gpu,
         )
     from pipeline.decode_images_gpu import GpuImageDecoder
 

@@ -67,7 +67,7 @@ def test_the_decoder_of_a_cpu_lane_does_without_dali() -> None:
         ([], False, ("pipeline.decode_windows",)),
         (["lanes.cpu_decoder=dali"], False, ("pipeline.decode_images",)),
         ([], True, ("pipeline.decode_images_gpu",)),
-        (["lanes.gpu_decode.enabled=false"], True, ("pipeline.decode_windows",)),
+        (["lanes.gpu_decode.enabled=false"], True, ("pipeline.decode_images",)),
     ],
 )
 def test_a_lane_of_pictures_imports_its_decoder_ahead(

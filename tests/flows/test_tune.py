@@ -269,11 +269,13 @@ def axes_for(job: Job, gpu: Gpu | None = None) -> dict[str, Axis]:
 
 def test_what_is_searched_fits_the_job(features_job: Path, pictures_job: Path) -> None:
     features, pictures = load_job(str(features_job)), load_job(str(pictures_job))
+    by_dali = load_job(str(pictures_job), ["lanes.cpu_decoder=dali"])
     common = ["engine_threads", "block_rows", "queue_depth", "batch_size"]
     assert list(axes_for(features)) == common
-    assert list(axes_for(pictures)) == ["engine_threads", "decode_threads", *common[1:]]
-    assert axes_for(pictures)["decode_threads"].values == (1, 2, 4, 6)
-    for axis in axes_for(pictures).values():
+    assert list(axes_for(pictures)) == common  # each thread decodes and infers
+    assert list(axes_for(by_dali)) == ["engine_threads", "decode_threads", *common[1:]]
+    assert axes_for(by_dali)["decode_threads"].values == (1, 2, 4, 6)
+    for axis in [*axes_for(pictures).values(), *axes_for(by_dali).values()]:
         assert axis.default in axis.values
         assert list(axis.values) == sorted(axis.values)
 

@@ -25,6 +25,7 @@ from pipeline.blocks import Array, DecodedBlock
 from pipeline.config import ImagesInput
 from pipeline.decode_images import FILTERS, ImageDecoder
 from pipeline.decode_images_gpu import BLOCKS_IN_FLIGHT, GpuImageDecoder, whole_image_graph
+from pipeline.decode_windows import WindowDecoder
 from pipeline.infer import infer_blocks
 from pipeline.lane_child import make_lane_decoder, whole_batches
 from pipeline.lane_messages import LaneSetup
@@ -392,18 +393,20 @@ def test_device_blocks_go_through_the_engine_untouched(decoder: Decoder, cpu: Im
 
 
 @pytest.mark.parametrize(
-    ("device", "enabled", "kind"),
+    ("device", "enabled", "cpu_decoder", "kind"),
     [
-        ("gpu", True, GpuImageDecoder),
-        ("gpu", False, ImageDecoder),
-        ("cpu", True, ImageDecoder),
+        ("gpu", True, "window", GpuImageDecoder),
+        ("gpu", False, "window", ImageDecoder),  # in all threads, beside the GPU
+        ("cpu", True, "window", WindowDecoder),
+        ("cpu", True, "dali", ImageDecoder),
     ],
 )
 def test_a_lane_decodes_where_its_engine_computes(
-    tmp_path: Path, device: str, enabled: bool, kind: type
+    tmp_path: Path, device: str, enabled: bool, cpu_decoder: str, kind: type
 ) -> None:
     decode = {"enabled": enabled, "hardware_decoder_load": 0.3}
-    job = a_job(images_data(tmp_path), lanes={"gpu_decode": decode})
+    lanes = {"gpu_decode": decode, "cpu_decoder": cpu_decoder}
+    job = a_job(images_data(tmp_path), lanes=lanes)
     manifest = SimpleNamespace(device=SimpleNamespace(kind=device), batch_size=96)
     setup = LaneSetup(
         job=job,
