@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import csv
 import json
 import os
@@ -122,11 +123,21 @@ def build_engine(
         settings: More options of `score`, for a job that differs.
     """
     say(f"finding or building the engine of {workload.name}")
+    compile_modules()
     source = places.data / "models" / workload.product_model
     command = product_command(["engine", "build"], workload.name, places, str(source))
     done = _run([word.replace("{input}", str(rows)) for word in [*command, *settings]])
     facts: Facts = json.loads(done.splitlines()[-1])
     return f"built in {facts['took_s']:.0f} s" if facts["built"] else "found in the store"
+
+
+def compile_modules() -> None:
+    """Keep the bytecode of the product and of the peers' scripts, as pip does where it installs.
+
+    An editable install whose environment says PYTHONDONTWRITEBYTECODE would compile in every run.
+    """
+    for folder in ("engines", "pipeline", "flows", "benchmarks/peers"):
+        compileall.compile_dir(ROOT / folder, quiet=1)
 
 
 @contextmanager

@@ -12,13 +12,23 @@ import sys
 from typing import NoReturn
 
 from engines.errors import EngineError, EngineNotFoundError, ModelError
+from pipeline import start_up
 from pipeline.errors import ConfigError, PipelineError
 
 EXIT_INTERRUPTED = 75
 
 
-def main() -> None:
-    """Console entry point: runs a command and turns errors into one sentence and an exit code."""
+def main() -> NoReturn:
+    """Console entry point."""
+    start_up.begin()
+    try:
+        run_command()
+    except SystemExit as stop:
+        start_up.leave(stop.code if isinstance(stop.code, int) else 0)
+
+
+def run_command() -> NoReturn:
+    """Run the command of `sys.argv` and turn errors into one sentence and an exit code."""
     import typer
 
     from flows.commands import app

@@ -11,6 +11,7 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 
 from engines.devices import show_only
+from pipeline import start_up
 
 
 def lane_main(
@@ -24,6 +25,7 @@ def lane_main(
         cores: That it is bound to; empty: not bound.
         ahead: Modules that it will need; to import them takes about as long as the plan.
     """
+    start_up.begin()
     bind_process(gpu_uuid, cores)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group: the parent decides
     threading.Thread(target=die_with_parent, name="watch-parent", daemon=True).start()
@@ -33,6 +35,7 @@ def lane_main(
         with suppress(ImportError):  # told with its reason where it is used
             importlib.import_module(module)
     score_what_comes(connection)
+    start_up.leave(0)
 
 
 def bind_process(gpu_uuid: str | None, cores: frozenset[int]) -> None:

@@ -20,7 +20,7 @@ from engines.errors import CudaError, EngineError, OutOfDeviceMemoryError
 from engines.manifest import EngineManifest, StoredEngine
 from engines.model import fingerprint_model
 from engines.store import EngineStore
-from flows.cli import main
+from flows.cli import run_command
 from flows.devices import num_cores
 from pipeline.config import load_job
 from pipeline.engine import request_for
@@ -87,7 +87,7 @@ def engine(
         monkeypatch.setenv("COLUMNS", "80")
         monkeypatch.setattr(sys, "argv", ["score", "engine", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            main()
+            run_command()
         out, err = capsys.readouterr()
         return Ended(int(stop.value.code or 0), out, err)
 

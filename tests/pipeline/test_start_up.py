@@ -1,0 +1,44 @@
+"""How processes begin and end: nothing that was printed or scored is lost by leaving early."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LEAVE = "from pipeline import start_up; start_up.begin(); print('x' * 1000); start_up.leave({})"
+
+
+def leave(code: int, stdout: int | None = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", LEAVE.format(code)]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+
+
+@pytest.mark.parametrize("code", [0, 3, 75])
+def test_what_was_printed_arrives_before_a_process_leaves(code: int) -> None:
+    done = leave(code)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "x" * 1000 + "\n", "")
+
+
+def test_a_reader_that_went_away_is_no_error() -> None:
+    command = f'{sys.executable} -c "{LEAVE.format(0)}" | true; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_behind_the_output_is_told() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = leave(0, full.fileno())
+    assert done.returncode != 0
+    assert "No space left" in done.stderr
+
+
+def test_numpy_starts_no_threads_of_its_own() -> None:
+    count = "import numpy, os; print(len(os.listdir('/proc/self/task')))"
+    source = f"from pipeline import start_up; start_up.begin(); {count}"
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"
