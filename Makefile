@@ -40,7 +40,7 @@ bench: $(READY) ## Measure peers and product side by side (40 minutes): tables, 
 	$(BIN)/python -m benchmarks.compare $(BENCH_OPTIONS) \
 		$(call option,WORKLOADS,workloads) $(call option,PEERS,peers) $(if $(PUBLISH),--publish)
 
-bench-scaling: $(READY) ## Measure the product's memory and speed over rows and threads
+bench-scaling: $(READY) ## Measure the product's memory and speed over rows and lanes
 	$(BIN)/python -m benchmarks.scaling $(BENCH_OPTIONS) $(call option,PARTS,parts)
 
 clean: ## Remove the environment and what the demo made

@@ -1,6 +1,6 @@
-"""How the product scales: its memory over the number of pictures, its speed over rows and threads.
+"""How the product scales: its memory over the number of pictures, its speed over rows and lanes.
 
-    python -m benchmarks.scaling [--parts memory rows threads] [--rounds 3]
+    python -m benchmarks.scaling [--parts memory rows lanes] [--rounds 3]
 
 Each point is a whole `score run` in a process of its own, in interleaved rounds; medians. The
 40,000 pictures are the 4,000 of `make bench`, ten times as links under other names.
@@ -37,7 +37,7 @@ COPIES = 10
 FEATURE_ROWS = (10**3, 10**4, 10**5, 10**6, 10**7)
 ALLOWED_GROWTH = 1.1
 HEADINGS = (
-    *("measured", "input", "rows", "threads", "examples/s", "wall s", "CPU s / 1,000 rows"),
+    *("measured", "input", "rows", "lanes x threads", "examples/s", "wall s", "CPU s / 1,000 rows"),
     "peak RSS MiB",
 )
 MIB = 2**20
@@ -51,6 +51,8 @@ class Point:
     workload: str
     rows: Path
     threads: int
+    """Of each lane."""
+    lanes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,9 +92,10 @@ def prepare(options: argparse.Namespace) -> list[Point]:
     make_environments(["base"], places, say)
     make_models(options.photos, places, say)
     points = [point for part in options.parts for point in POINTS[part](options)]
-    for lane in dict.fromkeys((point.workload, point.threads) for point in points):
-        # An engine belongs to a number of threads, too.
-        own = [point for point in points if (point.workload, point.threads) == lane]
+    # An engine belongs to a number of threads, too: those of all lanes together.
+    keys = {point: (point.workload, point.threads * point.lanes) for point in points}
+    for key in dict.fromkeys(keys.values()):
+        own = [point for point in points if keys[point] == key]
         largest = max(own, key=lambda point: count_rows(point.rows))
         build_engine(WORKLOADS[largest.workload], largest.rows, places, say, settings_of(largest))
     return points
@@ -100,7 +103,7 @@ def prepare(options: argparse.Namespace) -> list[Point]:
 
 def settings_of(point: Point) -> list[str]:
     """What a point changes in its job."""
-    return ["--set", f"lanes.threads={point.threads}"]
+    return ["--set", f"lanes.count={point.lanes}", "--set", f"lanes.threads={point.threads}"]
 
 
 def memory_points(options: argparse.Namespace) -> list[Point]:
@@ -117,17 +120,17 @@ def rows_points(options: argparse.Namespace) -> list[Point]:
     return [Point(part="rows", workload="features", rows=rows, threads=cores) for rows in sets]
 
 
-def threads_points(options: argparse.Namespace) -> list[Point]:
-    """Both workloads on a lane of one thread, of two, and so on to all cores."""
-    sets = {name: rows_of(name, options.rows, options) for name in WORKLOADS}
+def lanes_points(options: argparse.Namespace) -> list[Point]:
+    """Both workloads on one core, on all cores in one lane, and on all cores as lanes."""
+    sets, cores = {name: rows_of(name, options.rows, options) for name in WORKLOADS}, num_cores()
     return [
-        Point(part="threads", workload=name, rows=rows, threads=threads)
+        Point(part="lanes", workload=name, rows=rows, lanes=lanes, threads=threads)
         for name, rows in sets.items()
-        for threads in range(1, num_cores() + 1)
+        for lanes, threads in dict.fromkeys([(1, 1), (1, cores), (cores, 1)])
     ]
 
 
-POINTS = {"memory": memory_points, "rows": rows_points, "threads": threads_points}
+POINTS = {"memory": memory_points, "rows": rows_points, "lanes": lanes_points}
 
 
 def rows_of(name: str, num_rows: int, options: argparse.Namespace) -> Path:
@@ -158,8 +161,8 @@ def measure(points: Sequence[Point], options: argparse.Namespace) -> dict[Point,
             one = run_point(point, options.places)
             found[point].append(one)
             say(
-                f"round {number + 1}, {point.part}, {point.workload}, {one.num_rows:,} rows, "
-                f"{point.threads} threads: {one.num_rows / one.seconds:,.0f} rows/s, "
+                f"round {number + 1}, {point.part}, {point.workload}, {one.num_rows:,} rows "
+                f"on {point.lanes} x {point.threads}: {one.num_rows / one.seconds:,.0f} rows/s, "
                 f"{one.peak_rss_bytes / MIB:,.0f} MiB"
             )
     return found
@@ -218,7 +221,7 @@ def _row(point: Point, runs: Sequence[Found]) -> str:
     num_rows, seconds = runs[0].num_rows, median(run.seconds for run in runs)
     cpu_s = median(run.cpu_s for run in runs)
     return (
-        f"| {point.part} | {point.workload} | {num_rows:,} | {point.threads} "
+        f"| {point.part} | {point.workload} | {num_rows:,} | {point.lanes} x {point.threads} "
         f"| {num_rows / seconds:,.0f} | {seconds:.2f} | {cpu_s / num_rows * 1000:.4g} "
         f"| {peak_bytes(runs) / MIB:,.0f} |"
     )

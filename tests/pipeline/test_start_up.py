@@ -8,6 +8,13 @@ from pathlib import Path
 
 import pytest
 
+
+@pytest.fixture(autouse=True)
+def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed waits in a buffer, as it does unless someone asked for something else."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
 LEAVE = "from pipeline import start_up; start_up.begin(); print('x' * 1000); start_up.leave({})"
 
 
