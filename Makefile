@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint typecheck bench bench-scaling clean
+.PHONY: help demo test lint typecheck bench bench-scaling torture clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench: $(READY) ## Measure peers and product side by side (40 minutes): tables, 
 
 bench-scaling: $(READY) ## Measure the product's memory and speed over rows and lanes
 	$(BIN)/python -m benchmarks.scaling $(BENCH_OPTIONS) $(call option,PARTS,parts)
+
+torture: $(READY) ## Kill 2,000 nights at random, and crash one at every operation (minutes)
+	TORTURE_KILLS=2000 $(BIN)/python -m pytest tests/scenarios/test_crash_points.py
 
 clean: ## Remove the environment and what the demo made
 	rm -rf $(VENV) nightscore-demo
