@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from multiprocessing import get_context
 from typing import Any
 from unittest import mock
 
@@ -41,6 +42,7 @@ from pipeline.score_on_cores import CoreScoring
 from pipeline.score_shards import ScoringTools, ShardScoring
 from pipeline.screen_images import ImageScreen
 from pipeline.storage import LocalStorage, open_storage
+from pipeline.work_marks import WorkMarks
 
 STEPS: dict[str, tuple[Any, str]] = {
     "pre-screen": (ImageScreen, "screen"),
@@ -112,6 +114,7 @@ def score(
             ),
             passthrough=job.input.passthrough,
             owner="profile",
+            marks=WorkMarks(get_context("spawn")),
             core_threads=num_threads,
         )
         clock.seconds.clear()  # opening the engine ran its probe batch

@@ -39,9 +39,9 @@ two cores with AVX512-VNNI, EfficientNet-Lite0 int8 on OpenVINO, a picture took 
 from JPEG to scores in batches of 4, 6.1 of 8, 6.0 of 16; the engine alone 4.2 ms of 4, 4.1 of 8. On
 another such machine the engine alone scored 1,122 pictures/s in batches of 8 and 896 of 128."""
 CPU_BATCH_FEATURES = 4096
-"""A call costs as much as scoring hundreds of rows. With an MLP 32-256-128-1 and 10 million rows, two
-cores scored 1.82 million rows/s from start to publication in batches of 2,048, 2.12 of 4,096, 2.14
-of 8,192 and 2.02 of 16,384, where rows leave the cache before the engine reads them."""
+"""A call costs as much as scoring hundreds of rows. With an MLP 32-256-128-1 and 10 million rows,
+two cores scored 1.82 million rows/s from start to publication in batches of 2,048, 2.12 of 4,096,
+2.14 of 8,192 and 2.02 of 16,384, where rows leave the cache before the engine reads them."""
 GPU_BATCH_IMAGES = 256
 """Large enough to fill a GPU; MLPerf's Offline entries take 32 (L4) to 2,048 (H100)."""
 GPU_BATCH_FEATURES = 65_536

@@ -102,10 +102,20 @@ def report(job: JobPath, date: Date, json: Json = False, set: Set = None) -> Non
 
 
 @app.command()
-def doctor(json: Json = False) -> None:
+def doctor(
+    json: Json = False,
+    sbom: Annotated[
+        bool, typer.Option("--sbom", help="Print names, versions and licences as CycloneDX JSON.")
+    ] = False,
+) -> None:
     """Say what this machine can run, and what is missing for more."""
     from flows.doctor import doctor_facts, render_doctor
 
+    if sbom:
+        from flows.sbom import bill_of_materials
+
+        print_json(bill_of_materials())
+        return
     show(doctor_facts(), render_doctor, as_json=json)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Protocol
 from engines.errors import EngineCorruptError
 from flows.devices import start_lanes
 from flows.shipped import shipped_config
+from flows.spot import notices
 from pipeline.config import Job
 from pipeline.cost import find_price, load_prices, own_price
 from pipeline.lane import Lane, LaneDevice, add_times
@@ -47,6 +49,7 @@ GROUPS_PER_LANE = 8
 CALLERS_PER_LANE = 2
 """Groups that a lane has at once, so that it never runs dry between two."""
 PROGRESS_PERIOD_S = 0.25
+DRAIN_PERIOD_S = 0.05
 
 
 class Observer(Protocol):
@@ -93,7 +96,7 @@ def run_night(
 
     def attempt(lanes: list[Lane], *, force: bool) -> RunReport:
         device = lanes[0].device
-        with open_lanes(lanes):
+        with open_lanes(lanes, job.lanes.grace_s, observer), notices(job, observer.say):
             price = price_of(job, date)
             if read_manifest(open_storage(job.output.uri), job.name, date) is not None:
                 return already_published(job, date)
@@ -127,16 +130,52 @@ def price_of(job: Job, date: str) -> Price:
 
 
 @contextmanager
-def open_lanes(lanes: list[Lane]) -> Iterator[None]:
-    """Close the lanes after use, or end their processes at once when something went wrong."""
+def open_lanes(lanes: list[Lane], grace_s: float, observer: Observer) -> Iterator[None]:
+    """Close the lanes after use; end their processes at once when something went wrong.
+
+    An interruption (SIGTERM, Ctrl-C, Prefect's cancellation: no `Exception`) leaves them `grace_s`
+    seconds for the shards in work; another one ends that, too.
+    """
     try:
         yield
-    except BaseException:
-        for lane in lanes:
-            lane.abort()
+    except BaseException as error:
+        try:
+            if not isinstance(error, Exception) and any(lane.num_pending for lane in lanes):
+                observer.say(f"interrupted: {grace_s:g} s for the shards in work; again: none")
+                drain(lanes, grace_s)
+        finally:
+            for lane in lanes:
+                lane.abort()
         raise
     for lane in lanes:
         lane.close()
+
+
+def drain(lanes: Sequence[Lane], grace_s: float) -> None:
+    """Let all lanes finish what they are at, for `grace_s` seconds or until the next signal."""
+    deadline = time.monotonic() + grace_s
+    for lane in lanes:
+        lane.drain()
+    with next_signal() as hurry:
+        while any(not lane.wait(0.0) for lane in lanes):
+            if time.monotonic() > deadline or hurry.wait(DRAIN_PERIOD_S):
+                return
+
+
+@contextmanager
+def next_signal() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets meanwhile; outside of the main thread nothing does."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda *_: came.set()) for number in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _score(
@@ -148,7 +187,7 @@ def _score(
         observer.say(f"all {len(run.plan.shards)} shards were committed before")
         return ()
     for lane in lanes:
-        lane.open(lane_setup(run, lane.device))
+        lane.open(lane_setup(run, lane.device, len(lanes)))
     groups = split(run.todo, GROUPS_PER_LANE * len(lanes))
 
     choosing = threading.Lock()  # groups that come together must not all choose the same lane

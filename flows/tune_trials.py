@@ -25,6 +25,7 @@ from pipeline.lane_messages import LaneSetup
 from pipeline.ledger import CommitRecord
 from pipeline.part import OutputLayout
 from pipeline.plan import Plan, Shard, make_plan
+from pipeline.run import watch_limits
 from pipeline.storage import open_storage
 from pipeline.tuning import LaneSettings, with_settings
 
@@ -149,6 +150,7 @@ class LaneTrials:
                 run_id="tune",
                 attempt="tune",
                 num_threads=self._device.num_threads,
+                limits=watch_limits(job, engine.manifest, self._device, MAX_LANES),
             )
         )
         self._score(lane, 1)  # caches, and memory that is asked for once

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -23,13 +23,13 @@ class BadRow:
     """Why a row could not be scored."""
 
     stage: str
-    """Stage that found it: `screen` or `decode`."""
+    """Stage that found it: `read`, `screen` or `decode`; `score` if it ended the process."""
     reason: str
     """Short code, for counting."""
     message: str
     """What the decoder said, or what was found."""
     sha256: str
-    """Of the row's encoded image or of its features' bytes; empty for a null image."""
+    """Of the row's encoded image or of its features' bytes; empty where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +41,8 @@ class Block:
     """Index within the shard of the block's first row."""
     rows: pa.RecordBatch
     """Passthrough columns and what the decoder needs."""
+    poison: Mapping[int, BadRow] = field(default_factory=dict)
+    """Position in the block -> why it is not tried; its columns for the decoder are null."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

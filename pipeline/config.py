@@ -150,6 +150,8 @@ class LimitsSection(Section):
 
     max_quarantined: Share = 0.01
     """Share of rows that may be quarantined."""
+    min_rows: Annotated[int, Field(ge=0)] = 0
+    """Rows that a date has at least; with fewer, something is missing upstream."""
 
 
 class GpuDecodeSection(Section):
@@ -170,6 +172,14 @@ class LanesSection(Section):
     count: Annotated[int, Field(ge=1)] = 1
     """Lanes on a CPU, which share its cores: more than one where a single process does not keep
     many cores busy. A GPU or MIG slice is always one lane."""
+    grace_s: Annotated[float, Field(ge=0)] = 20.0
+    """Seconds that shards in work get to finish after SIGTERM, Ctrl-C or a spot notice."""
+    hang_s: Annotated[float, Field(gt=0)] = 4.0
+    """Seconds that a lane may be at a block besides twenty times what its engine should take;
+    then its process is ended, and the row that it hangs on goes to quarantine."""
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory of a lane's process, beyond which it is ended, and the row that takes so much goes to
+    quarantine; null: its share of four fifths of the machine's."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of a lane; null: its share of the cores that this process may use."""
     cpu_decoder: Literal["window", "dali"] = "window"

@@ -1,30 +1,45 @@
 """A lane: one supervised process bound to one device, which keeps engine and decoder warm.
 
-The process dies with its parent. When it dies by itself, its unfinished shards go to a new one.
+The process dies with its parent. When it dies by itself, is stuck or takes too much memory, its
+unfinished shards go to a new one, which first finds out whether rows were to blame.
 """
 
 from __future__ import annotations
 
+import atexit
+import dataclasses
 import multiprocessing
+import signal
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engines.devices import Device, Gpu, this_cpu
 from pipeline.errors import Interrupted, LaneError
-from pipeline.lane_messages import Committed, Failed, LaneSetup, Measured, Progress
+from pipeline.lane_messages import (
+    Cleared,
+    Committed,
+    Drain,
+    Failed,
+    LaneSetup,
+    Measured,
+    Progress,
+    Suspect,
+)
 from pipeline.lane_process import lane_main
 from pipeline.report import Ceilings, StageTimes
+from pipeline.suspects import Suspects
+from pipeline.watchdog import Watchdog
+from pipeline.work_marks import WorkMarks
 
 if TYPE_CHECKING:  # these bring Arrow and more, which the process had better begin to import
     from pipeline.config import Job
     from pipeline.ledger import CommitRecord
     from pipeline.plan import Shard
 
-MAX_RESTARTS = 2
-"""Deaths of a lane's process that are survived; a shard that kills it each time is not endless."""
 JOIN_TIMEOUT_S = 10.0
 NO_TIME = StageTimes(busy_s=0.0, wait_s=0.0, items=0)
 
@@ -72,21 +87,27 @@ class Lane:
         """What stopped the lane; whoever comes later is told the same."""
         self._past_times: dict[str, StageTimes] = {}
         self._times: dict[str, StageTimes] = {}
+        self._suspects = Suspects()
         self._start()
 
     def _start(self) -> None:
         # Spawned, not forked: s3fs, DALI and the runtimes do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        # Daemon: should nobody close the lane, the interpreter's end does not wait for it.
+        self._marks = WorkMarks(context)
+        self._killed: tuple[str, str] | None = None
+        """Why the watchdog ended the process: reason and message."""
+        # Should nobody close the lane, the interpreter's end does not wait for it: a daemon is only
+        # asked to end by SIGTERM, which it ignores.
         binding = (self.device.gpu and self.device.gpu.uuid, self.device.cores)
         self._process = context.Process(
             target=lane_main,
-            args=(theirs, *binding, self._ahead),
+            args=(theirs, self._marks, *binding, self._ahead),
             name=self.device.name,
             daemon=True,
         )
         self._process.start()
+        atexit.register(self._process.kill)
         theirs.close()
         self._receiver = threading.Thread(target=self._receive, name="lane-receiver", daemon=True)
         self._receiver.start()
@@ -95,7 +116,21 @@ class Lane:
         """Tell the process what to score with."""
         with self._lock:
             self._setup = setup
-            self._send(setup)
+            self._send_setup(setup)
+
+    def _send_setup(self, setup: LaneSetup) -> None:
+        found = self._suspects
+        self._send(
+            dataclasses.replace(
+                setup,
+                poison=(*setup.poison, *found.poison),
+                suspects=tuple(found.to_try),
+            )
+        )
+        Watchdog(self._process, self._marks, setup.limits, self._note_kill).start()
+
+    def _note_kill(self, reason: str, message: str) -> None:
+        self._killed = reason, message
 
     def score(self, shards: Iterable[Shard]) -> list[CommitRecord]:
         """Score shards and wait for their commit records.
@@ -143,6 +178,17 @@ class Lane:
         self._process.join(JOIN_TIMEOUT_S)
         self._end_process()
 
+    def drain(self) -> None:
+        """Begin no other shard; `wait` until those in work are committed."""
+        with self._lock:
+            self._closing = True
+            self._send(Drain())
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the process to end by itself; whether it did."""
+        self._process.join(timeout_s)
+        return not self._process.is_alive()
+
     def abort(self) -> None:
         """End the process at once. Committed shards stay; the others raise Interrupted."""
         with self._lock:
@@ -157,7 +203,7 @@ class Lane:
         self._receiver.join()
         self._connection.close()
 
-    def _send(self, message: LaneSetup | Shard | None) -> None:
+    def _send(self, message: LaneSetup | Shard | Drain | None) -> None:
         try:
             self._connection.send(message)
         except OSError:
@@ -174,6 +220,8 @@ class Lane:
             match message:
                 case Measured():
                     self.ceilings = self.ceilings or message.ceilings
+                case Cleared():
+                    self._suspects.cleared()
                 case Progress():
                     self._times = message.times
                 case Committed():
@@ -181,11 +229,13 @@ class Lane:
                 case Failed():
                     self._fail(message.error)
         self._process.join()
+        atexit.unregister(self._process.kill)
         self._replace_process()
 
     def _finish(self, record: CommitRecord) -> None:
         with self._lock:
             _, future = self._pending.pop(record.shard)
+            self._suspects.committed()
         future.set_result(record)
 
     def _fail(self, error: Exception) -> None:
@@ -202,20 +252,40 @@ class Lane:
             self._times = {}
             if self._closing:
                 return
-            if self._setup is None or self.num_restarts == MAX_RESTARTS:
+            self._suspects.died(self._in_work(), *self._why_it_died())
+            if self._setup is None or self._suspects.is_hopeless:
+                _, why = self._why_it_died()
                 self._fail(
                     LaneError(
-                        f"{self.device.name}: its process died {self.num_restarts + 1} times (exit "
-                        f"code {self._process.exitcode}); expected it to live. Committed shards "
-                        "are kept; see the log for what it said last."
+                        f"{self.device.name}: its process died {self.num_restarts + 1} times, the "
+                        f"last time: {why}; expected it to live, and no rows explain it. Committed "
+                        "shards are kept; see the log for what it said last."
                     )
                 )
                 return
             self.num_restarts += 1
             self._start()
-            self._send(self._setup)
+            self._send_setup(self._setup)
             for shard, _ in self._pending.values():
                 self._send(shard)
+
+    def _in_work(self) -> list[Suspect]:
+        """What the dead process was at, of shards that are not committed."""
+        marks, pending = self._marks.in_work(), self._pending
+        return [
+            Suspect(shard=pending[mark.shard][0], first_row=mark.first_row, num_rows=mark.num_rows)
+            for mark in marks
+            if mark.shard in pending
+        ]
+
+    def _why_it_died(self) -> tuple[str, str]:
+        """Reason code and message."""
+        if self._killed:
+            return self._killed
+        code = self._process.exitcode or 0
+        with suppress(ValueError):
+            return "crashed", f"exit code {code} ({signal.Signals(-code).name})"
+        return "crashed", f"exit code {code}"
 
 
 def modules_ahead(job: Job, device: LaneDevice) -> tuple[str, ...]:

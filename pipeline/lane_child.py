@@ -14,11 +14,28 @@ from engines.load import open_runner
 from pipeline.blocks import Decoder
 from pipeline.config import Job
 from pipeline.errors import LaneError, PipelineError
-from pipeline.lane_messages import Committed, Failed, LaneSetup, Measured, Message, Progress
+from pipeline.lane_messages import (
+    Cleared,
+    Committed,
+    Drain,
+    Failed,
+    LaneSetup,
+    Measured,
+    Message,
+    Progress,
+)
 from pipeline.ledger import Ledger
 from pipeline.plan import Shard
-from pipeline.score_shards import QUEUE_DEPTH, ScoringTools, ShardScoring, measure_ceilings
+from pipeline.poison import try_suspects
+from pipeline.score_shards import (
+    QUEUE_DEPTH,
+    ScoringTools,
+    ShardScoring,
+    measure_ceilings,
+    score_alone,
+)
 from pipeline.storage import open_storage
+from pipeline.work_marks import WorkMarks
 
 PROGRESS_PERIOD_S = 0.25
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -30,11 +47,11 @@ KEPT_HEAP_BYTES = 128 << 20
 SendMessage = Callable[[Message], None]
 
 
-def score_what_comes(connection: Connection) -> None:
+def score_what_comes(connection: Connection, marks: WorkMarks) -> None:
     """Wait for a `LaneSetup`, then score shards until None comes."""
     keep_freed_memory()
     setup = connection.recv()
-    if setup is None:
+    if not isinstance(setup, LaneSetup):
         return
     send_lock = threading.Lock()
 
@@ -42,11 +59,11 @@ def score_what_comes(connection: Connection) -> None:
         with send_lock:
             connection.send(message)
 
-    inbox: queue.Queue[Shard | None] = queue.Queue()
+    inbox = Inbox()
     receiver = threading.Thread(target=_receive, args=(connection, inbox), daemon=True)
     receiver.start()
     try:
-        _score(setup, inbox, send)
+        _score(setup, inbox, send, marks)
     except Exception as error:  # the boundary of the process: the parent raises it again
         send(Failed(_portable(error)))
 
@@ -143,7 +160,7 @@ def _core_threads(setup: LaneSetup) -> int | None:
     return lanes.engine_threads or setup.num_threads
 
 
-def _score(setup: LaneSetup, inbox: queue.Queue[Shard | None], send: SendMessage) -> None:
+def _score(setup: LaneSetup, inbox: Inbox, send: SendMessage, marks: WorkMarks) -> None:
     job = setup.job
     with ExitStack() as opened:
         tools = ScoringTools(
@@ -158,6 +175,16 @@ def _score(setup: LaneSetup, inbox: queue.Queue[Shard | None], send: SendMessage
             owner=setup.attempt,
             queue_depth=job.lanes.queue_depth or QUEUE_DEPTH,
             core_threads=_core_threads(setup),
+            marks=marks,
+            poison=setup.poison,
+        )
+        for row in setup.poison:
+            tools.ledger.note_poison(row)  # before anything is tried again: a resume must know
+        try_suspects(
+            setup.suspects,
+            tools,
+            lambda blocks: score_alone(blocks, tools),
+            lambda: send(Cleared()),
         )
         first = inbox.get()
         if first is None:
@@ -165,7 +192,7 @@ def _score(setup: LaneSetup, inbox: queue.Queue[Shard | None], send: SendMessage
         if tools.core_threads is None:
             send(Measured(measure_ceilings(first, tools)))
         scoring = opened.enter_context(
-            ShardScoring(_shards(first, inbox), tools, lambda ceilings: send(Measured(ceilings)))
+            ShardScoring(inbox.stream(first), tools, lambda ceilings: send(Measured(ceilings)))
         )
         stopped = threading.Event()
         reporter = threading.Thread(target=_report, args=(scoring, send, stopped), daemon=True)
@@ -174,33 +201,54 @@ def _score(setup: LaneSetup, inbox: queue.Queue[Shard | None], send: SendMessage
             for record in scoring:
                 send(Committed(record))
         finally:
-            inbox.put(None)  # after an error the reader may be waiting for a shard: let it end
+            inbox.end(now=True)  # after an error the reader may be waiting for a shard: let it end
             stopped.set()
             reporter.join()
         send(Progress(scoring.times()))
 
 
-def _shards(first: Shard, inbox: queue.Queue[Shard | None]) -> Iterator[Shard | None]:
-    """Shards as they come; None before each time that the next one has to be waited for."""
-    yield first
-    while True:
-        if inbox.empty():
-            yield None
-        shard = inbox.get()
-        if shard is None:
-            return
-        yield shard
+class Inbox:
+    """Shards that wait for their turn."""
+
+    def __init__(self) -> None:
+        self._shards: queue.SimpleQueue[Shard | None] = queue.SimpleQueue()
+        self._is_over = threading.Event()
+
+    def put(self, shard: Shard) -> None:
+        """Another one."""
+        self._shards.put(shard)
+
+    def end(self, *, now: bool) -> None:
+        """No more come; `now`: those that wait are left to others, too."""
+        if now:
+            self._is_over.set()
+        self._shards.put(None)
+
+    def get(self) -> Shard | None:
+        """The next one, waited for; None at the end."""
+        shard = self._shards.get()
+        return None if self._is_over.is_set() else shard
+
+    def stream(self, first: Shard) -> Iterator[Shard | None]:
+        """Shards as they come; None before each time that the next has to be waited for."""
+        shard: Shard | None = first
+        while shard is not None:
+            yield shard
+            if self._shards.empty():
+                yield None
+            shard = self.get()
 
 
-def _receive(connection: Connection, inbox: queue.Queue[Shard | None]) -> None:
+def _receive(connection: Connection, inbox: Inbox) -> None:
     while True:
         try:
-            shard = connection.recv()
+            message = connection.recv()
         except (EOFError, OSError):
-            shard = None
-        inbox.put(shard)
-        if shard is None:
+            message = None
+        if message is None or isinstance(message, Drain):
+            inbox.end(now=message is not None)
             return
+        inbox.put(message)
 
 
 def _report(scoring: ShardScoring, send: SendMessage, stopped: threading.Event) -> None:

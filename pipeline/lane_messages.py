@@ -10,7 +10,51 @@ if TYPE_CHECKING:
     from pipeline.config import Job
     from pipeline.ledger import CommitRecord
     from pipeline.part import OutputLayout
+    from pipeline.plan import Shard
     from pipeline.report import Ceilings, StageTimes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suspect:
+    """Consecutive rows that a process was at when it died."""
+
+    shard: Shard
+    first_row: int
+    """Within the shard."""
+    num_rows: int
+
+    def halves(self) -> tuple[Suspect, Suspect]:
+        """The first half and the rest."""
+        half = self.num_rows // 2
+        rest = self.first_row + half
+        return (
+            Suspect(shard=self.shard, first_row=self.first_row, num_rows=half),
+            Suspect(shard=self.shard, first_row=rest, num_rows=self.num_rows - half),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoisonRow:
+    """A row that takes its process with it; it goes to quarantine without being tried again."""
+
+    shard: int
+    row: int
+    """Within the shard."""
+    reason: str
+    """`crashed`, `hung` or `out_of_memory`."""
+    message: str
+    """What was seen of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WatchLimits:
+    """Beyond these a lane's process is ended."""
+
+    hang_s: float
+    """Seconds for some rows, besides `SLOWNESS` times what their engine should take."""
+    rows_per_s: float
+    """Of one of the lane's threads, or of its device, by what the engine did when it was built."""
+    max_rss_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +69,15 @@ class LaneSetup:
     run_id: str
     attempt: str
     num_threads: int
+    limits: WatchLimits
+    poison: tuple[PoisonRow, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
+    """To be tried alone, in this order, before anything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """To the process: finish what is in work, begin no other shard, and end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +85,11 @@ class Measured:
     """The lane has measured its limits."""
 
     ceilings: Ceilings
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """The next suspect was scored alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +113,4 @@ class Failed:
     error: Exception
 
 
-Message = Measured | Progress | Committed | Failed
+Message = Measured | Cleared | Progress | Committed | Failed

@@ -12,29 +12,36 @@ from multiprocessing.connection import Connection, wait
 
 from engines.devices import show_only
 from pipeline import start_up
+from pipeline.work_marks import WorkMarks
 
 
 def lane_main(
-    connection: Connection, gpu_uuid: str | None, cores: frozenset[int], ahead: tuple[str, ...]
+    connection: Connection,
+    marks: WorkMarks,
+    gpu_uuid: str | None,
+    cores: frozenset[int],
+    ahead: tuple[str, ...],
 ) -> None:
     """Entry point of the process; ends when the parent closes its inbox or dies.
 
     Args:
         connection: To the parent.
+        marks: Where it says what rows it is at.
         gpu_uuid: The one GPU or slice that it may see; None: it computes on the CPU.
         cores: That it is bound to; empty: not bound.
         ahead: Modules that it will need; to import them takes about as long as the plan.
     """
     start_up.begin()
     bind_process(gpu_uuid, cores)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group: the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the group: the parent decides
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=die_with_parent, name="watch-parent", daemon=True).start()
     from pipeline.lane_child import score_what_comes  # after it is bound: NumPy starts threads
 
     for module in ahead:
         with suppress(ImportError):  # told with its reason where it is used
             importlib.import_module(module)
-    score_what_comes(connection)
+    score_what_comes(connection, marks)
     start_up.leave(0)
 
 

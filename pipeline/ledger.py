@@ -5,6 +5,7 @@
                          parts/part-00017-<token>.parquet
                          parts/quarantine-00017-<token>.parquet
                          commits/00017.json           makes shard 17's parts count
+                         poison/00017-00000230.json   a row that killed its process: not tried again
 
 A part without a commit record is an orphan that nobody reads.
 """
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.lane_messages import PoisonRow
 from pipeline.part import ShardParts
 from pipeline.plan import Shard
 from pipeline.storage import Storage
@@ -138,6 +140,17 @@ class Ledger:
             if orphan is not None:
                 self._output.delete(self.part_path(orphan))
         return _record_from_json(self._output.read_many([path])[0])
+
+    def note_poison(self, row: PoisonRow) -> None:
+        """Write down that a row must not be tried again, in this attempt and in all others."""
+        path = f"{self.folder}/poison/{row.shard:05d}-{row.row:08d}.json"
+        self._output.create(path, json.dumps(asdict(row), indent=1).encode())
+
+    def poison(self) -> tuple[PoisonRow, ...]:
+        """All rows that killed a process, by shard and row."""
+        infos = self._output.list_files(f"{self.folder}/poison")
+        paths = sorted(info.path for info in infos if info.path.endswith(".json"))
+        return tuple(PoisonRow(**json.loads(data)) for data in self._output.read_many(paths))
 
     def part_path(self, file: StoredFile) -> str:
         """Path of an uploaded part, below the output's root."""

@@ -240,6 +240,8 @@ class RunReport:
     """None when no row was scored in this attempt."""
     num_lanes: int = 1
     """Worker processes on the machine that `cost.price` is that of."""
+    degraded: bool = False
+    """Whether rows are missing because a file is damaged: whole row groups are in quarantine."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

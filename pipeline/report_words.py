@@ -105,7 +105,7 @@ def headline(report: RunReport) -> str:
     else:
         verdict = (
             f"{count(report.scored)} of {plural(report.rows, 'row')} scored, "
-            f"{count(report.quarantined)} quarantined"
+            f"{count(report.quarantined)} quarantined{'; the input is damaged' * report.degraded}"
         )
     if is_old(report):
         return f"Already published: {verdict[0].lower()}{verdict[1:]}"

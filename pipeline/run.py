@@ -14,12 +14,14 @@ from typing import Any
 
 from engines.build import ResolvedEngine
 from engines.gate import Accuracy
+from engines.manifest import EngineManifest
 from engines.model import fingerprint_model
 from pipeline.config import Job
 from pipeline.cost import cost_of
 from pipeline.engine import get_engine, load_class_names, request_for
+from pipeline.errors import GuardError
 from pipeline.lane import NO_TIME, Lane, LaneDevice, add_times
-from pipeline.lane_messages import LaneSetup
+from pipeline.lane_messages import LaneSetup, PoisonRow, WatchLimits
 from pipeline.ledger import Attempt, CommitRecord, Ledger, utc_now
 from pipeline.limit import limit_of, sum_of_ceilings
 from pipeline.part import OutputLayout
@@ -33,6 +35,7 @@ from pipeline.publish import (
     write_reports,
 )
 from pipeline.quarantine import read_samples
+from pipeline.read import UNREADABLE
 from pipeline.report import (
     DeviceUse,
     EngineFacts,
@@ -45,6 +48,11 @@ from pipeline.report import (
 from pipeline.storage import MANIFEST, open_storage, probe
 from pipeline.telemetry import joules_per_1000
 from pipeline.tuning import settings_of
+from pipeline.watchdog import memory_share
+
+GIB = 2**30
+SLOWEST_ENGINE_PER_S = 1.0
+"""Rows per second of an engine whose ladder does not tell its rate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +66,8 @@ class PreparedRun:
     attempt: Attempt
     todo: tuple[Shard, ...]
     """Shards without a commit record."""
+    poison: tuple[PoisonRow, ...]
+    """Rows that killed a process of an earlier attempt."""
     clock: RunClock
 
 
@@ -98,6 +108,12 @@ def prepare_run(
     class_names = load_class_names(job.model.class_names)
     plan = make_plan(job, date, source)
     clock.planned = clock.planned or time.monotonic()
+    if plan.num_rows < job.limits.min_rows:
+        raise GuardError(
+            f"{source.uri}: {plan.num_rows:,} rows for {date}; expected at least "
+            f"{job.limits.min_rows:,} (limits.min_rows). Nothing was scored; wait for the rest, "
+            f"or run with `--set limits.min_rows={plan.num_rows}`."
+        )
     request = request_for(job, plan.num_features, device.engine_device)
     fingerprint = fingerprint_model(request.model)
     # Whatever is wrong with the job has been found by now: from here on the output is written to.
@@ -115,6 +131,7 @@ def prepare_run(
         ledger=ledger,
         attempt=attempt,
         todo=todo,
+        poison=ledger.poison(),
         clock=clock,
     )
 
@@ -143,8 +160,8 @@ def _open_attempt(
     return attempt
 
 
-def lane_setup(run: PreparedRun, device: LaneDevice) -> LaneSetup:
-    """What a lane must be told to score shards of the run."""
+def lane_setup(run: PreparedRun, device: LaneDevice, num_lanes: int) -> LaneSetup:
+    """What each of so many lanes must be told to score shards of the run."""
     job, plan, manifest = run.job, run.plan, run.resolved.engine.manifest
     layout = OutputLayout(
         head=job.model.head,
@@ -166,6 +183,27 @@ def lane_setup(run: PreparedRun, device: LaneDevice) -> LaneSetup:
         run_id=run.ledger.run_id,
         attempt=run.attempt.id,
         num_threads=device.num_threads,
+        limits=watch_limits(job, run.resolved.engine.manifest, device, num_lanes),
+        poison=run.poison,
+    )
+
+
+def watch_limits(
+    job: Job, manifest: EngineManifest, device: LaneDevice, num_lanes: int
+) -> WatchLimits:
+    """How long a lane may be at some rows, and the memory that it may take."""
+    chosen = (manifest.runtime, manifest.precision)
+    rates = [
+        rung.rows_per_s
+        for rung in manifest.rungs
+        if rung.rows_per_s and (rung.runtime, rung.precision) == chosen
+    ]
+    limit_gib = job.lanes.memory_gib
+    num_cores = device.machine_threads or device.num_threads
+    return WatchLimits(
+        hang_s=job.lanes.hang_s,
+        rows_per_s=min(rates, default=SLOWEST_ENGINE_PER_S) / (1 if device.gpu else num_cores),
+        max_rss_bytes=int(limit_gib * GIB) if limit_gib else memory_share(num_lanes),
     )
 
 
@@ -262,6 +300,7 @@ def _make_report(
         joules_per_1000_rows=joules_per_1000(uses, stages.get("write", NO_TIME).items),
         settings=settings_of(job).given(),
         num_lanes=len(lanes),
+        degraded=UNREADABLE in count_reasons(records),
         limit=limit_of(
             ceilings,
             stages,

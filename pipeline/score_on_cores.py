@@ -19,6 +19,7 @@ from engines.in_order import Item, Result, map_in_order
 from engines.runner import HostRunner, Outputs
 from pipeline.blocks import Array, BadRow, Block, Decoder, ScoredBlock, pad
 from pipeline.report import Ceilings, StageTimes
+from pipeline.work_marks import WorkMarks
 
 MEASURED_BLOCKS = 4
 """Blocks of each core with which its ceilings are measured: some tenths of a second of pictures."""
@@ -37,6 +38,7 @@ class CoreScoring:
         runner: Opened; computes a batch in the calling thread.
         passthrough: Columns that go through unscored.
         num_threads: Blocks that are worked on at once.
+        marks: Are told which blocks are in work.
         on_ceilings: Gets the rates of decoder and engine alone, once.
     """
 
@@ -46,12 +48,14 @@ class CoreScoring:
         runner: HostRunner,
         passthrough: tuple[str, ...],
         num_threads: int,
+        marks: WorkMarks,
         on_ceilings: Callable[[Ceilings], None],
     ) -> None:
         self._decoder = decoder
         self._runner = runner
         self._passthrough = list(passthrough)
         self._num_threads = num_threads
+        self._marks = marks
         self._on_ceilings = on_ceilings
         self._lock = Lock()
         self._num_rows = 0
@@ -108,6 +112,8 @@ class CoreScoring:
             return
         decoded, decode_s = _timed(pool, self._decode, measured)
         outputs, infer_s = _timed(pool, self._infer, decoded)
+        for block in measured:
+            self._end(block)
         num_rows = sum(block.rows.num_rows for block in measured)
         self._count(num_rows, decode_s, infer_s)
         # By the threads' own seconds: there may be fewer blocks than threads, or one too many.
@@ -126,6 +132,7 @@ class CoreScoring:
         answers: list[Outputs] = []
         bad_rows: dict[int, BadRow] = {}
         decode_s = infer_s = 0.0
+        self._begin(block)
         ended = time.perf_counter()
         for first in range(0, block.rows.num_rows, self._runner.batch_size):
             began = ended
@@ -140,6 +147,7 @@ class CoreScoring:
 
     def _decode(self, block: Block) -> Decoded:
         bad_rows: dict[int, BadRow] = {}
+        self._begin(block)
         firsts = range(0, block.rows.num_rows, self._runner.batch_size)
         return [self._decode_batch(block, first, bad_rows) for first in firsts], bad_rows
 
@@ -153,16 +161,23 @@ class CoreScoring:
     def _infer(self, decoded: Decoded) -> list[Outputs]:
         return [self._runner.run(batch) for batch in decoded[0]]
 
+    def _begin(self, block: Block) -> None:
+        self._marks.begin(block.shard.index, block.first_row, block.rows.num_rows)
+
+    def _end(self, block: Block) -> None:
+        self._marks.end(block.shard.index, block.first_row)
+
     def _scored(
         self, block: Block, answers: list[Outputs], bad_rows: dict[int, BadRow]
     ) -> ScoredBlock:
+        self._end(block)
         num_rows = block.rows.num_rows
         return ScoredBlock(
             shard=block.shard,
             first_row=block.first_row,
             passthrough=block.rows.select(self._passthrough),
             outputs=tuple(np.concatenate(parts)[:num_rows] for parts in zip(*answers, strict=True)),
-            bad_rows=bad_rows,
+            bad_rows=bad_rows | dict(block.poison),
         )
 
     def _count(self, num_rows: int, decode_s: float, infer_s: float) -> None:

@@ -5,25 +5,30 @@ On a device decoding and inference are stages of their own; a CPU's cores do bot
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 
 from engines.runner import HostRunner, Runner
 from pipeline.blocks import Block, DecodedBlock, Decoder, ScoredBlock
 from pipeline.infer import batches_of, infer_blocks
+from pipeline.lane_messages import PoisonRow
 from pipeline.ledger import CommitRecord, Ledger
 from pipeline.overlap import Stage
 from pipeline.part import OutputLayout, build_parts
 from pipeline.plan import Shard
+from pipeline.poison import keep_poison_out, nulled
 from pipeline.read import read_blocks
 from pipeline.report import Ceilings, StageTimes
 from pipeline.score_on_cores import CoreScoring
 from pipeline.storage import Storage
+from pipeline.work_marks import WorkMarks
 
 QUEUE_DEPTH = 2
 """Blocks that may wait between two stages: enough that neither waits for a slow moment."""
@@ -46,11 +51,20 @@ class ScoringTools:
     passthrough: tuple[str, ...]
     owner: str
     """The attempt that commits."""
+    marks: WorkMarks
+    """Are told which blocks are in work."""
+    poison: tuple[PoisonRow, ...] = ()
+    """Rows that are not tried again."""
     queue_depth: int = QUEUE_DEPTH
     """Blocks that may wait between two stages."""
     core_threads: int | None = None
     """Threads that each take a block from decoding to its scores, with a `HostRunner` and a decoder
     that many threads may use; None: decoder and engine are stages side by side."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return tuple(dict.fromkeys((*self.passthrough, *self.decoder.columns)))
 
 
 class ShardScoring:
@@ -71,26 +85,31 @@ class ShardScoring:
         tools: ScoringTools,
         on_ceilings: Callable[[Ceilings], None] = lambda _: None,
     ) -> None:
-        columns = tuple(dict.fromkeys((*tools.passthrough, *tools.decoder.columns)))
         self._stages: dict[str, Stage[Any]] = {}
         self._cores = _core_scoring(tools, on_ceilings)
         self._depth = tools.queue_depth
         blocks = self._stage(
             "read",
-            read_blocks(
-                shards,
-                tools.source,
-                columns,
-                tools.decoder.block_rows,
-                use_threads=not 0 < (tools.core_threads or 0) < READER_SHARES_CORES,
+            keep_poison_out(
+                read_blocks(
+                    shards,
+                    tools.source,
+                    tools.columns,
+                    tools.decoder.block_rows,
+                    use_threads=not 0 < (tools.core_threads or 0) < READER_SHARES_CORES,
+                ),
+                tools.poison,
+                tools.decoder.columns,
             ),
             count=lambda block: block.rows.num_rows,
         )
         if self._cores:
             scored = self._stage("score", self._cores.score(blocks), upstream=blocks)
         else:
-            decoded = self._stage("decode", _decode(blocks, tools), upstream=blocks)
-            scored = self._stage("infer", infer_blocks(decoded, tools.runner), upstream=decoded)
+            marked = _begin_marks(blocks, tools.marks)
+            decoded = self._stage("decode", _decode(marked, tools), upstream=blocks)
+            inferred = _end_marks(infer_blocks(decoded, tools.runner), tools.marks)
+            scored = self._stage("infer", inferred, upstream=decoded)
         self._committed: Stage[CommitRecord] = self._stage(
             "write", _write(scored, tools), upstream=scored, count=lambda record: record.num_rows
         )
@@ -138,8 +157,27 @@ def _core_scoring(
         cast("HostRunner", tools.runner),
         tools.passthrough,
         tools.core_threads,
+        tools.marks,
         on_ceilings,
     )
+
+
+def _begin_marks(blocks: Iterable[Block | None], marks: WorkMarks) -> Iterator[Block | None]:
+    for block in blocks:
+        if block is not None:
+            marks.begin(block.shard.index, block.first_row, block.rows.num_rows)
+        yield block
+
+
+def _end_marks(blocks: Iterable[ScoredBlock], marks: WorkMarks) -> Iterator[ScoredBlock]:
+    for block in blocks:
+        marks.end(block.shard.index, block.first_row)
+        yield block
+
+
+def score_alone(blocks: Iterable[Block], tools: ScoringTools) -> Iterator[ScoredBlock]:
+    """Decode and infer in this thread, one block after the other."""
+    return infer_blocks(_decode(blocks, tools), tools.runner)
 
 
 def _decode(blocks: Iterable[Block | None], tools: ScoringTools) -> Iterator[DecodedBlock | None]:
@@ -162,7 +200,7 @@ def _decode(blocks: Iterable[Block | None], tools: ScoringTools) -> Iterator[Dec
             first_row=block.first_row,
             passthrough=block.rows.select(list(tools.passthrough)),
             inputs=inputs,
-            bad_rows=bad_rows,
+            bad_rows=bad_rows | dict(block.poison),
         )
 
 
@@ -170,19 +208,27 @@ def _write(blocks: Iterable[ScoredBlock], tools: ScoringTools) -> Iterator[Commi
     """Gather the blocks of a shard; when all of its rows are there, commit it."""
     gathered: list[ScoredBlock] = []
     for block in blocks:
+        if block.first_row == 0:  # also where a damaged shard begins anew
+            gathered = []
         gathered.append(block)
         if block.first_row + block.num_rows == block.shard.num_rows:
             parts = build_parts(block.shard, gathered, tools.layout)
             gathered = []
-            yield tools.ledger.commit(block.shard, parts, tools.owner)
+            with tools.marks.pause():  # stages before may have to wait for the store
+                record = tools.ledger.commit(block.shard, parts, tools.owner)
+            yield record
 
 
 def measure_ceilings(shard: Shard, tools: ScoringTools) -> Ceilings:
     """Rates of decoder and engine as stages alone, on a shard's first rows; warms both up too."""
     decoder, runner = tools.decoder, tools.runner
-    first = next(iter(read_blocks([shard], tools.source, decoder.columns, decoder.block_rows)))
+    blocks = read_blocks([shard], tools.source, tools.columns, decoder.block_rows)
+    first = next(keep_poison_out(blocks, tools.poison, decoder.columns))
     assert first is not None  # a plan has no empty shard
     rows = first.rows
+    nothing = nulled(rows, np.ones(rows.num_rows, bool), decoder.columns)
+    deque(score_alone([dataclasses.replace(first, rows=nothing)], tools), maxlen=0)
+    tools.marks.begin(shard.index, 0, rows.num_rows)
     decoded = next(iter(decoder.decode_blocks([rows])))
     assert decoded is not None
     inputs, _ = decoded
@@ -191,6 +237,7 @@ def measure_ceilings(shard: Shard, tools: ScoringTools) -> Ceilings:
     )
     batch = next(batches_of(inputs, runner.batch_size))
     deque(runner.infer([batch]), maxlen=0)
+    tools.marks.end(shard.index, 0)
     return Ceilings(
         decode_per_sec=_rate(decoder.decode_blocks, rows, rows.num_rows),
         engine_per_sec=_rate(runner.infer, batch, runner.batch_size),

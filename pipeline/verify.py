@@ -142,7 +142,7 @@ def _check_file(
     filesystem, source_path = _filesystem(source)
     try:
         with filesystem.open(source_path, "rb") as file:
-            expected = pq.read_table(file, columns=passthrough)
+            expected = _read_columns(file, passthrough)
     except (FileNotFoundError, pa.ArrowException, OSError) as error:
         raise VerifyError(f"{source}: cannot be read any more ({one_line(error)}).") from None
     if len(expected) != num_rows:
@@ -169,6 +169,25 @@ def _check_file(
     if next_row != num_rows:
         raise VerifyError(f"{source}: parts end at row {next_row}; expected {num_rows}.")
     return num_scored, num_quarantined
+
+
+def _read_columns(file: Any, columns: list[str]) -> pa.Table:
+    """The columns; null in row groups that cannot be read: their rows must all be in quarantine."""
+    parquet = pq.ParquetFile(file, page_checksum_verification=True)
+    schema = pa.schema([parquet.schema_arrow.field(name) for name in columns])
+    tables = []
+    for group in range(parquet.num_row_groups):
+        num_rows = parquet.metadata.row_group(group).num_rows
+        try:
+            table = parquet.read_row_group(group, columns=columns)
+            if len(table) != num_rows:
+                raise pa.ArrowInvalid(f"{len(table)} rows of {num_rows}")
+        except (pa.ArrowException, OSError):
+            table = pa.table(
+                {name: pa.nulls(num_rows, schema.field(name).type) for name in columns}
+            )
+        tables.append(table.select(columns))
+    return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
 def _same_values(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> bool:

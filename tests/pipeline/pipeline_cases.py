@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import Iterable, Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from PIL import Image
 from engines.runner import Outputs, TensorSpec
 from pipeline.blocks import Array
 from pipeline.config import Job
+from pipeline.lane_messages import WatchLimits
 from pipeline.ledger import Ledger
 from pipeline.part import OutputLayout
 from pipeline.plan import Plan, make_plan
 from pipeline.score_shards import ScoringTools
 from pipeline.storage import open_storage
+from pipeline.work_marks import WorkMarks
 
 DATE = "2026-11-20"
+LIMITS = WatchLimits(hang_s=30, rows_per_s=1_000, max_rss_bytes=1 << 40)
 LAYOUT = OutputLayout(head="scores", class_names=(), compression="zstd", metadata={"run_id": "r"})
 
 
@@ -129,6 +133,7 @@ def scoring_tools(job: Job, plan: Plan, runner: Any, **changes: Any) -> ScoringT
         "layout": LAYOUT,
         "passthrough": job.input.passthrough,
         "owner": "attempt",
+        "marks": WorkMarks(get_context("spawn")),
     }
     return ScoringTools(**{**tools, **changes})
 

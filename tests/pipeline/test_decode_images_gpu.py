@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 from device_cases import STREAM, SlotRunner
 from PIL import Image
-from pipeline_cases import LAYOUT, a_job, encoded, images_data, photo
+from pipeline_cases import LAYOUT, LIMITS, a_job, encoded, images_data, photo
 
 from pipeline.blocks import Array, DecodedBlock
 from pipeline.config import ImagesInput
@@ -417,6 +417,7 @@ def test_a_lane_decodes_where_its_engine_computes(
         run_id="run",
         attempt="attempt",
         num_threads=3,
+        limits=LIMITS,
     )
     decoder = make_lane_decoder(setup)
     assert type(decoder) is kind

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pipeline_cases import LAYOUT, a_job, a_plan, job_data, write_input
+from pipeline_cases import LAYOUT, LIMITS, a_job, a_plan, job_data, write_input
 
 from engines.devices import this_cpu
 from engines.errors import EngineCorruptError
@@ -24,11 +24,12 @@ from flows.demo_data import write_users
 from pipeline.config import Job
 from pipeline.engine import get_engine, request_for
 from pipeline.errors import InputChangedError, Interrupted, LaneError
-from pipeline.lane import MAX_RESTARTS, Lane, LaneDevice
+from pipeline.lane import Lane, LaneDevice
 from pipeline.lane_messages import LaneSetup
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.storage import open_storage
+from pipeline.suspects import MAX_UNEXPLAINED
 
 pytestmark = pytest.mark.timeout(90)
 DATE = "2026-11-20"
@@ -94,6 +95,7 @@ def setup(job: Job, plan: Plan, engine: StoredEngine) -> LaneSetup:
         run_id="run",
         attempt="attempt",
         num_threads=1,
+        limits=LIMITS,
     )
 
 
@@ -229,7 +231,7 @@ def test_a_child_that_dies_again_and_again_stops_the_lane(
     killer = threading.Thread(target=kill_all)
     killer.start()
     try:
-        with pytest.raises(LaneError, match=rf"died {MAX_RESTARTS + 1} times \(exit code -9\)"):
+        with pytest.raises(LaneError, match=rf"died {MAX_UNEXPLAINED + 1} times, .*-9 \(SIGKILL"):
             lane.score(plan.shards)
     finally:
         done.set()
@@ -277,6 +279,45 @@ def test_abort_ends_the_child_and_whoever_waits(
     with pytest.raises(Interrupted):
         lane.score(plan.shards)
     lane.abort()  # again is fine
+
+
+def test_a_drained_lane_finishes_what_it_is_at_and_leaves_the_rest(
+    start_lane: Callable[[], Lane], setup: LaneSetup, plan: Plan, job: Job
+) -> None:
+    lane = start_lane()
+    lane.open(setup)
+    many = [dataclasses.replace(plan.shards[0], index=index) for index in range(2_000)]
+    futures = lane.submit(many)
+    futures[0].result(60)
+    started = time.monotonic()
+    lane.drain()
+    while not lane.wait(0.1):
+        assert time.monotonic() - started < 20
+    lane.abort()
+    committed = [future for future in futures if future.exception() is None]
+    assert 0 < len(committed) < len(many)
+    assert sorted(ledger_of(job).records()) == list(range(len(committed)))
+    with pytest.raises(Interrupted):
+        futures[-1].result()
+    assert lane.num_restarts == 0
+
+
+def test_a_lane_without_an_engine_drains_at_once(start_lane: Callable[[], Lane]) -> None:
+    lane = start_lane()
+    lane.drain()
+    assert lane.wait(20)
+
+
+def test_signals_to_the_whole_group_leave_the_decision_to_the_parent(
+    start_lane: Callable[[], Lane], setup: LaneSetup, plan: Plan
+) -> None:
+    lane = start_lane()
+    lane.open(setup)
+    lane.score(plan.shards[:1])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(child_of(lane), number)
+    assert [record.shard for record in lane.score(plan.shards[1:3])] == [1, 2]
+    assert lane.num_restarts == 0
 
 
 def test_a_lane_that_was_never_opened_closes(start_lane: Callable[[], Lane]) -> None:

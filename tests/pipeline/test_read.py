@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from pipeline_cases import DATE, a_job, a_plan, job_data, users, write_input
 
@@ -15,7 +17,7 @@ from pipeline.config import Job
 from pipeline.errors import InputChangedError, InputError
 from pipeline.plan import Plan
 from pipeline.read import read_blocks, sample_rows
-from pipeline.storage import open_storage
+from pipeline.storage import LocalStorage, open_storage
 
 
 @pytest.fixture
@@ -88,13 +90,88 @@ def keep_pins(path: Path, content: bytes) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_a_flipped_byte_in_a_page_stops_the_run(job: Job) -> None:
+def damage(job: Job, group: int, column: int = 0) -> None:
+    """Flip a byte in a page."""
+    path = a_file(job)
+    chunk = pq.ParquetFile(path).metadata.row_group(group).column(column)
+    content = bytearray(path.read_bytes())
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[begin + chunk.total_compressed_size - 1] ^= 0xFF
+    keep_pins(path, bytes(content))
+
+
+@pytest.mark.parametrize("group", [0, 1, 2])
+def test_a_damaged_row_group_costs_its_rows_and_no_other(job: Job, group: int) -> None:
     plan = a_plan(job)
-    content = bytearray(a_file(job).read_bytes())
-    content[60] ^= 0xFF
-    keep_pins(a_file(job), bytes(content))
-    with pytest.raises(InputError, match=r"rows from \d+ cannot be read .*Write the file again"):
-        read_all(job, plan)
+    shard = plan.shards[0]
+    assert shard.row_groups == (0, 1, 2)
+    damage(job, group)
+    source = open_storage(job.input.uri)
+    blocks = [block for block in read_blocks([shard], source, ["user_id", "f0"], 4) if block]
+    begun = max(index for index, block in enumerate(blocks) if block.first_row == 0)
+    told = blocks[begun:]
+    assert sum(block.rows.num_rows for block in told) == shard.num_rows
+    lost = {block.first_row + slot for block in told for slot in block.poison}
+    assert lost == set(range(10 * group, 10 * group + 10))
+    ids = {
+        block.first_row + slot: value
+        for block in told
+        for slot, value in enumerate(block.rows["user_id"].to_pylist())
+    }
+    assert ids == {row: None if row in lost else row for row in range(30)}
+    (why,) = {row for block in told for row in block.poison.values()}
+    assert (why.stage, why.reason, why.sha256) == ("read", "row_group_unreadable", "")
+    assert why.message.startswith(f"row group {group}: ")
+
+
+def test_a_store_that_cannot_be_read_costs_no_row(job: Job) -> None:
+    """What looks like damage is none when the bytes cannot be had at all."""
+    plan = a_plan(job)
+    damage(job, 1)
+
+    class Broken(LocalStorage):
+        def open(self, path: str) -> Any:
+            file = super().open(path)
+
+            class Failing:
+                closed = False
+
+                def __enter__(self) -> Any:
+                    return self
+
+                def __exit__(self, *_: object) -> None:
+                    file.close()
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(file, name)  # Arrow takes `read_buffer`
+
+                def read(self, _: int = -1) -> bytes:
+                    raise OSError(5, "Input/output error")
+
+            return Failing()
+
+    with pytest.raises(InputError, match=r"Input/output error.*run the same command again"):
+        list(read_blocks(plan.shards, Broken(job.input.uri), ["user_id"], 5))
+
+
+def test_a_sample_leaves_damaged_groups_out(job: Job) -> None:
+    plan, source = a_plan(job), open_storage(job.input.uri)
+    damage(job, 1)
+    sample = sample_rows(plan, source, ["user_id"], 10_000, seed=0)["user_id"].to_pylist()
+    assert sorted(sample) == [row for row in range(83) if not 10 <= row < 20]
+
+
+def test_a_sample_of_nothing_but_damage_says_so(job: Job) -> None:
+    plan, source = a_plan(job), open_storage(job.input.uri)
+    for file in plan.files:
+        path = Path(job.input.uri, file.path)
+        size = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
+        content = bytearray(path.read_bytes())
+        footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+        content[size:footer] = bytes(footer - size)
+        keep_pins(path, bytes(content))
+    with pytest.raises(InputError, match="no row group can be read"):
+        sample_rows(plan, source, ["user_id"], 100, seed=0)
 
 
 def test_another_footer_than_the_planned_one_stops_the_run(job: Job) -> None:

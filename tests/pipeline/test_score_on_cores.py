@@ -181,7 +181,7 @@ class Slow:
                 return super().run(batch)
 
         tools = tools_for(job, plan, decoder=Decoder)
-        return CoreScoring(tools.decoder, Runner(), ("user_id",), THREADS, told)
+        return CoreScoring(tools.decoder, Runner(), ("user_id",), THREADS, tools.marks, told)
 
 
 @pytest.fixture

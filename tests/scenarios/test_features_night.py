@@ -250,6 +250,40 @@ def test_too_many_bad_rows_stop_publication(
     assert relaxed.json["shards_reused"] == relaxed.json["shards"]
 
 
+def test_a_night_with_too_few_rows_is_not_scored(
+    score: Callable[..., Any], features_job: Path, tmp_path: Path
+) -> None:
+    ended = score(*night(features_job, tmp_path / "out", "--set", "limits.min_rows=40001"))
+    assert ended.code == 3
+    assert "40,000 rows for 2026-11-20; expected at least 40,001" in ended.json["error"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_row_group_costs_its_rows_and_the_night_says_degraded(
+    score: Callable[..., Any], features_job: Path, features_folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(features_folder / "users", tmp_path / "users")
+    file = tmp_path / "users" / f"dt={DATE}" / "users-1.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table, file, row_group_size=100, write_page_checksum=True)
+    chunk = pq.ParquetFile(file).metadata.row_group(7).column(0)
+    content = bytearray(file.read_bytes())
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[begin + chunk.total_compressed_size - 1] ^= 0xFF
+    file.write_bytes(content)
+    more = ("--set", f"input.uri={tmp_path / 'users'}", "--set", "limits.max_quarantined=0.1")
+    command = night(features_job, tmp_path / "out", *more)
+    ended = score(*command)
+    assert ended.code == 0, ended.err
+    assert ended.json["degraded"]
+    assert ended.json["quarantined_by_reason"]["row_group_unreadable"] == 100
+    verdict = score("verify", *command[1:])
+    assert verdict.code == 0, verdict.err
+    assert verdict.json["quarantined"] == ended.json["quarantined"]
+
+
 def test_input_that_changes_after_a_crash_is_never_mixed(
     start_score: Callable[..., Any],
     score: Callable[..., Any],

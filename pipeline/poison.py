@@ -1,0 +1,125 @@
+"""Rows that may take the process with them: try them alone, or keep them away from the decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.blocks import BadRow, Block
+from pipeline.lane_messages import PoisonRow, Suspect
+from pipeline.plan import Shard
+from pipeline.read import read_blocks
+
+if TYPE_CHECKING:
+    from pipeline.score_shards import ScoringTools
+
+STAGE = "score"
+"""Decoder or engine: a dead process does not say which."""
+
+
+def keep_poison_out(
+    blocks: Iterable[Block | None], poison: Sequence[PoisonRow], columns: Sequence[str]
+) -> Iterator[Block | None]:
+    """Blocks whose poison rows are null in the decoder's columns, and noted in `Block.poison`."""
+    by_shard: dict[int, dict[int, PoisonRow]] = {}
+    for row in poison:
+        by_shard.setdefault(row.shard, {})[row.row] = row
+    for block in blocks:
+        found = {}
+        if block is not None and block.shard.index in by_shard:
+            ours = by_shard[block.shard.index]
+            slots = {row - block.first_row: why for row, why in ours.items()}
+            found = {slot: slots[slot] for slot in slots if 0 <= slot < block.rows.num_rows}
+        yield _masked(block, found, columns) if block is not None and found else block
+
+
+def _masked(block: Block, found: Mapping[int, PoisonRow], columns: Sequence[str]) -> Block:
+    bad_rows = {
+        slot: BadRow(
+            stage=STAGE,
+            reason=row.reason,
+            message=row.message,
+            sha256=_digest(block.rows.slice(slot, 1).select(list(columns))),
+        )
+        for slot, row in found.items()
+    }
+    mask = np.zeros(block.rows.num_rows, bool)
+    mask[list(found)] = True
+    return dataclasses.replace(
+        block, rows=nulled(block.rows, mask, columns), poison=bad_rows | dict(block.poison)
+    )
+
+
+def nulled(rows: pa.RecordBatch, mask: np.ndarray, columns: Sequence[str]) -> pa.RecordBatch:
+    """`rows` with nulls in `columns` where the mask says so: no decoder touches a null."""
+    chosen = pa.array(mask)
+    for name in columns:
+        column = rows.column(name)
+        nulls = pa.nulls(rows.num_rows, column.type)
+        field = pa.field(name, column.type)
+        masked = pc.if_else(chosen, nulls, column)
+        rows = rows.set_column(rows.schema.get_field_index(name), field, masked)
+    return rows
+
+
+def _digest(row: pa.RecordBatch) -> str:
+    """Of the encoded image, or of the features' bytes; empty for a null."""
+    values = [column[0].as_py() for column in row.columns]
+    if any(value is None for value in values):
+        return ""
+    if isinstance(values[0], bytes):
+        return hashlib.sha256(values[0]).hexdigest()
+    return hashlib.sha256(np.asarray(values, np.float32).tobytes()).hexdigest()
+
+
+def try_suspects(
+    suspects: Sequence[Suspect],
+    tools: ScoringTools,
+    score: Callable[[Iterable[Block]], Iterable[object]],
+    on_cleared: Callable[[], None],
+) -> None:
+    """Score each suspect alone. Whoever reads the marks learns which one this process dies of.
+
+    Args:
+        suspects: In the order in which they are tried; those of a shard are together.
+        tools: What they are scored with; what is warmed up by rows without content.
+        score: Decodes and infers blocks; what comes out is thrown away.
+        on_cleared: Is told after each one that this process survives.
+    """
+    columns, is_warm = tools.decoder.columns, False
+    for shard, of_shard in groupby(suspects, key=lambda suspect: suspect.shard):
+        for suspect, block in _rows_of(shard, list(of_shard), tools):
+            if not is_warm:
+                everything = np.ones(block.rows.num_rows, bool)
+                empty = dataclasses.replace(block, rows=nulled(block.rows, everything, columns))
+                deque(score([empty]), maxlen=0)
+                is_warm = True
+            where = suspect.shard.index, suspect.first_row
+            tools.marks.begin(*where, suspect.num_rows, is_trial=True)
+            deque(score([block]), maxlen=0)
+            tools.marks.end(*where)
+            on_cleared()
+
+
+def _rows_of(
+    shard: Shard, suspects: Sequence[Suspect], tools: ScoringTools
+) -> Iterator[tuple[Suspect, Block]]:
+    """The rows of each suspect as a block; a block that was in work is one that was read."""
+    wanted = deque(sorted(suspects, key=lambda suspect: suspect.first_row))
+    for block in read_blocks([shard], tools.source, tools.columns, tools.decoder.block_rows):
+        assert block is not None
+        end = block.first_row + block.rows.num_rows
+        while wanted and wanted[0].first_row < end:
+            suspect = wanted.popleft()
+            rows = block.rows.slice(suspect.first_row - block.first_row, suspect.num_rows)
+            yield suspect, dataclasses.replace(block, first_row=suspect.first_row, rows=rows)
+        if not wanted:
+            return

@@ -1,0 +1,64 @@
+"""Find the rows that kill a lane's process: what it was at is tried alone, by halves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.lane_messages import PoisonRow, Suspect
+
+MAX_UNEXPLAINED = 2
+"""Deaths in a row that no rows explain and that are survived: the next one is no accident."""
+MAX_POISON_ROWS = 32
+"""Rows of a lane that may kill its process: with more, it is not the rows."""
+
+
+class Suspects:
+    """What is known of the deaths of a lane's processes.
+
+    The next process first tries `to_try`, each entry alone in one thread. What kills it again is
+    halved, down to one row, which is poison: it is never tried again. A process that is killed
+    from outside costs no row: whatever it was at is cleared.
+    """
+
+    def __init__(self) -> None:
+        self.to_try: list[Suspect] = []
+        self.poison: list[PoisonRow] = []
+        self._num_unexplained = 0
+
+    def died(self, in_work: Sequence[Suspect], reason: str, message: str) -> None:
+        """Learn from a death.
+
+        Args:
+            in_work: Rows that the process was at.
+            reason: Short code for quarantined rows: `crashed`, `hung` or `out_of_memory`.
+            message: What was seen.
+        """
+        if not self.to_try:
+            self._num_unexplained += 1
+            self.to_try = list(in_work)
+            return
+        suspect = self.to_try[0]
+        if suspect not in in_work:  # it did not come that far
+            self._num_unexplained += 1
+        elif suspect.num_rows > 1:
+            self.to_try[:1] = suspect.halves()
+        else:
+            del self.to_try[0]
+            row = suspect.first_row
+            self.poison.append(
+                PoisonRow(shard=suspect.shard.index, row=row, reason=reason, message=message)
+            )
+            self._num_unexplained = 0
+
+    def cleared(self) -> None:
+        """The first suspect was scored alone, and the process lives."""
+        del self.to_try[0]
+
+    def committed(self) -> None:
+        """A shard was finished: deaths before and after it need not have one cause."""
+        self._num_unexplained = 0
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether another process would only die, too."""
+        return self._num_unexplained > MAX_UNEXPLAINED or len(self.poison) > MAX_POISON_ROWS

@@ -1,0 +1,53 @@
+"""Imported ahead by a lane's process: some rows then do it harm, as bugs in native code would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from multiprocessing import parent_process
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.decode_features import FeatureDecoder
+from pipeline.screen_images import ImageScreen
+
+CRASH, HANG, EAT = 1001.0, 1002.0, 1003.0
+"""Values of a row's first feature; an image ends with their ASCII digits."""
+
+
+def harm(kind: float) -> None:
+    """Crash, hang, or take all memory."""
+    if kind == CRASH:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if kind == HANG:
+        time.sleep(600)
+    if kind == EAT:
+        eaten = []
+        while True:
+            eaten.append(b"x" * (64 << 20))
+            time.sleep(0.01)
+
+
+def _kind_of(image: bytes) -> float:
+    tail = image[-6:]
+    return float(tail) if tail in (b"1001.0", b"1002.0", b"1003.0") else 0.0
+
+
+def _decode(self: FeatureDecoder, rows: pa.RecordBatch) -> Any:
+    for value in rows.column(self.columns[0]).to_pylist():
+        harm(value)
+    return _decode_features(self, rows)
+
+
+def _screen(self: ImageScreen, rows: pa.RecordBatch) -> Any:
+    for image in rows.column(self._images.column).to_pylist():
+        harm(_kind_of(image or b""))
+    return _screen_images(self, rows)
+
+
+_decode_features, _screen_images = FeatureDecoder.decode, ImageScreen.screen
+if parent_process() is not None:  # tests, which import the values only, come to no harm
+    FeatureDecoder.decode = _decode  # type: ignore[method-assign]
+    ImageScreen.screen = _screen  # type: ignore[method-assign]
