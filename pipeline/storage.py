@@ -1,4 +1,4 @@
-"""Create-only storage on a local disk or an object store, through fsspec.
+"""Create-only storage: its protocol, and a local disk. See object_storage.py for S3.
 
 One promise matters: `create` makes an object whole or not at all, and never replaces one. Commit
 records and manifests rest on it; see ARCHITECTURE.md, "Commit protocol".
@@ -7,21 +7,20 @@ records and manifests rest on it; see ARCHITECTURE.md, "Commit protocol".
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import shutil
 import stat
-import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, ParamSpec, Protocol, TypeVar, cast
+from typing import BinaryIO, Protocol, cast
 
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, StorageError
+from pipeline.store_errors import why
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +95,8 @@ def open_storage(uri: str) -> Storage:
     if scheme == "file":
         return LocalStorage(rest)
     if scheme == "s3" and rest.strip("/"):
+        from pipeline.object_storage import ObjectStorage
+
         return ObjectStorage(uri)
     raise ConfigError(f"{uri}: unknown kind of storage; expected a path or s3://bucket/prefix.")
 
@@ -114,7 +115,7 @@ def probe(storage: Storage, folder: str) -> None:
         created = storage.create(path, first)
     except (OSError, StorageError) as error:
         raise ConfigError(
-            f"{where}: cannot be written ({_why(error)}); expected a writable output. "
+            f"{where}: cannot be written ({why(error)}); expected a writable output. "
             "Check `output.uri` and its permissions."
         ) from None
     try:
@@ -126,10 +127,6 @@ def probe(storage: Storage, folder: str) -> None:
             )
     finally:
         storage.delete(path)
-
-
-def _why(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class LocalStorage:
@@ -238,147 +235,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-Params = ParamSpec("Params")
-Result = TypeVar("Result")
-
-
-def _named(method: Callable[Params, Result]) -> Callable[Params, Result]:
-    """Turn what the S3 client raises besides OSError (no credentials, no connection) into ours."""
-
-    @functools.wraps(method)
-    def call(*args: Params.args, **kwargs: Params.kwargs) -> Result:
-        from botocore.exceptions import BotoCoreError
-
-        try:
-            return method(*args, **kwargs)
-        except BotoCoreError as error:
-            raise StorageError(
-                f"object store: {error}; expected to reach it. Check AWS_ACCESS_KEY_ID, "
-                "AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL."
-            ) from error
-
-    return call
-
-
-class ObjectStorage:
-    """A prefix of an S3 bucket; the store must honour If-None-Match (see `probe`)."""
-
-    RETRY_PAUSES_S = (0.2, 1.0, 5.0)
-    """Waits between tries of a conditional write that the store asked us to repeat."""
-
-    def __init__(self, uri: str) -> None:
-        import fsspec  # brings asyncio and more, which a local disk does not need
-
-        self.uri = uri.rstrip("/")
-        self._root = self.uri.removeprefix("s3://")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        # A listing cache would hide what other processes wrote; a cached instance may have been
-        # made by another thread's event loop.
-        self._fs: Any = fsspec.filesystem(
-            "s3",
-            endpoint_url=endpoint,
-            use_listings_cache=False,
-            skip_instance_cache=True,
-            config_kwargs={
-                "retries": {"mode": "standard", "max_attempts": 6},
-                "connect_timeout": 5,
-                "read_timeout": 60,
-                **({"s3": {"addressing_style": "path"}} if endpoint else {}),
-            },
-        )
-
-    def _full(self, path: str) -> str:
-        return f"{self._root}/{path}".rstrip("/")
-
-    @_named
-    def list_files(self, prefix: str) -> list[FileInfo]:
-        try:
-            found = self._fs.find(self._full(prefix), detail=True)
-        except FileNotFoundError:
-            return []
-        # Stores and consoles may keep folders as objects; they are no files.
-        infos = [
-            self._info(full, entry) for full, entry in found.items() if entry["type"] == "file"
-        ]
-        return sorted(infos, key=lambda info: info.path)
-
-    def _info(self, full: str, entry: dict[str, Any]) -> FileInfo:
-        relative = full.removeprefix(f"{self._root}/")
-        return FileInfo(
-            path=relative,
-            num_bytes=entry["size"],
-            version=entry["ETag"].strip('"'),
-            modified_at=entry["LastModified"].timestamp(),
-        )
-
-    @_named
-    def info(self, path: str) -> FileInfo | None:
-        full = self._full(path)
-        try:
-            entry = self._fs.info(full)
-        except FileNotFoundError:
-            return None
-        return self._info(full, entry) if entry["type"] == "file" else None
-
-    @_named
-    def open(self, path: str) -> BinaryIO:
-        return cast("BinaryIO", self._fs.open(self._full(path), "rb", cache_type="readahead"))
-
-    @_named
-    def read(self, path: str) -> bytes | None:
-        try:
-            return cast("bytes", self._fs.cat_file(self._full(path)))
-        except FileNotFoundError:
-            return None
-
-    @_named
-    def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        full = [self._full(path) for path in paths]
-        contents = self._fs.cat(full, on_error="raise") if full else {}
-        return [contents[path] for path in full] if isinstance(contents, dict) else [contents]
-
-    def create(self, path: str, data: bytes) -> bool:
-        full = self._full(path)
-        for pause_s in (*self.RETRY_PAUSES_S, None):
-            try:
-                self._put_new(full, data)
-                return True
-            except (OSError, StorageError) as error:
-                # The store may have applied a request whose reply was lost: what is there decides.
-                found = self.read(path)
-                if found is not None:
-                    return found == data
-                if pause_s is None:
-                    raise StorageError(f"s3://{full}: {_why(error)}; expected a write.") from error
-                time.sleep(pause_s)
-        raise AssertionError("unreachable: the last try returns or raises")
-
-    @_named
-    def _put_new(self, full: str, data: bytes) -> None:
-        self._fs.pipe_file(full, data, mode="create")
-
-    @_named
-    def delete(self, path: str) -> None:
-        try:
-            self._fs.rm_file(self._full(path))
-        except FileNotFoundError:
-            return
-
-    def publish(self, files: dict[str, str], manifest: bytes, target: str) -> bool:
-        if self.read(f"{target}/{MANIFEST}") is not None:
-            return False
-        # Server-side copies under names that only this run uses: repeating them is harmless.
-        self._copy(
-            (self._full(source), self._full(f"{target}/{name}")) for name, source in files.items()
-        )
-        if not self.create(f"{target}/{MANIFEST}", manifest):
-            return False
-        self.create(f"{target}/{SUCCESS}", b"")
-        return True
-
-    @_named
-    def _copy(self, pairs: Iterable[tuple[str, str]]) -> None:
-        sources, targets = zip(*pairs, strict=True) if (pairs := list(pairs)) else ((), ())
-        self._fs.copy(list(sources), list(targets), on_error="raise")

@@ -24,7 +24,8 @@ from engines.keys import digest
 from engines.manifest import StoredEngine
 from engines.store import EngineStore, StoreOptions
 from engines.upkeep import collect_garbage, roll_back
-from pipeline.storage import FileInfo, LocalStorage, ObjectStorage, open_storage
+from pipeline.object_storage import ObjectStorage
+from pipeline.storage import FileInfo, LocalStorage, open_storage
 from tests.engines.small_stores import a_manifest
 
 REQUEST = digest("request")

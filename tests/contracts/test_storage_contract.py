@@ -11,15 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.storage import (
-    MANIFEST,
-    SUCCESS,
-    LocalStorage,
-    ObjectStorage,
-    Storage,
-    open_storage,
-    probe,
-)
+from pipeline.object_storage import ObjectStorage
+from pipeline.storage import MANIFEST, SUCCESS, LocalStorage, Storage, open_storage, probe
 
 NUM_WRITERS = 16
 
