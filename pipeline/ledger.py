@@ -79,12 +79,17 @@ def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat()
 
 
+def run_folder(job: str, run_id: str) -> str:
+    """Where a run's ledger is, below the output's root."""
+    return f"{job}/_runs/{run_id}"
+
+
 class Ledger:
     """Reads and writes the records of one run; any number of processes may do so at once."""
 
     def __init__(self, output: Storage, job: str, run_id: str) -> None:
         self.run_id = run_id
-        self.folder = f"{job}/_runs/{run_id}"
+        self.folder = run_folder(job, run_id)
         self._output = output
 
     def open(self, description: Mapping[str, Any], attempt: Attempt) -> None:
@@ -141,6 +146,29 @@ class Ledger:
                 self._output.delete(self.part_path(orphan))
         return _record_from_json(self._output.read_many([path])[0])
 
+    def adopt(self, record: CommitRecord, files: Mapping[str, str]) -> None:
+        """Take over a shard that another run has scored.
+
+        Args:
+            record: What that run's ledger said of it.
+            files: Where its parts are: name -> path below the output's root.
+        """
+        parts = {f"{self.folder}/parts/{name}": path for name, path in files.items()}
+        self._output.copy(parts)
+        path = f"{self.folder}/commits/{record.shard:05d}.json"
+        self._output.create(path, record.to_json())
+
+    def forget_quarantine(self) -> None:
+        """Let rows in quarantine be tried again: their shards are no longer committed.
+
+        Parts stay behind as orphans. Whoever publishes meanwhile finds that shards are missing.
+        """
+        for record in self.records().values():
+            if record.num_quarantined:
+                self._output.delete(f"{self.folder}/commits/{record.shard:05d}.json")
+        for info in self._output.list_files(f"{self.folder}/poison"):
+            self._output.delete(info.path)
+
     def note_poison(self, row: PoisonRow) -> None:
         """Write down that a row must not be tried again, in this attempt and in all others."""
         path = f"{self.folder}/poison/{row.shard:05d}-{row.row:08d}.json"
@@ -165,7 +193,11 @@ class Ledger:
 
 
 def _record_from_json(data: bytes) -> CommitRecord:
-    fields = json.loads(data)
+    return record_from_dict(json.loads(data))
+
+
+def record_from_dict(fields: Mapping[str, Any]) -> CommitRecord:
+    """The inverse of `dataclasses.asdict`."""
     quarantine = fields["quarantine"]
     return CommitRecord(
         **{

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, BinaryIO, ParamSpec, TypeVar, cast
 
 from pipeline.errors import StorageError
-from pipeline.storage import MANIFEST, SUCCESS, FileInfo
+from pipeline.storage import MANIFEST, SUCCESS, FileInfo, UnfinishedUpload
 from pipeline.store_errors import why
 
 Params = ParamSpec("Params")
@@ -138,17 +139,93 @@ class ObjectStorage:
         except FileNotFoundError:
             return
 
+    @_named
+    def delete_many(self, paths: Sequence[str]) -> None:
+        if paths:
+            self._fs.rm([self._full(path) for path in paths])
+
+    def copy(self, files: Mapping[str, str]) -> None:
+        self._copy((self._full(source), self._full(path)) for path, source in files.items())
+
+    @_named
+    def unfinished_uploads(self, prefix: str) -> list[UnfinishedUpload]:
+        bucket, _, root = self._root.partition("/")
+        found: list[UnfinishedUpload] = []
+        wanted = {"Bucket": bucket, "Prefix": f"{root}/{prefix}".strip("/") + "/"}
+        page: dict[str, Any] = {"IsTruncated": True}
+        while page.get("IsTruncated"):
+            if found:
+                wanted["KeyMarker"] = page["NextKeyMarker"]
+                wanted["UploadIdMarker"] = page["NextUploadIdMarker"]
+            page = self._fs.call_s3("list_multipart_uploads", **wanted)
+            found += [
+                UnfinishedUpload(
+                    path=upload["Key"].removeprefix(f"{root}/"),
+                    upload_id=upload["UploadId"],
+                    started_at=upload["Initiated"].timestamp(),
+                )
+                for upload in page.get("Uploads", ())
+            ]
+        return found
+
+    @_named
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        bucket, key, _ = self._fs.split_path(self._full(upload.path))
+        with suppress(FileNotFoundError):
+            self._fs.call_s3(
+                "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.upload_id
+            )
+
     def publish(self, files: dict[str, str], manifest: bytes, target: str) -> bool:
         if self.read(f"{target}/{MANIFEST}") is not None:
             return False
         # Server-side copies under names that only this run uses: repeating them is harmless.
-        self._copy(
-            (self._full(source), self._full(f"{target}/{name}")) for name, source in files.items()
-        )
+        self._copy_into(target, files)
         if not self.create(f"{target}/{MANIFEST}", manifest):
             return False
+        self._remove_strays(target, set(files))
         self.create(f"{target}/{SUCCESS}", b"")
         return True
+
+    def _remove_strays(self, target: str, named: set[str]) -> None:
+        """Remove what other runs copied and never published: only one can, and that was us."""
+        found = self.list_files(target)
+        published_at = next(
+            info.modified_at for info in found if info.path == f"{target}/{MANIFEST}"
+        )
+        # Whatever came after the manifest may be a next version's.
+        strays = [
+            info.path
+            for info in found
+            if info.modified_at < published_at and info.path.removeprefix(f"{target}/") not in named
+        ]
+        self.delete_many(strays)
+
+    def swap(self, files: dict[str, str], manifest: bytes, target: str, expected: bytes) -> bool:
+        path = f"{target}/{MANIFEST}"
+        # The version first: should the manifest change in between, it is no longer that version's.
+        before = self.info(path)
+        if before is None or self.read(path) != expected:
+            return False
+        self.delete(f"{target}/{SUCCESS}")
+        self._copy_into(target, files)
+        try:
+            self._put_instead(self._full(path), manifest, before.version)
+        except (OSError, StorageError):
+            # Refused, or applied although the reply was lost: what is there decides (R8).
+            found = self.read(path)
+            if found == expected:
+                raise
+            return found == manifest
+        return True
+
+    @_named
+    def _put_instead(self, full: str, data: bytes, version: str) -> None:
+        # In one request, however large: only such a one is conditional here.
+        self._fs.pipe_file(full, data, chunksize=2**31, IfMatch=f'"{version}"')
+
+    def _copy_into(self, target: str, files: dict[str, str]) -> None:
+        self.copy({f"{target}/{name}": source for name, source in files.items()})
 
     @_named
     def _copy(self, pairs: Iterable[tuple[str, str]]) -> None:

@@ -130,11 +130,14 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
     )
 
 
-def run_id_of(plan: Plan, job: Job, engine_key: str, class_names: Sequence[str] = ()) -> str:
+def run_id_of(
+    plan: Plan, job: Job, engine_key: str, class_names: Sequence[str] = (), version: int = 1
+) -> str:
     """The id of a run: a function of job, date and all that decides what its output says.
 
     A run that was interrupted finds its ledger under this id; another input, engine or output
-    layout gives another id, so that versions are never mixed.
+    layout gives another id, so that they are never mixed. A forced run of a published date has the
+    `version` that it will be: it must not find the ledger of what it replaces.
     """
     pins = {
         "job": plan.job,
@@ -148,6 +151,7 @@ def run_id_of(plan: Plan, job: Job, engine_key: str, class_names: Sequence[str] 
         # Decoders differ by a level here and there.
         "decoders": [job.lanes.gpu_decode.enabled, job.lanes.cpu_decoder],
         "class_names": list(class_names),
+        **({"version": version} if version > 1 else {}),
     }
     return f"{plan.date}-{_digest(pins)[:12]}"
 

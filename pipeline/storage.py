@@ -6,13 +6,16 @@ records and manifests rest on it; see ARCHITECTURE.md, "Commit protocol".
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import stat
+import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -66,6 +69,24 @@ class Storage(Protocol):
     def delete(self, path: str) -> None:
         """Remove a file that we know nobody needs; missing is fine."""
 
+    def delete_many(self, paths: Sequence[str]) -> None:
+        """The same for many files, and for the folders that this leaves empty."""
+
+    def copy(self, files: Mapping[str, str]) -> None:
+        """Make files appear under more paths (new path -> existing one), as links or copies.
+
+        A path that exists is left as it is: whoever made it copied the same file.
+        """
+
+    def unfinished_uploads(self, prefix: str) -> list[UnfinishedUpload]:
+        """Uploads below the folder `prefix` that were begun and neither completed nor aborted.
+
+        They are invisible and cost money. A local disk has none.
+        """
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        """Drop what was uploaded; gone is fine."""
+
     def publish(self, files: dict[str, str], manifest: bytes, target: str) -> bool:
         """Make the folder `target` appear: links or copies of `files`, then `_MANIFEST.json`.
 
@@ -78,9 +99,35 @@ class Storage(Protocol):
             False when somebody else has published `target`.
         """
 
+    def swap(self, files: dict[str, str], manifest: bytes, target: str, expected: bytes) -> bool:
+        """Like `publish`, but in the place of the version whose manifest is `expected`.
+
+        On a local disk one folder takes the other's place at once. On an object store `_SUCCESS`
+        goes first, then files are copied, then the manifest is replaced on condition that nobody
+        else has (If-Match); what the old version leaves behind is the caller's to remove.
+
+        Returns:
+            False when `target` has another manifest by now.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnfinishedUpload:
+    """A multipart upload that nobody completed."""
+
+    path: str
+    upload_id: str
+    started_at: float
+    """Unix time in s, by the store's clock."""
+
 
 MANIFEST = "_MANIFEST.json"
 SUCCESS = "_SUCCESS"
+STAGING_PREFIX = "_publishing-"
+"""Of folders that are being made, and of versions that have just been replaced."""
+PROBE_PREFIX = "_probe-"
+LOCK_TIMEOUT_S = 60.0
+LOCK_POLL_S = 0.1
 
 
 def open_storage(uri: str) -> Storage:
@@ -108,7 +155,7 @@ def probe(storage: Storage, folder: str) -> None:
         StorageError: The store replaces existing objects or does not show what was written.
         ConfigError: The folder cannot be written at all.
     """
-    path = f"{folder}/_probe-{uuid.uuid4().hex}"
+    path = f"{folder}/{PROBE_PREFIX}{uuid.uuid4().hex}"
     first, second = uuid.uuid4().bytes, uuid.uuid4().bytes
     where = f"{storage.uri}/{folder}"
     try:
@@ -197,11 +244,59 @@ class LocalStorage:
     def delete(self, path: str) -> None:
         (self._root / path).unlink(missing_ok=True)
 
+    def delete_many(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            self.delete(path)
+        folders = {parent for path in paths for parent in (self._root / path).parents}
+        for folder in sorted(folders, key=lambda each: len(each.parts), reverse=True):
+            if self._root in folder.parents:
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
+
+    def copy(self, files: Mapping[str, str]) -> None:
+        folders = {(self._root / path).parent for path in files}
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        for path, source in files.items():
+            with suppress(FileExistsError):
+                os.link(self._root / source, self._root / path)
+        for folder in folders:
+            _sync_folder(folder)
+
+    def unfinished_uploads(self, prefix: str) -> list[UnfinishedUpload]:  # noqa: ARG002
+        return []
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:  # pragma: no cover
+        raise AssertionError(f"{upload.path}: a local disk has no uploads")
+
     def publish(self, files: dict[str, str], manifest: bytes, target: str) -> bool:
         final = self._root / target
         if (final / MANIFEST).exists():
             return False
-        staged = final.with_name(f"_publishing-{uuid.uuid4().hex}")
+        with self._staged(files, manifest, final) as staged:
+            try:
+                os.rename(staged, final)  # fails when `final` has files: somebody was first
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    return False
+                raise
+            _sync_folder(final.parent)
+            return True
+
+    def swap(self, files: dict[str, str], manifest: bytes, target: str, expected: bytes) -> bool:
+        final = self._root / target
+        with _locked(final.parent):
+            if self.read(f"{target}/{MANIFEST}") != expected:
+                return False
+            with self._staged(files, manifest, final) as staged:
+                exchange(staged, final)
+                _sync_folder(final.parent)
+                return True
+
+    @contextmanager
+    def _staged(self, files: dict[str, str], manifest: bytes, final: Path) -> Iterator[Path]:
+        """A folder beside `final` with all that it shall have; what is left of it goes at last."""
+        staged = final.with_name(f"{STAGING_PREFIX}{uuid.uuid4().hex}")
         try:
             inner = {Path(folder) for folder in map(os.path.dirname, files)}
             folders = {staged / each for folder in inner for each in (folder, *folder.parents)}
@@ -217,16 +312,57 @@ class LocalStorage:
                     os.fsync(file.fileno())
             for folder in folders:
                 _sync_folder(folder)
-            try:
-                os.rename(staged, final)  # fails when `final` has files: somebody was first
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                    return False
-                raise
-            _sync_folder(final.parent)
-            return True
+            yield staged
         finally:
             shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the kernel's lock on a folder: it is freed when its owner dies.
+
+    Raises:
+        StorageError: Somebody else has held it for too long.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"{folder}: locked by another process for {LOCK_TIMEOUT_S:g} s; expected "
+                        "it to put its version in place. Look for a hanging `score` process."
+                    ) from None
+                time.sleep(LOCK_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Two folders take each other's place at once (renameat2 with RENAME_EXCHANGE, Linux 3.15).
+
+    Raises:
+        StorageError: The system or the file system cannot do that.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, both = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, linux/fcntl.h and linux/fs.h
+    if renameat2 is None:
+        code = errno.ENOSYS
+    elif renameat2(here, os.fsencode(one), here, os.fsencode(other), both) == 0:
+        return
+    else:
+        code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        raise StorageError(
+            f"{other}: its file system cannot exchange two folders at once; expected Linux and a "
+            "local disk. Readers would see a date vanish: nothing was changed."
+        )
+    raise OSError(code, os.strerror(code), str(other))
 
 
 def _sync_folder(folder: Path) -> None:
