@@ -36,6 +36,7 @@ from pipeline.run import (
     prepare_run,
 )
 from pipeline.storage import open_storage
+from pipeline.store_errors import resumable
 from pipeline.telemetry import Sampler
 from pipeline.tuning import LaneSettings, find_tuning, with_settings
 
@@ -102,8 +103,10 @@ def run_night(
                 return already_published(job, date)
             tuned = _tuned(job, device, observer)
             run = prepare_run(tuned, date, device, clock, observer.say, force=force)
-            uses = _score(run, lanes, observer, map_groups or map_in_threads)
-        return finish_run(run, lanes, price, uses)
+            with resumable():
+                uses = _score(run, lanes, observer, map_groups or map_in_threads)
+        with resumable():
+            return finish_run(run, lanes, price, uses)
 
     try:
         return attempt(lanes or start_lanes(job), force=False)

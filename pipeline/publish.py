@@ -14,7 +14,7 @@ from pipeline.ledger import CommitRecord, Ledger, StoredFile, utc_now
 from pipeline.plan import Plan
 from pipeline.report import RunReport, report_from_dict
 from pipeline.report_html import render_html
-from pipeline.storage import MANIFEST, Storage
+from pipeline.storage import MANIFEST, SUCCESS, Storage
 
 MANIFEST_FORMAT = 1
 QUARANTINE_FOLDER = "_quarantine"
@@ -133,9 +133,15 @@ def publish(
     return output.publish(files, json.dumps(manifest).encode(), folder)
 
 
+def mark_success(output: Storage, job: str, date: str) -> None:
+    """Create `_SUCCESS` beside a manifest; in a bucket a crash may have come between the two."""
+    output.create(f"{published_folder(job, date)}/{SUCCESS}", b"")
+
+
 def write_reports(output: Storage, report: RunReport) -> None:
-    """`_report.json` and `_report.html` beside the parts; harmless when they are there already."""
+    """What a crash after publication may have left out: `_SUCCESS`, and the reports."""
     folder = published_folder(report.job, report.date)
+    mark_success(output, report.job, report.date)
     output.create(f"{folder}/{REPORT_JSON}", report.to_json().encode())
     output.create(f"{folder}/{REPORT_HTML}", render_html(report).encode())
 

@@ -7,20 +7,21 @@ records and manifests rest on it; see ARCHITECTURE.md, "Commit protocol".
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import stat
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, StorageError
-from pipeline.store_errors import why
+from pipeline.errors import ConfigError, StorageError, StoreRefusedError
+from pipeline.store_errors import named, why
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +38,12 @@ class FileInfo:
 
 
 class Storage(Protocol):
-    """A tree of immutable files below one root. Paths are relative to the root, with `/`."""
+    """A tree of immutable files below one root. Paths are relative to the root, with `/`.
+
+    Raises:
+        StoreUnavailableError: By any method: full, broken or out of reach; nothing is torn.
+        StoreRefusedError: By any method: no permission, read-only, no such bucket.
+    """
 
     uri: str
 
@@ -106,6 +112,7 @@ def probe(storage: Storage, folder: str) -> None:
 
     Raises:
         StorageError: The store replaces existing objects or does not show what was written.
+        StoreUnavailableError: It is full or out of reach.
         ConfigError: The folder cannot be written at all.
     """
     path = f"{folder}/_probe-{uuid.uuid4().hex}"
@@ -113,7 +120,7 @@ def probe(storage: Storage, folder: str) -> None:
     where = f"{storage.uri}/{folder}"
     try:
         created = storage.create(path, first)
-    except (OSError, StorageError) as error:
+    except (OSError, StoreRefusedError) as error:
         raise ConfigError(
             f"{where}: cannot be written ({why(error)}); expected a writable output. "
             "Check `output.uri` and its permissions."
@@ -129,6 +136,24 @@ def probe(storage: Storage, folder: str) -> None:
         storage.delete(path)
 
 
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+def _named(
+    method: Callable[Concatenate[LocalStorage, Params], Result],
+) -> Callable[Concatenate[LocalStorage, Params], Result]:
+    """Let a method say what errors of the disk mean, and at which path."""
+
+    @functools.wraps(method)
+    def call(self: LocalStorage, *args: Params.args, **kwargs: Params.kwargs) -> Result:
+        paths = [argument for argument in args if isinstance(argument, str)]
+        with named("/".join((self.uri, *paths[:1]))):
+            return method(self, *args, **kwargs)
+
+    return call
+
+
 class LocalStorage:
     """A folder of a local file system that supports hard links."""
 
@@ -136,16 +161,18 @@ class LocalStorage:
         self.uri = root.rstrip("/") or "/"
         self._root = Path(os.path.abspath(root))
 
+    @_named
     def list_files(self, prefix: str) -> list[FileInfo]:
         # Plain strings: with a Path for each file a ledger of 100,000 takes seconds to list.
         found = []
-        for parent, _, names in os.walk(self._root / prefix):
+        for parent, _, names in os.walk(self._root / prefix, onerror=_unless_missing):
             for name in names:
                 path = os.path.join(parent, name)
                 with suppress(FileNotFoundError):  # somebody's temporary file, gone since
                     found.append(self._info(path, os.stat(path)))
         return sorted(found, key=lambda info: info.path)
 
+    @_named
     def info(self, path: str) -> FileInfo | None:
         full = self._root / path
         try:
@@ -162,19 +189,23 @@ class LocalStorage:
             modified_at=status.st_mtime,
         )
 
+    @_named
     def open(self, path: str) -> BinaryIO:
         # Arrow's own file: its readers then need no Python, and no lock, for each column chunk.
         return cast("BinaryIO", pa.OSFile(str(self._root / path)))
 
+    @_named
     def read(self, path: str) -> bytes | None:
         try:
             return (self._root / path).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    @_named
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
         return [(self._root / path).read_bytes() for path in paths]
 
+    @_named
     def create(self, path: str, data: bytes) -> bool:
         # Not open("xb"): a full disk leaves a torn file. Not rename: it replaces silently.
         final = self._root / path
@@ -194,9 +225,11 @@ class LocalStorage:
             temporary.unlink(missing_ok=True)
             _sync_folder(final.parent)
 
+    @_named
     def delete(self, path: str) -> None:
         (self._root / path).unlink(missing_ok=True)
 
+    @_named
     def publish(self, files: dict[str, str], manifest: bytes, target: str) -> bool:
         final = self._root / target
         if (final / MANIFEST).exists():
@@ -227,6 +260,12 @@ class LocalStorage:
             return True
         finally:
             shutil.rmtree(staged, ignore_errors=True)
+
+
+def _unless_missing(error: OSError) -> None:
+    """Without it a folder that cannot be read would be listed as an empty one."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 def _sync_folder(folder: Path) -> None:

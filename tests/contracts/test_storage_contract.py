@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.object_storage import ObjectStorage
+from pipeline.object_storage import DEADLINE_VARIABLE, ObjectStorage
 from pipeline.storage import MANIFEST, SUCCESS, LocalStorage, Storage, open_storage, probe
 
 NUM_WRITERS = 16
@@ -252,7 +252,7 @@ def test_a_store_that_shows_something_else_is_refused(
         def read(self, path: str) -> bytes | None:
             return None if "_probe-" in path else super().read(path)
 
-    monkeypatch.setattr(ObjectStorage, "RETRY_PAUSES_S", (0.01,))
+    monkeypatch.setenv(DEADLINE_VARIABLE, "0.1")
     with pytest.raises(StorageError, match=r"expected (conditional|a) write"):
         probe(Stale(uri), "job")
 
@@ -266,7 +266,6 @@ def test_an_output_below_a_file_cannot_be_written(tmp_path: Path) -> None:
 def test_an_object_store_that_does_not_know_us_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, s3_folder: str
 ) -> None:
-    monkeypatch.setattr(ObjectStorage, "RETRY_PAUSES_S", ())
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(ConfigError, match=r"cannot be written \(.+\); expected a writable output"):
         probe(open_storage(s3_folder), "job")

@@ -37,7 +37,7 @@ from pipeline_cases import DATE, SumRunner, a_job, a_plan, job_data, scoring_too
 
 from pipeline.config import Job
 from pipeline.ledger import Attempt, Ledger, utc_now
-from pipeline.publish import check_complete, publish, published_folder, read_manifest
+from pipeline.publish import check_complete, mark_success, publish, published_folder, read_manifest
 from pipeline.score_shards import ShardScoring
 from pipeline.storage import open_storage, probe
 from pipeline.verify import verify_published
@@ -69,6 +69,7 @@ def night(job: Job) -> None:
     """Score what has no commit record, and publish: the steps of `pipeline/run.py`."""
     output = open_storage(job.output.uri)
     if read_manifest(output, job.name, DATE) is not None:
+        mark_success(output, job.name, DATE)
         return
     plan = a_plan(job)
     probe(output, f"{job.name}/_runs")
