@@ -146,7 +146,7 @@ def _named(
     """Let a method say what errors of the disk mean, and at which path."""
 
     @functools.wraps(method)
-    def call(self: LocalStorage, *args: Params.args, **kwargs: Params.kwargs) -> Result:
+    def call(self: LocalStorage, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
         paths = [argument for argument in args if isinstance(argument, str)]
         with named("/".join((self.uri, *paths[:1]))):
             return method(self, *args, **kwargs)
