@@ -37,6 +37,7 @@ from pipeline.run import (
     prepare_run,
 )
 from pipeline.storage import open_storage
+from pipeline.store_errors import resumable
 from pipeline.telemetry import Sampler
 from pipeline.tuning import LaneSettings, find_tuning, with_settings
 from pipeline.versions import find_published
@@ -111,8 +112,10 @@ def run_night(
                 replaces=published,
                 rebuild=rebuild,
             )
-            uses = _score(run, lanes, observer, map_groups or map_in_threads)
-        return finish_run(run, lanes, price, uses)
+            with resumable():
+                uses = _score(run, lanes, observer, map_groups or map_in_threads)
+        with resumable():
+            return finish_run(run, lanes, price, uses)
 
     try:
         return attempt(lanes or start_lanes(job), rebuild=False)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.config import Job
 from pipeline.errors import ConfigError, InputError, one_line
 from pipeline.storage import FileInfo, Storage
+from pipeline.store_errors import named
 
 FOOTER_GUESS_BYTES = 1 << 16
 """Read at once from a file's end; most footers fit, so that one request is enough."""
@@ -177,7 +178,7 @@ class _Footer:
 
 def _read_footer(source: Storage, info: FileInfo) -> tuple[_Footer, pa.Schema]:
     where = f"{source.uri}/{info.path}"
-    with source.open(info.path) as file:
+    with named(where), source.open(info.path) as file:
         footer = _footer_bytes(file, info.num_bytes, FOOTER_GUESS_BYTES, where)
     try:
         # The metadata are at the end: a footer alone, between magic bytes, parses as a file.

@@ -15,16 +15,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.object_storage import ObjectStorage
-from pipeline.storage import (
-    MANIFEST,
-    SUCCESS,
-    LocalStorage,
-    Storage,
-    exchange,
-    open_storage,
-    probe,
-)
+from pipeline.local_storage import LocalStorage, exchange
+from pipeline.object_storage import DEADLINE_VARIABLE, ObjectStorage
+from pipeline.storage import MANIFEST, SUCCESS, Storage, open_storage, probe
 
 NUM_WRITERS = 16
 
@@ -264,7 +257,7 @@ def test_a_store_that_shows_something_else_is_refused(
         def read(self, path: str) -> bytes | None:
             return None if "_probe-" in path else super().read(path)
 
-    monkeypatch.setattr(ObjectStorage, "RETRY_PAUSES_S", (0.01,))
+    monkeypatch.setenv(DEADLINE_VARIABLE, "0.1")
     with pytest.raises(StorageError, match=r"expected (conditional|a) write"):
         probe(Stale(uri), "job")
 
@@ -278,7 +271,6 @@ def test_an_output_below_a_file_cannot_be_written(tmp_path: Path) -> None:
 def test_an_object_store_that_does_not_know_us_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, s3_folder: str
 ) -> None:
-    monkeypatch.setattr(ObjectStorage, "RETRY_PAUSES_S", ())
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(ConfigError, match=r"cannot be written \(.+\); expected a writable output"):
         probe(open_storage(s3_folder), "job")
@@ -441,7 +433,7 @@ def test_a_lock_that_is_not_given_back_is_not_waited_for_for_ever(
     storage = LocalStorage(str(tmp_path))
     storage.create("job/parts/one", b"1")
     storage.publish({"one": "job/parts/one"}, b"first", "job/dt=1")
-    monkeypatch.setattr("pipeline.storage.LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("pipeline.local_storage.LOCK_TIMEOUT_S", 0.2)
     descriptor = os.open(tmp_path / "job", os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     with pytest.raises(StorageError, match=r"locked by another process for 0\.2 s"):
