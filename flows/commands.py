@@ -10,6 +10,7 @@ from flows.cli_bench import bench
 from flows.cli_engine import engine_app
 from flows.cli_plan import plan
 from flows.terminal import (
+    Accept,
     Date,
     JobPath,
     Json,
@@ -34,18 +35,23 @@ app.command()(bench)
 
 
 @app.command()
-def run(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
+def run(
+    job: JobPath, date: Date, accept: Accept = None, json: Json = False, set: Set = None
+) -> None:
     """Score one date and publish it; a published date is left as it is."""
     from flows.devices import start_lanes
     from pipeline.config import parse_date
+    from pipeline.errors import known_guards
 
-    loaded, wanted = load(job, set), parse_date(date)
+    loaded, wanted, accepted = load(job, set), parse_date(date), known_guards(accept or ())
     with interruptible():
         lanes = start_lanes(loaded)  # their processes import what they need while this one does
         from flows.night import process_start, run_night
 
         seen_by = observer(quiet=json)
-        report = run_night(loaded, wanted, seen_by, started=process_start(), lanes=lanes)
+        report = run_night(
+            loaded, wanted, seen_by, started=process_start(), lanes=lanes, accept=accepted
+        )
     show_report(report, as_json=json)
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +23,8 @@ from flows.shipped import shipped_config
 from flows.spot import notices
 from pipeline.config import Job
 from pipeline.cost import find_price, load_prices, own_price
+from pipeline.errors import GuardError
+from pipeline.guards import Guards, NightWatch
 from pipeline.lane import Lane, LaneDevice, add_times
 from pipeline.plan import Shard
 from pipeline.publish import read_manifest
@@ -34,6 +36,7 @@ from pipeline.run import (
     finish_run,
     lane_setup,
     prepare_run,
+    watch_over,
 )
 from pipeline.storage import open_storage
 from pipeline.telemetry import Sampler
@@ -68,13 +71,14 @@ class Observer(Protocol):
         """Scoring has ended, well or not."""
 
 
-def run_night(
+def run_night(  # noqa: PLR0913  # the last four are rarely given
     job: Job,
     date: str,
     observer: Observer,
     map_groups: MapGroups | None = None,
     started: float | None = None,
     lanes: list[Lane] | None = None,
+    accept: Collection[str] = (),
 ) -> RunReport:
     """Score one date of a job and publish it; a published date is left as it is.
 
@@ -86,6 +90,7 @@ def run_night(
         started: `time.monotonic()` when the process began; now by default.
         lanes: Of the job, and closed here: whoever starts them before this module is imported gains
             that time; started here by default.
+        accept: Guards that may not stop this run; see `pipeline.errors.GUARDS`.
 
     An engine from the store that does not open, or does not answer as it did, is built anew, once.
 
@@ -93,6 +98,7 @@ def run_night(
         The report; its status says whether this call published.
     """
     clock = RunClock(started=started if started is not None else time.monotonic())
+    guards = Guards(accept)
 
     def attempt(lanes: list[Lane], *, force: bool) -> RunReport:
         device = lanes[0].device
@@ -101,8 +107,9 @@ def run_night(
             if read_manifest(open_storage(job.output.uri), job.name, date) is not None:
                 return already_published(job, date)
             tuned = _tuned(job, device, observer)
-            run = prepare_run(tuned, date, device, clock, observer.say, force=force)
-            uses = _score(run, lanes, observer, map_groups or map_in_threads)
+            run = prepare_run(tuned, date, device, clock, observer.say, force=force, guards=guards)
+            watch = watch_over(run, price)
+            uses = _score(run, lanes, observer, map_groups or map_in_threads, watch)
         return finish_run(run, lanes, price, uses)
 
     try:
@@ -134,14 +141,17 @@ def open_lanes(lanes: list[Lane], grace_s: float, observer: Observer) -> Iterato
     """Close the lanes after use; end their processes at once when something went wrong.
 
     An interruption (SIGTERM, Ctrl-C, Prefect's cancellation: no `Exception`) leaves them `grace_s`
-    seconds for the shards in work; another one ends that, too.
+    seconds for the shards in work; another one ends that, too. So does a guard that stops scoring.
     """
     try:
         yield
     except BaseException as error:
         try:
-            if not isinstance(error, Exception) and any(lane.num_pending for lane in lanes):
-                observer.say(f"interrupted: {grace_s:g} s for the shards in work; again: none")
+            is_guard = isinstance(error, GuardError)
+            may_drain = is_guard or not isinstance(error, Exception)
+            if may_drain and any(lane.num_pending for lane in lanes):
+                why = "stopped by a guard" if is_guard else "interrupted"
+                observer.say(f"{why}: {grace_s:g} s for the shards in work; again: none")
                 drain(lanes, grace_s)
         finally:
             for lane in lanes:
@@ -179,13 +189,18 @@ def next_signal() -> Iterator[threading.Event]:
 
 
 def _score(
-    run: PreparedRun, lanes: list[Lane], observer: Observer, map_groups: MapGroups
+    run: PreparedRun,
+    lanes: list[Lane],
+    observer: Observer,
+    map_groups: MapGroups,
+    watch: NightWatch,
 ) -> tuple[DeviceUse, ...]:
     num_todo = sum(shard.num_rows for shard in run.todo)
     num_rows = run.plan.num_rows
     if not run.todo:
         observer.say(f"all {len(run.plan.shards)} shards were committed before")
         return ()
+    watch.check()
     for lane in lanes:
         lane.open(lane_setup(run, lane.device, len(lanes)))
     groups = split(run.todo, GROUPS_PER_LANE * len(lanes))
@@ -193,10 +208,11 @@ def _score(
     choosing = threading.Lock()  # groups that come together must not all choose the same lane
 
     def score_group(group: Group) -> None:
+        watch.check()  # a group that had not begun when another was stopped
         with choosing:
             futures = min(lanes, key=lambda lane: lane.num_pending).submit(group)
         for future in futures:
-            future.result()
+            watch.committed(future.result())
 
     observer.start(num_rows, num_rows - num_todo)
     devices = dict.fromkeys(lane.device.engine_device for lane in lanes)  # lanes may share a CPU

@@ -102,6 +102,7 @@ def score(
     date: Annotated[str, Field(pattern=ISO_DATE)] | None = None,
     days_back: Annotated[int, Field(ge=0)] = 1,
     timezone: str = "UTC",
+    accept: tuple[str, ...] = (),
 ) -> str:
     """Score one date of a job; a published date is left as it is.
 
@@ -113,6 +114,8 @@ def score(
         date: ISO date. Empty: `days_back` days before the scheduled start.
         days_back: Used when `date` is empty.
         timezone: Time zone in which days are counted.
+        accept: Guards that may not stop this run, of `rows`, `quarantine`, `budget`, `scores` and
+            `drift`.
 
     Returns:
         Address of the run's manifest.
@@ -124,6 +127,7 @@ def score(
         _date_from(wanted),
         LineProgress(logger.info, PROGRESS_PERIOD_S),
         map_as_tasks,
+        accept=accept,
     )
     create_markdown_artifact(
         render_markdown(report),

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.blocks import Array, BadRow, ScoredBlock
+from pipeline.distribution import count_scores
 from pipeline.plan import Shard
 
 QUARANTINE_SCHEMA = pa.schema(
@@ -53,6 +54,8 @@ class ShardParts:
     num_scored: int
     num_quarantined: int
     reasons: Mapping[str, int]
+    scores: str = ""
+    """How its scores are distributed; see pipeline/distribution.py."""
 
 
 def build_parts(shard: Shard, blocks: Sequence[ScoredBlock], layout: OutputLayout) -> ShardParts:
@@ -66,7 +69,24 @@ def build_parts(shard: Shard, blocks: Sequence[ScoredBlock], layout: OutputLayou
         num_scored=scored.num_rows,
         num_quarantined=len(bad),
         reasons=dict(Counter(row.reason for row in bad.values())),
+        scores=_count_scores(blocks),
     )
+
+
+def _count_scores(blocks: Sequence[ScoredBlock]) -> str:
+    """The distribution of the scored rows: by their first column, the best class."""
+    outputs = [
+        np.concatenate(
+            [_good(output[:, 0], block) for output, block in zip(each, blocks, strict=True)]
+        )
+        for each in zip(*(block.outputs for block in blocks), strict=True)
+    ]
+    *class_ids, values = outputs
+    return count_scores(values, *class_ids)
+
+
+def _good(values: Array, block: ScoredBlock) -> Array:
+    return np.delete(values, list(block.bad_rows)) if block.bad_rows else values
 
 
 def _scored_rows(block: ScoredBlock, layout: OutputLayout) -> pa.RecordBatch:
