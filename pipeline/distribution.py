@@ -157,8 +157,8 @@ def add(several: Iterable[Scores]) -> Scores | None:
     classes: Counter[int] = Counter()
     num_rows = squares = 0.0
     for scores in several:
-        bins.update(scores.bins)  # type: ignore[arg-type]  # counts may be fractions of rows
-        classes.update(scores.classes)  # type: ignore[arg-type]
+        bins.update(scores.bins)
+        classes.update(scores.classes)
         num_rows += scores.num_rows
         squares += scores.num_rows**2 / scores.num_values
     if not num_rows:

@@ -41,93 +41,124 @@ class Sampled:
     """[m] of all scores of the parts that were looked at; empty for classes."""
 
 
+class CommittedParts:
+    """What the committed parts of a run say.
+
+    Args:
+        ledger: Of the run.
+        output: Where its parts are.
+        records: Of its shards.
+        head: Of the model.
+    """
+
+    def __init__(
+        self, ledger: Ledger, output: Storage, records: Mapping[int, CommitRecord], head: str
+    ) -> None:
+        self._ledger = ledger
+        self._output = output
+        self._records = records
+        self._columns = ("class_id", "probability") if head == "classes" else ("score",)
+
+    def quarantined(self, shard: Shard) -> npt.NDArray[np.int64] | None:
+        """Indices within a shard, ascending; None when the quarantine does not name each row."""
+        record = self._records[shard.index]
+        if record.quarantine is None:
+            return np.empty(0, np.int64)
+        rows = self._read(record.quarantine, ("row",))["row"].to_pylist()
+        if len(rows) != record.num_quarantined:
+            return None
+        return np.sort(np.array(rows, np.int64) - shard.first_row)
+
+    def answers(self, shard: Shard) -> Answers:
+        """Of a shard's scored rows, in their order; `score` is [rows, m].
+
+        Raises:
+            VerifyError: The part is not what was committed.
+        """
+        record = self._records[shard.index]
+        part = self._read(record.part, self._columns)
+        if part.num_rows != record.num_scored:
+            raise VerifyError(
+                f"part {record.part.name}: {part.num_rows:,} rows; expected {record.num_scored:,}. "
+                "Report this: it is a defect."
+            )
+        return {name: _values(part[name].combine_chunks(), name) for name in self._columns}
+
+    def _read(self, file: StoredFile, columns: Sequence[str]) -> pa.Table:
+        data = self._output.read(self._ledger.part_path(file))
+        if data is None or hashlib.sha256(data).hexdigest() != file.sha256:
+            raise VerifyError(
+                f"part {file.name}: {'gone' if data is None else 'another sha256'}; expected what "
+                "was committed. Look at the store, and delete this run's folder."
+            )
+        return pq.read_table(io.BytesIO(data), columns=list(columns))
+
+
+def _values(column: pa.Array, name: str) -> Array:
+    if pa.types.is_fixed_size_list(column.type):
+        return np.asarray(column.flatten()).reshape(len(column), -1)
+    values = np.asarray(column)
+    return values[:, None] if name == "score" else values
+
+
 class DriftSampler:
     """Takes rows all over a night's input, and what its parts say of them.
 
     Args:
         plan: The night; all its shards are committed.
         source: Its input.
-        ledger: Its ledger.
-        output: Where its parts are.
-        records: Of its shards.
+        parts: What was committed.
+        decoder: Of the CPU.
+        seed: The same one gives the same rows.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        source: Storage,
-        ledger: Ledger,
-        output: Storage,
-        records: Mapping[int, CommitRecord],
+        self, plan: Plan, source: Storage, parts: CommittedParts, decoder: Decoder, seed: str
     ) -> None:
         self._plan = plan
         self._source = source
-        self._ledger = ledger
-        self._output = output
-        self._records = records
+        self._parts = parts
+        self._decoder = decoder
+        self._rng = np.random.default_rng(list(seed.encode()))
 
-    def sample(self, decoder: Decoder, num_rows: int) -> Sampled | None:
+    def sample(self, num_rows: int) -> Sampled | None:
         """About `num_rows` scored rows of a few row groups; None when there is none to be had.
-
-        The same night gives the same rows; another one gives others.
 
         Raises:
             VerifyError: A committed part is not what its record says.
         """
-        rng = np.random.default_rng(list(self._ledger.run_id.encode()))
         groups = [(shard, group) for shard in self._plan.shards for group in shard.row_groups]
         num_bytes = sum(file.num_bytes for file in self._plan.files) / len(groups)
         affordable = max(MIN_GROUPS, int(MAX_READ_BYTES / num_bytes))
         num_groups = min(len(groups), MAX_GROUPS, affordable, num_rows)
         per_group = -(-num_rows // num_groups)
         # One from each of equal stretches of the night.
-        places = (np.arange(num_groups) + rng.random(num_groups)) * len(groups) / num_groups
-        with decoder:
-            found = [
-                self._of_group(*groups[place], decoder, per_group, rng)
-                for place in places.astype(int).tolist()
-            ]
+        places = (np.arange(num_groups) + self._rng.random(num_groups)) * len(groups) / num_groups
+        with self._decoder:
+            chosen = [groups[place] for place in places.astype(int)]
+            found = [self._of_group(shard, group, per_group) for shard, group in chosen]
         return _joined([sampled for sampled in found if sampled is not None])
 
-    def _of_group(
-        self,
-        shard: Shard,
-        group: int,
-        decoder: Decoder,
-        num_rows: int,
-        rng: np.random.Generator,
-    ) -> Sampled | None:
-        record = self._records[shard.index]
-        read = self._read(shard, group, decoder.columns)
-        if read is None or not record.num_scored:
+    def _of_group(self, shard: Shard, group: int, num_rows: int) -> Sampled | None:
+        read, bad = self._read(shard, group), self._parts.quarantined(shard)
+        if read is None or bad is None:
             return None
         rows, first_row = read
-        chosen = np.sort(rng.permutation(len(rows))[:num_rows])
-        bad = self._quarantined(shard, record)
+        chosen = np.sort(self._rng.permutation(len(rows))[:num_rows])
         chosen = chosen[~np.isin(chosen + first_row, bad)]
         if not len(chosen):
             return None
-        inputs, cannot = _decoded(rows.take(chosen), decoder)
-        part = self._part(record.part, ("score", "class_id", "probability"))
-        if part.num_rows != shard.num_rows - len(bad):
-            raise VerifyError(
-                f"part {record.part.name}: {part.num_rows:,} rows; expected "
-                f"{shard.num_rows - len(bad):,}. Look at the store, and delete this run's folder."
-            )
+        inputs, cannot = self._decode(rows.take(chosen))
         places = np.delete(chosen, cannot) + first_row
-        columns = _columns_of(part)
+        answers = self._parts.answers(shard)
         return Sampled(
             inputs=np.delete(inputs, cannot, axis=0),
-            answers={
-                name: values[places - np.searchsorted(bad, places)]
-                for name, values in columns.items()
-            },
-            variance=_variance(columns.get("score")),
+            # A part has no slots for rows in quarantine.
+            answers={n: each[places - np.searchsorted(bad, places)] for n, each in answers.items()},
+            variance=_variance(answers.get("score")),
         )
 
-    def _read(
-        self, shard: Shard, group: int, columns: Sequence[str]
-    ) -> tuple[pa.Table, int] | None:
+    def _read(self, shard: Shard, group: int) -> tuple[pa.Table, int] | None:
         """The rows of a group, and the index within the shard of their first; None: not now."""
         pinned = shard.file
         now = self._source.info(pinned.path)
@@ -138,48 +169,20 @@ class DriftSampler:
                 parquet = pq.ParquetFile(file, page_checksum_verification=True)
                 before = shard.row_groups[: shard.row_groups.index(group)]
                 first_row = sum(parquet.metadata.row_group(each).num_rows for each in before)
-                return parquet.read_row_group(group, columns=list(columns)), first_row
+                columns = list(self._decoder.columns)
+                return parquet.read_row_group(group, columns=columns), first_row
         except (pa.ArrowException, OSError):  # damaged: its rows are in quarantine
             return None
 
-    def _quarantined(self, shard: Shard, record: CommitRecord) -> npt.NDArray[np.int64]:
-        """Indices within the shard, ascending."""
-        if record.quarantine is None:
-            return np.empty(0, np.int64)
-        rows = self._part(record.quarantine, ("row",))["row"].to_pylist()
-        return np.sort(np.array(rows, np.int64) - shard.first_row)
-
-    def _part(self, file: StoredFile, columns: Sequence[str]) -> pa.Table:
-        """Those of the columns that a part has."""
-        data = self._output.read(self._ledger.part_path(file))
-        if data is None or hashlib.sha256(data).hexdigest() != file.sha256:
-            raise VerifyError(
-                f"part {file.name}: {'gone' if data is None else 'another sha256'}; expected what "
-                "was committed. Look at the store, and delete this run's folder."
-            )
-        parquet = pq.ParquetFile(io.BytesIO(data))
-        return parquet.read([name for name in columns if name in parquet.schema_arrow.names])
-
-
-def _decoded(rows: pa.Table, decoder: Decoder) -> tuple[Array, list[int]]:
-    """The engine's input, and the positions of rows that only the night's decoder could read."""
-    inputs: list[Array] = []
-    cannot: list[int] = []
-    for batch in rows.combine_chunks().to_batches(max_chunksize=decoder.block_rows):
-        decoded, bad_rows = decoder.decode(batch)
-        cannot += [sum(map(len, inputs)) + slot for slot in bad_rows]
-        inputs.append(decoded)
-    return np.concatenate(inputs), cannot
-
-
-def _columns_of(part: pa.Table) -> Answers:
-    if "score" not in part.schema.names:
-        names = ("class_id", "probability")
-        return {name: np.asarray(part[name].combine_chunks()) for name in names}
-    scores = part["score"].combine_chunks()
-    if pa.types.is_fixed_size_list(scores.type):
-        return {"score": np.asarray(scores.flatten()).reshape(len(scores), -1)}
-    return {"score": np.asarray(scores)[:, None]}
+    def _decode(self, rows: pa.Table) -> tuple[Array, list[int]]:
+        """The engine's input, and the positions of rows that only the night could read."""
+        inputs: list[Array] = []
+        cannot: list[int] = []
+        for batch in rows.combine_chunks().to_batches(max_chunksize=self._decoder.block_rows):
+            decoded, bad_rows = self._decoder.decode(batch)
+            cannot += [sum(map(len, inputs)) + slot for slot in bad_rows]
+            inputs.append(decoded)
+        return np.concatenate(inputs), cannot
 
 
 def _variance(scores: Array | None) -> npt.NDArray[np.float64]:

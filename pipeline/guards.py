@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import Job
 from pipeline.drift import is_too_far, measure_drift, num_drift_rows
-from pipeline.drift_sample import DriftSampler, Sampled
+from pipeline.drift_sample import CommittedParts, DriftSampler, Sampled
 from pipeline.errors import GuardError, known_guards
 from pipeline.last_nights import compare_with, last_nights, scores_of_night
 from pipeline.ledger import CommitRecord
@@ -225,8 +225,8 @@ def _drift(run: PreparedRun, records: Mapping[int, CommitRecord]) -> Drift | Non
 
     def sample() -> Sampled | None:
         source, output = open_storage(job.input.uri), open_storage(job.output.uri)
-        sampler = DriftSampler(plan, source, run.ledger, output, records)
-        return sampler.sample(_decoder(run), num_rows)
+        parts = CommittedParts(run.ledger, output, records, job.model.head)
+        return DriftSampler(plan, source, parts, _decoder(run), run.ledger.run_id).sample(num_rows)
 
     return measure_drift(run.resolved.engine, sample)
 

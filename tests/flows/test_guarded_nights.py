@@ -58,7 +58,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("guarded")
     write_ranking_onnx(root / "ranking.onnx")
     write_users(root / "users", DATE)
-    built(load_job(str(job_file(root, root))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engines.gate.RACE_S", 0.005)  # which candidate wins is no matter here
+        built(load_job(str(job_file(root, root))))
     return root
 
 
@@ -220,7 +222,7 @@ def test_too_few_rows_are_scored_when_they_are_accepted(night: Callable[..., Run
 
 
 @pytest.fixture
-def drifted(demo: Path, tmp_path: Path) -> tuple[str, ...]:
+def drifted(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """A store in which the job's engine is one of other weights: whole, checked, and wrong."""
     import torch
 
@@ -236,6 +238,7 @@ def drifted(demo: Path, tmp_path: Path) -> tuple[str, ...]:
     shutil.copytree(demo / "engines", tmp_path / "engines")
     store = f"engine.store={tmp_path / 'engines'}"
     path = str(job_file(demo, tmp_path))
+    monkeypatch.setattr("engines.gate.RACE_S", 0.005)
     right = built(load_job(path, [store])).engine
     wrong = built(
         load_job(path, [f"model.source={other}", f"engine.store={tmp_path / 'others'}"])
@@ -281,8 +284,9 @@ def test_an_engine_as_it_was_built_agrees_with_fp32(night: Callable[..., RunRepo
 
 
 def test_an_engine_that_was_just_built_is_not_judged_again(
-    night: Callable[..., RunReport], tmp_path: Path
+    night: Callable[..., RunReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("engines.gate.RACE_S", 0.005)
     drift = night(f"engine.store={tmp_path / 'new'}").drift
     assert drift is not None
     assert (drift.rows, drift.agreement) == (0, None)

@@ -27,7 +27,7 @@ from pipeline.drift import (
     measure_drift,
     num_drift_rows,
 )
-from pipeline.drift_sample import DriftSampler, Sampled
+from pipeline.drift_sample import CommittedParts, DriftSampler, Sampled
 from pipeline.errors import VerifyError
 from pipeline.ledger import CommitRecord
 from pipeline.plan import Plan
@@ -50,8 +50,9 @@ class Night:
 
     def sample(self, num_rows: int = NUM_ROWS) -> Sampled | None:
         source, output = open_storage(self.job.input.uri), open_storage(self.job.output.uri)
-        sampler = DriftSampler(self.plan, source, self.tools.ledger, output, self.records)
-        return sampler.sample(self.tools.decoder, num_rows)
+        parts = CommittedParts(self.tools.ledger, output, self.records, "scores")
+        sampler = DriftSampler(self.plan, source, parts, self.tools.decoder, "run")
+        return sampler.sample(num_rows)
 
 
 @pytest.fixture
@@ -119,14 +120,26 @@ def test_a_part_that_is_not_what_was_committed_stops_the_night(night: Night, dam
         night.sample()
 
 
-def test_a_part_with_other_rows_than_its_quarantine_leaves_is_a_defect(
+def test_a_part_with_other_rows_than_were_committed_is_a_defect(
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drift_sample, "MAX_GROUPS", NUM_ROWS)
-    first = next(shard for shard, record in night.records.items() if record.quarantine)
-    night.records[first] = dataclasses.replace(night.records[first], quarantine=None)
-    with pytest.raises(VerifyError, match=r"part-.*: \d+ rows; expected \d+"):
+    more = night.records[2].num_scored + 1
+    night.records[2] = dataclasses.replace(night.records[2], num_scored=more)
+    with pytest.raises(VerifyError, match=rf"part-.*: {more - 1} rows; expected {more}"):
         night.sample()
+
+
+def test_a_shard_whose_quarantine_does_not_name_each_row_is_left_out(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift_sample, "MAX_GROUPS", NUM_ROWS)
+    first = night.records[0]
+    assert first.num_quarantined == 5
+    night.records[0] = dataclasses.replace(first, num_quarantined=12)
+    sampled = night.sample()
+    assert sampled is not None
+    assert sampled.inputs[:, 0].min() == first.num_rows
 
 
 def test_input_that_has_changed_since_cannot_be_compared(night: Night) -> None:
@@ -155,7 +168,8 @@ def test_a_damaged_group_is_left_out(night: Night) -> None:
 @pytest.mark.parametrize(
     ("wanted", "num_rows", "expected"),
     [
-        (None, 50, 50),
+        (None, 10, 10),
+        (None, 50, FEW_ROWS),
         (None, 99_999, FEW_ROWS),
         (None, 100_000, 33),
         (None, 900_000, 300),
