@@ -66,8 +66,13 @@ class Shift:
     """What it may be where nothing has changed; see `expected_by_chance`."""
 
 
+def stride_for(num_rows: int) -> int:
+    """Of a shard's rows every so-manieth is counted."""
+    return max(1, -(-num_rows // MAX_VALUES))
+
+
 def count_scores(values: Array, class_ids: Array | None = None) -> str:
-    """Counts of a shard, as text; empty when it has no row.
+    """Counts as text; empty without values.
 
     Args:
         values: [rows] scores, or probabilities of the best classes.
@@ -75,12 +80,11 @@ def count_scores(values: Array, class_ids: Array | None = None) -> str:
     """
     if len(values) == 0:
         return ""
-    stride = -(-len(values) // MAX_VALUES)
-    sampled = values[::stride].astype(np.float64)
+    values = values.astype(np.float64)
     if class_ids is None:
-        return _text(_count(_score_bins(sampled)))
-    classes = _most_frequent(_count(class_ids[::stride]), SHARD_CLASSES)
-    return f"{_text(_count(_probability_bins(sampled)))};{_text(classes)}"
+        return _text(_count(_score_bins(values)))
+    classes = _most_frequent(_count(class_ids), SHARD_CLASSES)
+    return f"{_text(_count(_probability_bins(values)))};{_text(classes)}"
 
 
 def _score_bins(values: npt.NDArray[np.float64]) -> Array:
