@@ -153,7 +153,7 @@ def _measure_publication(
 ) -> None:
     records = ledger.records()
     with timed(found, "check_s"):
-        check_complete(plan, records, job)
+        check_complete(plan, records)
     with timed(found, "publish_s"):
         assert publish(draft_of(job, plan, ledger, records, _report(plan)), output)
     manifest = output.info(f"{job.name}/dt={DATE}/_MANIFEST.json")

@@ -109,7 +109,7 @@ def run_benchmark(
         batch_sizes = _batch_sizes(options, fixed_batch(files.core))
         batch_size = fixed_batch(files.core) or min(REFERENCE_BATCH, len(rows.measured))
         cpu = this_cpu(len(os.sched_getaffinity(0)))
-        reference = reference_answers(files, rows.measured, batch_size, cpu)
+        _, reference = reference_answers(files, rows.measured, batch_size, cpu)
         np.save(rows_path := Path(folder, "rows.npy"), rows.measured)
         contestants = [
             Contestant(variant, opened.enter_context(VariantProcess(variant, rows_path)))

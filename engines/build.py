@@ -23,6 +23,7 @@ from engines.keys import runtime_version as version_of
 from engines.ladder import Choice, HeldOut, Ladder
 from engines.manifest import EngineManifest, StoredEngine
 from engines.model import ModelSpec, fingerprint_model
+from engines.reference import REFERENCE
 from engines.runner import Array
 from engines.store import EngineStore
 from engines.tensorrt_build import BuilderSettings
@@ -193,6 +194,7 @@ class _Build:
             choice = ladder.climb(request.batch_size)
             artifact = choice.candidate.graph.read_bytes()
             attachments = factory.attachments_of(choice.candidate)
+            attachments[REFERENCE] = choice.reference.graph.read_bytes()
             manifest = self._manifest(choice, artifact, attachments, calibration)
         self._say(f"engine {manifest.key[:12]}: {manifest.reason}")
         return store.publish(manifest, artifact, attachments)
@@ -248,6 +250,7 @@ class _Build:
             build_s=time.monotonic() - self._started,
             created_at=datetime.datetime.now(datetime.UTC).isoformat(),
             probe=choice.probe,
+            reference_batch=choice.reference.input.shape[0],
         )
 
 

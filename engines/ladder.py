@@ -59,6 +59,8 @@ class Choice:
     rungs: tuple[Rung, ...]
     reason: str
     probe: tuple[float, ...]
+    reference: Candidate
+    """fp32, with which all were compared."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -124,7 +126,9 @@ class Ladder:
         wanted = batch_size_for(self._spec, self._device, batch_size, self._factory.core)
         cpu = this_cpu(self._device.num_threads)
         reference_batch = batch_size_for(self._spec, cpu, None, self._factory.core)
-        reference = reference_answers(self._factory, self._held_out.rows, reference_batch, cpu)
+        fp32, reference = reference_answers(
+            self._factory, self._held_out.rows, reference_batch, cpu
+        )
         rungs = RUNGS[self._device.kind]
         self._factory.say(
             f"measuring {len(rungs)} candidates on {len(self._held_out.rows):,} held-out rows"
@@ -133,7 +137,7 @@ class Ladder:
             self._climb_to(_Step(runtime=runtime, precision=precision), wanted, reference)
         self._mix(wanted, reference)
         self._race()
-        return self._choose()
+        return self._choose(fp32)
 
     def _runner(self, candidate: Candidate, device: Device) -> Runner:
         return make_runner(
@@ -232,7 +236,7 @@ class Ladder:
         factory.say("int8 misses the gate: looking for the layers that cannot bear it")
         return fewest_float_layers([name for name, _ in ranked], passes)
 
-    def _choose(self) -> Choice:
+    def _choose(self, reference: Candidate) -> Choice:
         rungs = tuple(self._rung(step) for step in self._steps)
         passed = [step for step in self._steps if self._passes(step)]
         if not passed:
@@ -250,6 +254,7 @@ class Ladder:
             rungs=rungs,
             reason=explain(rung, rungs),
             probe=best.probe,
+            reference=reference,
         )
 
     def _rung(self, step: _Step) -> Rung:
@@ -268,8 +273,10 @@ class Ladder:
         )
 
 
-def reference_answers(factory: CandidateFactory, rows: Array, batch_size: int, cpu: Cpu) -> Answers:
-    """Answers of fp32 on the CPU; whatever is wrong with the model shows here.
+def reference_answers(
+    factory: CandidateFactory, rows: Array, batch_size: int, cpu: Cpu
+) -> tuple[Candidate, Answers]:
+    """fp32 on the CPU and its answers; whatever is wrong with the model shows here.
 
     Raises:
         ModelError: The model cannot be exported, or does not fit its description.
@@ -278,7 +285,7 @@ def reference_answers(factory: CandidateFactory, rows: Array, batch_size: int, c
     try:
         found = factory.make(*REFERENCE, batch_size)
         with make_runner(found.runtime, found.graph, found.input, found.outputs, cpu) as runner:
-            return run_rows(runner, rows)
+            return found, run_rows(runner, rows)
     except ModelError:
         raise
     except Exception as error:  # the runtime may raise anything

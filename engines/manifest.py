@@ -81,6 +81,9 @@ class EngineManifest:
     """ISO 8601, UTC."""
     probe: tuple[float, ...]
     """Float output of the probe batch, first column; see engines/load.py."""
+    reference_batch: int = 0
+    """Rows of a batch of the fp32 graph that is kept beside it; see engines/reference.py. 0: none
+    is."""
 
     @property
     def files(self) -> dict[str, str]:

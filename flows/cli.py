@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from engines.errors import EngineError, EngineNotFoundError, ModelError
 from pipeline import start_up
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, GuardError, PipelineError
 from pipeline.store_errors import is_outage
 
 EXIT_INTERRUPTED = 75
@@ -56,7 +56,8 @@ def _fail(error: Exception) -> NoReturn:
     code = exit_code_of(error)
     if "--json" in sys.argv:
         status = "interrupted" if code == EXIT_INTERRUPTED else "failed"
-        print_json({"status": status, "exit_code": code, "error": str(error)})
+        which = {"guard": error.guard} if isinstance(error, GuardError) else {}
+        print_json({"status": status, "exit_code": code, **which, "error": str(error)})
     label = "interrupted" if code == EXIT_INTERRUPTED else "error"
     errors.print(Text.assemble((f"{label}: ", "bold red"), str(error)), soft_wrap=True)
     sys.exit(code)

@@ -11,6 +11,7 @@ from flows.cli_engine import engine_app
 from flows.cli_plan import plan
 from flows.cli_versions import gc, rollback
 from flows.terminal import (
+    Accept,
     Date,
     JobPath,
     Json,
@@ -42,35 +43,42 @@ def run(
         bool,
         typer.Option("--force", help="Score a published date again, and publish a new version."),
     ] = False,
+    accept: Accept = None,
     json: Json = False,
     set: Set = None,
 ) -> None:
     """Score one date and publish it; a published date is left as it is."""
-    score_date(load(job, set), date, "all" if force else "no", as_json=json)
+    score_night(job, date, set, again="all" if force else "no", accept=accept, as_json=json)
 
 
 @app.command()
-def requeue(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
+def requeue(
+    job: JobPath, date: Date, accept: Accept = None, json: Json = False, set: Set = None
+) -> None:
     """Try the rows of a date that are in quarantine again, and publish the outcome.
 
     Only shards with such rows are scored. A published date gets a new version.
     """
-    score_date(load(job, set), date, "quarantine", as_json=json)
+    score_night(job, date, set, again="quarantine", accept=accept, as_json=json)
 
 
-def score_date(loaded: Any, date: str, again: Any, *, as_json: bool) -> None:
+def score_night(
+    job: str, date: str, overrides: list[str] | None, *, again: Any, accept: Any, as_json: bool
+) -> None:
     """Score a date, and print its report."""
     from flows.devices import start_lanes
     from pipeline.config import parse_date
+    from pipeline.errors import known_guards
 
-    wanted = parse_date(date)
+    loaded, wanted = load(job, overrides), parse_date(date)
+    accepted = known_guards(accept or ())
     with interruptible():
         lanes = start_lanes(loaded)  # their processes import what they need while this one does
         from flows.night import process_start, run_night
         from pipeline.run import Night
 
         report = run_night(
-            Night(job=loaded, date=wanted, again=again),
+            Night(job=loaded, date=wanted, again=again, accept=accepted),
             observer(quiet=as_json),
             started=process_start(),
             lanes=lanes,

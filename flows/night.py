@@ -24,6 +24,8 @@ from flows.shipped import shipped_config
 from flows.spot import notices
 from pipeline.config import Job
 from pipeline.cost import find_price, load_prices, own_price
+from pipeline.errors import GuardError
+from pipeline.guards import NightWatch
 from pipeline.lane import Lane, LaneDevice, add_times
 from pipeline.plan import Shard
 from pipeline.report import DeviceUse, Price, RunReport, StageTimes
@@ -35,6 +37,7 @@ from pipeline.run import (
     finish_run,
     lane_setup,
     prepare_run,
+    watch_over,
 )
 from pipeline.storage import open_storage
 from pipeline.store_errors import resumable
@@ -112,8 +115,9 @@ def run_night(
                 replaces=published,
                 rebuild=rebuild,
             )
+            watch = watch_over(run, price)
             with resumable():
-                uses = _score(run, lanes, observer, map_groups or map_in_threads)
+                uses = _score(run, lanes, observer, map_groups or map_in_threads, watch)
         with resumable():
             return finish_run(run, lanes, price, uses)
 
@@ -146,14 +150,17 @@ def open_lanes(lanes: list[Lane], grace_s: float, observer: Observer) -> Iterato
     """Close the lanes after use; end their processes at once when something went wrong.
 
     An interruption (SIGTERM, Ctrl-C, Prefect's cancellation: no `Exception`) leaves them `grace_s`
-    seconds for the shards in work; another one ends that, too.
+    seconds for the shards in work; another one ends that, too. So does a guard that stops scoring.
     """
     try:
         yield
     except BaseException as error:
         try:
-            if not isinstance(error, Exception) and any(lane.num_pending for lane in lanes):
-                observer.say(f"interrupted: {grace_s:g} s for the shards in work; again: none")
+            is_guard = isinstance(error, GuardError)
+            may_drain = is_guard or not isinstance(error, Exception)
+            if may_drain and any(lane.num_pending for lane in lanes):
+                why = "stopped by a guard" if is_guard else "interrupted"
+                observer.say(f"{why}: {grace_s:g} s for the shards in work; again: none")
                 drain(lanes, grace_s)
         finally:
             for lane in lanes:
@@ -191,13 +198,18 @@ def next_signal() -> Iterator[threading.Event]:
 
 
 def _score(
-    run: PreparedRun, lanes: list[Lane], observer: Observer, map_groups: MapGroups
+    run: PreparedRun,
+    lanes: list[Lane],
+    observer: Observer,
+    map_groups: MapGroups,
+    watch: NightWatch,
 ) -> tuple[DeviceUse, ...]:
     num_todo = sum(shard.num_rows for shard in run.todo)
     num_rows = run.plan.num_rows
     if not run.todo:
         observer.say(f"all {len(run.plan.shards)} shards were committed before")
         return ()
+    watch.check()
     for lane in lanes:
         lane.open(lane_setup(run, lane.device, len(lanes)))
     groups = split(run.todo, GROUPS_PER_LANE * len(lanes))
@@ -205,10 +217,11 @@ def _score(
     choosing = threading.Lock()  # groups that come together must not all choose the same lane
 
     def score_group(group: Group) -> None:
+        watch.check()  # a group that had not begun when another was stopped
         with choosing:
             futures = min(lanes, key=lambda lane: lane.num_pending).submit(group)
         for future in futures:
-            future.result()
+            watch.committed(future.result())
 
     observer.start(num_rows, num_rows - num_todo)
     devices = dict.fromkeys(lane.device.engine_device for lane in lanes)  # lanes may share a CPU

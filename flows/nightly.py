@@ -24,7 +24,7 @@ from pydantic import Field
 from flows.night import Group, run_night
 from flows.progress import LineProgress
 from pipeline.config import load_job, parse_date
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, known_guards
 from pipeline.report_text import render_markdown
 from pipeline.run import Night
 
@@ -103,6 +103,7 @@ def score(
     date: Annotated[str, Field(pattern=ISO_DATE)] | None = None,
     days_back: Annotated[int, Field(ge=0)] = 1,
     timezone: str = "UTC",
+    accept: tuple[str, ...] = (),
 ) -> str:
     """Score one date of a job; a published date is left as it is.
 
@@ -114,6 +115,8 @@ def score(
         date: ISO date. Empty: `days_back` days before the scheduled start.
         days_back: Used when `date` is empty.
         timezone: Time zone in which days are counted.
+        accept: Guards that may not stop this run, of `rows`, `quarantine`, `budget`, `scores` and
+            `drift`.
 
     Returns:
         Address of the run's manifest.
@@ -121,7 +124,7 @@ def score(
     wanted: dict[str, object] = {"date": date, "days_back": days_back, "timezone": timezone}
     logger = get_run_logger()
     report = run_night(
-        Night(job=load_job(job), date=_date_from(wanted)),
+        Night(job=load_job(job), date=_date_from(wanted), accept=known_guards(accept)),
         LineProgress(logger.info, PROGRESS_PERIOD_S),
         map_as_tasks,
     )

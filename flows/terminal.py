@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline.errors import Interrupted
+from pipeline.errors import GUARDS, Interrupted
 
 JobPath = Annotated[str, typer.Argument(metavar="JOB", help="Job file (YAML).", show_default=False)]
 Date = Annotated[str, typer.Option("--date", help="ISO date of the run, such as 2026-11-20.")]
@@ -20,6 +20,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, such as output.uri=/tmp/x."),
+]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept",
+        metavar="GUARD",
+        help=f"Publish although this guard stopped it: {', '.join(GUARDS)}. May be repeated.",
+    ),
 ]
 
 console = Console()

@@ -149,9 +149,22 @@ class LimitsSection(Section):
     """Guards: beyond these, nothing is published (exit 3)."""
 
     max_quarantined: Share = 0.01
-    """Share of rows that may be quarantined."""
+    """Share of rows that may be quarantined; scoring stops as soon as there are more."""
+    probation_rows: Annotated[int, Field(ge=0)] = 0
+    """So many rows may be quarantined whatever their share: for small dates."""
     min_rows: Annotated[int, Field(ge=0)] = 0
     """Rows that a date has at least; with fewer, something is missing upstream."""
+    max_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """What a date may cost, all attempts together; scoring stops when it is spent. Null: anything.
+    What is scored by then stays; with a higher limit the same command goes on."""
+    drift_rows: Annotated[int, Field(ge=0)] | None = None
+    """Rows whose published answers are compared with fp32's, each night whose engine comes from the
+    store; below `engine.gate.min_agreement` by more than chance, nothing is published. Null: 32,
+    or from 100,000 rows on a 3,000th of them, at most 512. 0: none."""
+    max_psi: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.25
+    """Population stability index of a night's scores against those of the last seven nights of the
+    same model, besides what chance explains. Above 0.25 is a major shift by the usual reading
+    (Siddiqi, Credit Risk Scorecards, 2006). Null: only reported."""
 
 
 class GpuDecodeSection(Section):

@@ -17,6 +17,11 @@ Messages read `<what>: <found>; expected <what>. <what to do>.` and fit in one s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+GUARDS = ("rows", "quarantine", "budget", "scores", "drift")
+"""What may stop publication; pipeline/guards.py says when."""
+
 
 class PipelineError(Exception):
     """Base of all errors that the pipeline raises on purpose; `exit_code` is the command's."""
@@ -61,9 +66,32 @@ class VerifyError(PipelineError):
 
 
 class GuardError(PipelineError):
-    """A limit of the job was exceeded; nothing was published."""
+    """A limit of the job was exceeded; nothing was published.
+
+    Args:
+        guard: Which one, of `GUARDS`.
+        message: What was found, and the ways out.
+    """
 
     exit_code = 3
+
+    def __init__(self, guard: str, message: str) -> None:
+        super().__init__(message)
+        self.guard = guard
+
+    def __reduce__(self) -> tuple[type[GuardError], tuple[str, str]]:
+        """For pickling: an error's own way knows only the message."""
+        return GuardError, (self.guard, str(self))
+
+
+def known_guards(names: Iterable[str]) -> frozenset[str]:
+    """The names; ConfigError when one of them is none of `GUARDS`."""
+    unknown = sorted(set(names) - set(GUARDS))
+    if unknown:
+        raise ConfigError(
+            f"--accept {unknown[0]}: no such guard; expected one of {', '.join(GUARDS)}."
+        )
+    return frozenset(names)
 
 
 class Interrupted(PipelineError):

@@ -55,6 +55,8 @@ class CommitRecord:
     """The attempt that scored the shard."""
     committed_at: str
     """ISO 8601, UTC."""
+    scores: str = ""
+    """How the part's scores are distributed, as text; see pipeline/distribution.py."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
@@ -137,6 +139,7 @@ class Ledger:
             quarantine=quarantine,
             owner=owner,
             committed_at=utc_now(),
+            scores=parts.scores,
         )
         path = f"{self.folder}/commits/{shard.name}.json"
         if self._output.create(path, record.to_json()):

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.blocks import Array, BadRow, ScoredBlock
+from pipeline.distribution import count_scores, stride_for
 from pipeline.plan import Shard
 
 QUARANTINE_SCHEMA = pa.schema(
@@ -53,6 +54,8 @@ class ShardParts:
     num_scored: int
     num_quarantined: int
     reasons: Mapping[str, int]
+    scores: str = ""
+    """How its scores are distributed; see pipeline/distribution.py."""
 
 
 def build_parts(shard: Shard, blocks: Sequence[ScoredBlock], layout: OutputLayout) -> ShardParts:
@@ -66,7 +69,31 @@ def build_parts(shard: Shard, blocks: Sequence[ScoredBlock], layout: OutputLayou
         num_scored=scored.num_rows,
         num_quarantined=len(bad),
         reasons=dict(Counter(row.reason for row in bad.values())),
+        scores=_count_scores(blocks),
     )
+
+
+def _count_scores(blocks: Sequence[ScoredBlock]) -> str:
+    """The distribution of the scored rows, by their first column: the best class."""
+    stride = stride_for(sum(block.num_rows for block in blocks))
+    counted = [_counted_rows(block, stride) for block in blocks]
+    *class_ids, values = (
+        np.concatenate([output[rows, 0] for output, rows in zip(outputs, counted, strict=True)])
+        for outputs in zip(*(block.outputs for block in blocks), strict=True)
+    )
+    return count_scores(values, *class_ids)
+
+
+def _counted_rows(block: ScoredBlock, stride: int) -> Array:
+    """Every `stride`-th row of the shard, if it was scored."""
+    rows = np.arange(-block.first_row % stride, block.num_rows, stride)
+    return rows[_is_scored(block)[rows]]
+
+
+def _is_scored(block: ScoredBlock) -> Array:
+    scored = np.ones(block.num_rows, bool)
+    scored[list(block.bad_rows)] = False
+    return scored
 
 
 def _scored_rows(block: ScoredBlock, layout: OutputLayout) -> pa.RecordBatch:
@@ -75,9 +102,7 @@ def _scored_rows(block: ScoredBlock, layout: OutputLayout) -> pa.RecordBatch:
     rows = pa.RecordBatch.from_pydict(columns)
     if not block.bad_rows:
         return rows
-    is_scored = np.ones(block.num_rows, bool)
-    is_scored[list(block.bad_rows)] = False
-    return rows.filter(pa.array(is_scored.tolist()))
+    return rows.filter(pa.array(_is_scored(block).tolist()))
 
 
 def _output_columns(outputs: tuple[Array, ...], layout: OutputLayout) -> dict[str, pa.Array]:

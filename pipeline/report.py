@@ -193,6 +193,40 @@ class QuarantineSample:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """How what was committed compares with fp32 on a few of the night's own rows."""
+
+    rows: int
+    """0: not measured."""
+    agreement: float | None = None
+    """Classes: share of rows with fp32's best class. Scores: share of variance explained. None when
+    it was not measured, or when the rows' scores do not vary."""
+    mean_abs_diff: float | None = None
+    """Of the best class's probability, or of the scores."""
+    note: str = ""
+    """Why it was not measured, or not judged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreDistribution:
+    """The night's scores, and how they compare with those of the last nights."""
+
+    counts: str
+    """Rows by bin and by class, as text; see pipeline/distribution.py."""
+    num_values: int
+    """Values that the counts rest on."""
+    model: str
+    """Fingerprint of the model."""
+    head: str
+    nights: tuple[str, ...] = ()
+    """Dates of the nights that it was compared with; empty: there was none of this model."""
+    psi: dict[str, float] = field(default_factory=dict)
+    """Population stability index, of `scores`, or of `probability` and `classes`."""
+    chance: dict[str, float] = field(default_factory=dict)
+    """What of each chance explains: values are few."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunReport:
     """Everything that the morning wants to know about one run."""
 
@@ -242,6 +276,12 @@ class RunReport:
     """Worker processes on the machine that `cost.price` is that of."""
     degraded: bool = False
     """Whether rows are missing because a file is damaged: whole row groups are in quarantine."""
+    drift: Drift | None = None
+    """None when the job measures none."""
+    distribution: ScoreDistribution | None = None
+    """None when no row was scored."""
+    accepted: tuple[str, ...] = ()
+    """Guards that `--accept` overruled, each with what it had found."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -266,11 +306,18 @@ def report_from_dict(data: dict[str, Any]) -> RunReport:
             "ceilings": Ceilings(**ceilings) if ceilings else None,
             "limit": Limit(**data["limit"]) if data.get("limit") else None,
             "devices": tuple(DeviceUse(**use) for use in data.get("devices", ())),
+            "drift": Drift(**data["drift"]) if data.get("drift") else None,
+            "distribution": _distribution(data.get("distribution")),
+            "accepted": tuple(data.get("accepted", ())),
             "quarantine_samples": tuple(
                 QuarantineSample(**sample) for sample in data["quarantine_samples"]
             ),
         }
     )
+
+
+def _distribution(data: dict[str, Any] | None) -> ScoreDistribution | None:
+    return ScoreDistribution(**{**data, "nights": tuple(data["nights"])}) if data else None
 
 
 def _rung(data: dict[str, Any]) -> EngineRung:

@@ -8,6 +8,7 @@ from pipeline import report_devices
 from pipeline import report_tables as tables
 from pipeline import report_words as words
 from pipeline.report import RunReport, StageTimes
+from pipeline.report_guards import guard_facts
 from pipeline.report_markup import (
     Markup,
     bar,
@@ -36,6 +37,7 @@ def render_html(report: RunReport) -> str:
         _cost(report),
         _engine(report),
         _quarantine(report),
+        _guards(report),
         _run(report),
     ]
     style = resources.files("pipeline").joinpath("report.css").read_text(encoding="utf-8")
@@ -204,6 +206,14 @@ def _quarantine(report: RunReport) -> Markup:
         "scored; each is kept apart with its reason.",
         *content,
     )
+
+
+def _guards(report: RunReport) -> Markup:
+    facts = guard_facts(report)
+    if not facts:
+        return Markup()
+    lead = "Published although a guard had stopped it." if report.accepted else ""
+    return section("What was checked", lead, fact_list(dict(facts)))
 
 
 def _run(report: RunReport) -> Markup:

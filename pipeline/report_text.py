@@ -15,6 +15,7 @@ from pipeline import report_tables as tables
 from pipeline import report_words as words
 from pipeline.report import RunReport
 from pipeline.report_devices import device_facts
+from pipeline.report_guards import guard_facts
 
 BAR_COLUMNS = 16
 
@@ -100,6 +101,7 @@ def _key_facts(report: RunReport) -> list[tuple[str, str]]:
         ("engine", f"{words.engine_name(engine)}, {words.engine_origin(engine)}"),
         ("agreement", words.agreement_sentence(engine)),
         ("why this engine", words.plain(engine.reason)),
+        *guard_facts(report),
     ]
 
 

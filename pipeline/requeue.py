@@ -6,10 +6,13 @@ from dataclasses import asdict
 
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
+from pipeline.storage import Storage
 from pipeline.versions import Published
 
 
-def requeue(ledger: Ledger, plan: Plan, engine_key: str, replaces: Published | None) -> None:
+def requeue(
+    ledger: Ledger, plan: Plan, engine_key: str, replaces: Published | None, output: Storage
+) -> None:
     """Make shards with rows in quarantine count as not scored.
 
     Where the date is published, the new version's ledger takes over all other shards: if they are
@@ -25,7 +28,9 @@ def requeue(ledger: Ledger, plan: Plan, engine_key: str, replaces: Published | N
         return
     planned = {(shard.index, shard.file.path, shard.row_groups) for shard in plan.shards}
     paths = {name: f"{replaces.folder}/{path}" for path, name in replaces.files()}
-    for record in replaces.records().values():
+    # The ledger knows more than the manifest: how the scores of each shard are distributed.
+    records = Ledger(output, replaces.job, replaces.run_id).records() or replaces.records()
+    for record in records.values():
         is_same = (record.shard, record.file, record.row_groups) in planned
         if is_same and not record.num_quarantined:
             ledger.adopt(record, {record.part.name: paths[record.part.name]})

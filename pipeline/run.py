@@ -10,16 +10,17 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from engines.build import ResolvedEngine
-from engines.gate import Accuracy
 from engines.manifest import EngineManifest
 from engines.model import fingerprint_model
 from pipeline.config import Job
 from pipeline.cost import cost_of
 from pipeline.engine import get_engine, load_class_names, request_for
-from pipeline.errors import GuardError, StorageError
+from pipeline.engine_facts import engine_facts
+from pipeline.errors import StorageError
+from pipeline.guards import Findings, Guards, NightWatch, check_before_publication
 from pipeline.lane import NO_TIME, Lane, LaneDevice, add_times
 from pipeline.lane_messages import LaneSetup, PoisonRow, WatchLimits
 from pipeline.ledger import Attempt, CommitRecord, Ledger, utc_now
@@ -37,8 +38,6 @@ from pipeline.quarantine import read_samples
 from pipeline.read import UNREADABLE
 from pipeline.report import (
     DeviceUse,
-    EngineFacts,
-    EngineRung,
     Phases,
     Price,
     RunReport,
@@ -69,6 +68,8 @@ class Night:
     again: Again = "no"
     """What of a published date is scored anew, for a new version of it. `quarantine` is for a date
     that is not published, too."""
+    accept: frozenset[str] = frozenset()
+    """Guards that may not stop it; see `pipeline.errors.GUARDS`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +88,9 @@ class PreparedRun:
     replaces: Published | None
     """The version that is published, and will be replaced; None: the date is not published."""
     clock: RunClock
+    guards: Guards
+    done: Mapping[int, CommitRecord]
+    """Records of earlier attempts."""
 
 
 @dataclass(slots=True)
@@ -121,18 +125,14 @@ def prepare_run(
         rebuild: Build a new engine even when there is one, because that one does not open. The
             time that it took to find out counts as the engine's.
     """
+    guards = Guards(night.accept)
     clock.ready = clock.ready or time.monotonic()
     job, date = night.job, night.date
     source, output = open_storage(job.input.uri), open_storage(job.output.uri)
     class_names = load_class_names(job.model.class_names)
     plan = make_plan(job, date, source)
     clock.planned = clock.planned or time.monotonic()
-    if plan.num_rows < job.limits.min_rows:
-        raise GuardError(
-            f"{source.uri}: {plan.num_rows:,} rows for {date}; expected at least "
-            f"{job.limits.min_rows:,} (limits.min_rows). Nothing was scored; wait for the rest, "
-            f"or run with `--set limits.min_rows={plan.num_rows}`."
-        )
+    guards.check_rows(job, date, plan.num_rows)
     request = request_for(job, plan.num_features, device.engine_device)
     fingerprint = fingerprint_model(request.model)
     # Whatever is wrong with the job has been found by now: from here on the output is written to.
@@ -144,7 +144,7 @@ def prepare_run(
     ledger = Ledger(output, job.name, run_id)
     attempt = _open_attempt(ledger, job, plan, resolved, clock)
     if night.again == "quarantine":
-        requeue(ledger, plan, resolved.engine.key, replaces)
+        requeue(ledger, plan, resolved.engine.key, replaces, output)
     done = ledger.records()
     todo = tuple(shard for shard in plan.shards if shard.index not in done)
     return PreparedRun(
@@ -157,6 +157,8 @@ def prepare_run(
         poison=ledger.poison(),
         replaces=replaces,
         clock=clock,
+        guards=guards,
+        done=done,
     )
 
 
@@ -182,6 +184,18 @@ def _open_attempt(
     }
     ledger.open(description, attempt)
     return attempt
+
+
+def watch_over(run: PreparedRun, price: Price) -> NightWatch:
+    """What stops scoring as soon as a limit of the job cannot be kept any more."""
+    earlier_s = 0.0
+    if run.job.limits.max_usd is not None:
+        earlier_s = _earlier_seconds(run, run.ledger.attempts(), run.done)
+
+    def spent_usd() -> float:
+        return (time.monotonic() - run.clock.started + earlier_s) * price.usd_per_hour / 3600
+
+    return NightWatch(run.guards, run.job, run.plan.num_rows, run.done.values(), spent_usd)
 
 
 def lane_setup(run: PreparedRun, device: LaneDevice, num_lanes: int) -> LaneSetup:
@@ -249,8 +263,9 @@ def finish_run(
     run.clock.scored = time.monotonic()
     output = open_storage(run.job.output.uri)
     records = run.ledger.records()
-    check_complete(run.plan, records, run.job)
-    report = _make_report(run, lanes, records, price, uses)
+    check_complete(run.plan, records)
+    findings = check_before_publication(run, records, count_reasons(records))
+    report = _make_report(run, lanes, records, price, uses, findings)
     draft = draft_of(run.job, run.plan, run.ledger, records, report)
     if not publish(draft, output, run.replaces):
         if run.replaces is not None:
@@ -283,12 +298,13 @@ def _make_report(
     records: Mapping[int, CommitRecord],
     price: Price,
     uses: tuple[DeviceUse, ...],
+    findings: Findings,
 ) -> RunReport:
     job, plan, clock = run.job, run.plan, run.clock
     output = open_storage(job.output.uri)
     attempts = run.ledger.attempts()
     now = time.monotonic()
-    earlier_s = sum(_seconds_of(past, records) for past in attempts if past.id != run.attempt.id)
+    earlier_s = _earlier_seconds(run, attempts, records)
     wall_s = now - clock.started + earlier_s
     build_s = run.resolved.build_s if run.resolved.built else 0.0
     score_s = clock.scored - clock.prepared
@@ -323,7 +339,7 @@ def _make_report(
         ),
         usd_per_100k=cost.usd_per_100k,
         cost=cost,
-        engine=_engine_facts(run.resolved, build_s),
+        engine=engine_facts(run.resolved, build_s),
         stages=stages,
         ceilings=ceilings,
         bottleneck=bottleneck_of(stages),
@@ -337,6 +353,9 @@ def _make_report(
         settings=settings_of(job).given(),
         num_lanes=len(lanes),
         degraded=UNREADABLE in count_reasons(records),
+        drift=findings.drift,
+        distribution=findings.distribution,
+        accepted=run.guards.accepted,
         limit=limit_of(
             ceilings,
             stages,
@@ -360,6 +379,13 @@ def _num_core_threads(job: Job, lanes: Sequence[Lane]) -> int | None:
     return job.lanes.engine_threads or lanes[0].device.num_threads
 
 
+def _earlier_seconds(
+    run: PreparedRun, attempts: Sequence[Attempt], records: Mapping[int, CommitRecord]
+) -> float:
+    """Wall-clock seconds of all attempts but this one."""
+    return sum(_seconds_of(past, records) for past in attempts if past.id != run.attempt.id)
+
+
 def _seconds_of(attempt: Attempt, records: Mapping[int, CommitRecord]) -> float:
     """Wall-clock seconds of an attempt that did not finish: until its last commit."""
     commits = [record.committed_at for record in records.values() if record.owner == attempt.id]
@@ -367,42 +393,6 @@ def _seconds_of(attempt: Attempt, records: Mapping[int, CommitRecord]) -> float:
         return 0.0
     began, ended = map(datetime.datetime.fromisoformat, (attempt.started_at, max(commits)))
     return (ended - began).total_seconds()
-
-
-def _engine_facts(resolved: ResolvedEngine, build_s: float) -> EngineFacts:
-    manifest = resolved.engine.manifest
-    accuracy = manifest.accuracy
-    return EngineFacts(
-        key=manifest.key,
-        runtime=manifest.runtime,
-        precision=manifest.precision,
-        batch_size=manifest.batch_size,
-        agreement=accuracy.agreement,
-        min_agreement=manifest.gate.min_agreement,
-        num_held_out=accuracy.num_rows,
-        reason=manifest.reason,
-        rungs=tuple(
-            EngineRung(
-                runtime=rung.runtime,
-                precision=rung.precision,
-                rows_per_s=rung.rows_per_s,
-                passed=rung.passed,
-                error=rung.error,
-                failures=rung.failures,
-                note=rung.note,
-                float_layers=rung.float_layers,
-                **_fidelity(rung.accuracy),
-            )
-            for rung in manifest.rungs
-        ),
-        built=resolved.built,
-        build_s=build_s,
-    )
-
-
-def _fidelity(accuracy: Accuracy | None) -> dict[str, Any]:
-    names = ("agreement", "cosine", "divergence", "metric_name", "metric", "reference_metric")
-    return {name: getattr(accuracy, name, None) for name in names}
 
 
 def _describe(lanes: Sequence[Lane], run: PreparedRun) -> str:

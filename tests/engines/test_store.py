@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_nothing_that_is_served(
 
     manifest = a_manifest()
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.storage.os.link", refuse)
+        patch.setattr("pipeline.local_storage.os.link", refuse)
         with pytest.raises(StoreUnavailableError, match="No space"):
             store.publish(manifest, b"graph", {})
     assert store.find(manifest.request_key) is None

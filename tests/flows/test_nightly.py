@@ -49,7 +49,7 @@ def test_an_unknown_time_zone_is_refused_with_an_example(timezone: str) -> None:
 def test_the_form_describes_every_parameter_and_asks_only_for_the_job() -> None:
     schema = nightly.score.parameters.model_dump()
     assert schema["required"] == ["job"]
-    assert list(schema["properties"]) == ["job", "date", "days_back", "timezone"]
+    assert list(schema["properties"]) == ["job", "date", "days_back", "timezone", "accept"]
     assert all(entry.get("description") for entry in schema["properties"].values())
     assert schema["properties"]["days_back"]["minimum"] == 0
 
@@ -64,9 +64,9 @@ def fake_night(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Everything round the flow's body, and what it was called with."""
     calls: dict[str, Any] = {}
 
-    def run_night(job: Any, date: str, observer: Any, map_groups: Any) -> Any:
+    def run_night(job: Any, date: str, observer: Any, map_groups: Any, accept: Any) -> Any:
         observer.say("building an engine")
-        calls.update(job=job, date=date, map_groups=map_groups)
+        calls.update(job=job, date=date, map_groups=map_groups, accept=accept)
         return SimpleNamespace(job="my_job", date=date, rows=12, manifest="/scores/_MANIFEST.json")
 
     def create_artifact(markdown: str, key: str, **_: Any) -> None:
@@ -88,7 +88,9 @@ def test_the_flow_scores_the_date_asked_for_and_returns_its_manifest(
     fake_night: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "night")
-    assert nightly.score.fn("job.yaml", date="2026-11-20") == "/scores/_MANIFEST.json"
+    flow = nightly.score.fn
+    assert flow("job.yaml", date="2026-11-20", accept=("drift",)) == "/scores/_MANIFEST.json"
+    assert fake_night["accept"] == ("drift",)
     assert (fake_night["job"], fake_night["date"]) == ("job of job.yaml", "2026-11-20")
     assert fake_night["map_groups"] is nightly.map_as_tasks
     assert "building an engine" in caplog.messages

@@ -13,6 +13,7 @@ import pytest
 from pipeline_cases import LAYOUT
 
 from pipeline.blocks import BadRow, ScoredBlock
+from pipeline.distribution import MAX_VALUES, from_text
 from pipeline.part import QUARANTINE_SCHEMA, ShardParts, build_parts
 from pipeline.plan import PinnedFile, Shard
 
@@ -155,3 +156,34 @@ def test_only_values_that_repeat_get_a_dictionary() -> None:
     has_dictionary = {column.path_in_schema: column.has_dictionary_page for column in columns}
     assert has_dictionary == {"user_id": False, "country": True, "score": False}
     assert read(part)["user_id"].to_pylist() == list(range(5))
+
+
+@pytest.mark.parametrize("bad", [(), range(0, 9_000, 3)], ids=["good", "a-third-bad"])
+def test_the_scores_of_a_large_shard_are_counted_all_over_its_rows(bad: Any) -> None:
+    """Values rise with the rows, so that each part of the shard has bins of its own."""
+    rows_per_block, num_blocks = 9_000, 50
+    num_rows = rows_per_block * num_blocks
+    shard = dataclasses.replace(SHARD, num_rows=num_rows)
+    values = np.linspace(0, 1, num_rows, dtype=np.float32).reshape(num_blocks, -1)
+    blocks = [
+        dataclasses.replace(
+            scored_block(
+                0, rows_per_block, (np.int32([[7]] * rows_per_block), each[:, None]), *bad
+            ),
+            shard=shard,
+            first_row=index * rows_per_block,
+        )
+        for index, each in enumerate(values)
+    ]
+    parts = build_parts(shard, blocks, CLASSES)
+    counted = from_text(parts.scores, parts.num_scored)
+    share = parts.num_scored / num_rows
+    assert 0.95 * MAX_VALUES * share < counted.num_values <= MAX_VALUES * share * 1.01
+    assert counted.classes == {7: pytest.approx(parts.num_scored)}
+    assert list(counted.bins.values()) == pytest.approx([parts.num_scored / 20] * 20, rel=0.02)
+
+
+def test_bad_rows_are_not_counted_among_the_scores() -> None:
+    parts = build(scored_block(0, 3, scores(1, 9, 1), 1), scored_block(3, 2, scores(1, 9), 1))
+    assert list(from_text(parts.scores).bins.values()) == [3]
+    assert build(scored_block(0, 2, scores(1, 2), 0, 1)).scores == ""

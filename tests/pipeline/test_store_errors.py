@@ -102,7 +102,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(f"pipeline.storage.{call}", fail)
+    monkeypatch.setattr(f"pipeline.local_storage.{call}", fail)
 
 
 @pytest.mark.parametrize("call", ["os.link", "os.fsync", "Path.open", "Path.mkdir"])

@@ -228,7 +228,7 @@ class TestRequeue:
         tools = scoring_tools(dated.job, plan, SumRunner(), ledger=ledger)
         with ShardScoring(plan.shards, tools) as scoring:
             list(scoring)
-        requeue(ledger, plan, "key", None)
+        requeue(ledger, plan, "key", None, dated.output)
         assert sorted(ledger.records()) == [1, 3, 4]  # rows 5 and 50 were in shards 0 and 2
         assert dated.score(NAMES[0])
         assert dated.verify()["quarantined"] == 2
@@ -237,7 +237,7 @@ class TestRequeue:
         dated.score(NAMES[0])
         before = dated.now
         ledger = Ledger(dated.output, dated.job.name, NAMES[1])
-        requeue(ledger, a_plan(dated.job), before.engine_key, before)
+        requeue(ledger, a_plan(dated.job), before.engine_key, before, dated.output)
         assert sorted(ledger.records()) == [1, 3, 4]
         assert dated.score(NAMES[1])
         assert dated.verify()["rows"] == 100
@@ -245,7 +245,7 @@ class TestRequeue:
     def test_scores_of_another_engine_are_not_taken_over(self, dated: Dated) -> None:
         dated.score(NAMES[0])
         ledger = Ledger(dated.output, dated.job.name, NAMES[1])
-        requeue(ledger, a_plan(dated.job), "another", dated.now)
+        requeue(ledger, a_plan(dated.job), "another", dated.now, dated.output)
         assert ledger.records() == {}
 
 

@@ -83,7 +83,7 @@ def night(job: Job) -> None:
         committed = [record.shard for record in scoring]
     assert not set(committed) & set(done), "a committed shard was scored again"
     records = ledger.records()
-    check_complete(plan, records, job)
+    check_complete(plan, records)
     num_scored = sum(record.num_scored for record in records.values())
     facts = {"rows": NUM_ROWS, "scored": num_scored, "quarantined": NUM_ROWS - num_scored}
     report: Any = SimpleNamespace(**facts, to_dict=dict)

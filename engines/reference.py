@@ -1,0 +1,54 @@
+"""The fp32 graph that an engine was judged against, kept beside it: to judge its answers again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engines.errors import EngineError
+from engines.gate import Answers, run_rows
+from engines.manifest import StoredEngine
+from engines.model import shown
+from engines.onnxrt import OnnxrtRunner
+from engines.runner import Array, TensorSpec
+
+REFERENCE = "reference.onnx"
+"""Attachment of every engine: raw rows in, fp32 answers out."""
+
+
+def has_reference(engine: StoredEngine) -> bool:
+    """Whether the graph is kept; engines of older versions of this program have none."""
+    return REFERENCE in engine.manifest.attachments
+
+
+def fp32_answers(engine: StoredEngine, rows: Array) -> Answers:
+    """What fp32 answers to rows of an engine's input: on the CPU, one batch on each core.
+
+    Args:
+        engine: Fetched, and `has_reference`.
+        rows: Any number of rows in the engine's input dtype.
+
+    Returns:
+        The engine's outputs by name.
+
+    Raises:
+        EngineError: ONNX Runtime cannot run the graph here.
+    """
+    manifest = engine.manifest
+
+    def batched(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, shape=(manifest.reference_batch, *spec.shape[1:]))
+
+    runner = OnnxrtRunner(
+        engine.attachment(REFERENCE),
+        batched(manifest.input),
+        tuple(map(batched, manifest.outputs)),
+        manifest.device.num_threads,
+    )
+    try:
+        with runner:
+            return run_rows(runner, rows)
+    except Exception as error:  # the runtime may raise anything
+        raise EngineError(
+            f"engine {engine.key[:12]}: {REFERENCE}: {shown(error)}; expected fp32 to run on the "
+            "CPU. Build the engine again with `score engine build --force`."
+        ) from error

@@ -1,0 +1,120 @@
+"""The drift of an engine: what it published, against fp32, on a few rows of each night."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from engines.errors import EngineError
+from engines.manifest import StoredEngine
+from engines.reference import fp32_answers, has_reference
+from pipeline.blocks import Array
+from pipeline.config import Job
+from pipeline.drift_sample import Sampled
+from pipeline.report import Drift
+
+log = logging.getLogger(__name__)
+
+FEW_ROWS, MOST_ROWS = 32, 512
+LARGE_NIGHT_ROWS = 100_000
+ROWS_FOR_ONE = 3_000
+"""Rows of a large night for each that is looked at."""
+MIN_SCORES = 32
+"""With fewer, the share of variance that is explained says little."""
+LUCK = 0.00135
+"""How often an engine that just reaches its gate may be stopped: one night in 740, as often as a
+normal variable passes three standard deviations. Wilson's bound would do so twelve times as often:
+near a share of one it is too low for 32 rows."""
+
+
+def num_drift_rows(job: Job, num_rows: int) -> int:
+    """How many rows of a night are looked at."""
+    wanted = job.limits.drift_rows
+    if wanted is None:
+        large = min(max(num_rows // ROWS_FOR_ONE, FEW_ROWS), MOST_ROWS)
+        wanted = FEW_ROWS if num_rows < LARGE_NIGHT_ROWS else large
+    return min(wanted, num_rows)
+
+
+def measure_drift(engine: StoredEngine, sampler: Callable[[], Sampled | None]) -> Drift:
+    """Compare what was committed for some rows with what fp32 answers to them.
+
+    Args:
+        engine: What scored them.
+        sampler: Gives the rows.
+
+    What cannot be measured is said in the result's note: that alone stops no night.
+    """
+    if not has_reference(engine):
+        return Drift(rows=0, note="the engine was stored without its fp32 graph")
+    sampled = sampler()
+    if sampled is None:
+        return Drift(rows=0, note="no scored row could be read again")
+    try:
+        fp32 = fp32_answers(engine, sampled.inputs)
+    except EngineError as error:
+        log.warning("drift: %s", error)
+        return Drift(rows=0, note=str(error))
+    if "score" in fp32:
+        return _compare_scores(fp32["score"], sampled)
+    same = fp32["class_id"][:, 0] == sampled.answers["class_id"]
+    difference = fp32["probability"][:, 0].astype(np.float64) - sampled.answers["probability"]
+    return Drift(
+        rows=len(same),
+        agreement=float(np.mean(same & np.isfinite(difference))),
+        mean_abs_diff=_mean(np.abs(difference)),
+    )
+
+
+def _compare_scores(expected: Array, sampled: Sampled) -> Drift:
+    """Of the column that is explained worst.
+
+    The variance is that of the rows, or of all scores of their parts where it is larger: a few rows
+    may be alike by chance.
+    """
+    found = sampled.answers["score"].astype(np.float64)
+    known = np.isfinite(expected).all(axis=1)  # where fp32 has no answer there is none to compare
+    expected, found = expected[known].astype(np.float64), found[known]
+    if len(expected) < MIN_SCORES:
+        few = f"{len(expected)} rows are too few to judge by: at least {MIN_SCORES}"
+        return Drift(rows=len(expected), note=few)
+    variance = np.maximum(expected.var(axis=0), sampled.variance)
+    if not (expected.var(axis=0) > 0).all():
+        return Drift(rows=len(expected), note="the scores of these rows do not vary")
+    errors = np.mean(np.square(found - expected), axis=0)
+    explained = np.where(np.isfinite(errors), 1 - errors / variance, 0.0).min()
+    return Drift(
+        rows=len(expected),
+        agreement=float(max(explained, 0.0)),
+        mean_abs_diff=_mean(np.abs(found - expected)),
+    )
+
+
+def _mean(values: Array) -> float | None:
+    """None where it is not finite: JSON has no such numbers."""
+    mean = float(np.mean(values))
+    return mean if math.isfinite(mean) else None
+
+
+def is_too_far(drift: Drift, head: str, min_agreement: float) -> bool:
+    """Whether more is lost than an engine that just reaches the gate loses by chance.
+
+    Rows of classes agree or do not, so the binomial distribution says how unlikely so few are; for
+    scores the share of variance explained is compared as it is.
+    """
+    if drift.agreement is None or drift.agreement >= min_agreement:
+        return False
+    if head != "classes":
+        return True
+    return at_most(round(drift.agreement * drift.rows), drift.rows, min_agreement) < LUCK
+
+
+def at_most(num_same: int, num_rows: int, share: float) -> float:
+    """Probability that at most so many of the rows agree, if each does with probability `share`."""
+    return sum(
+        math.comb(num_rows, count) * share**count * (1 - share) ** (num_rows - count)
+        for count in range(num_same + 1)
+    )

@@ -1,0 +1,207 @@
+"""A few rows of a night, read again from its input, beside what its committed parts say of them.
+
+Rows are found in the parts by their position, so that decoder, copies, batches and writing are held
+to account as well as the engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engines.gate import Answers
+from pipeline.blocks import Array, Decoder
+from pipeline.errors import VerifyError
+from pipeline.ledger import CommitRecord, Ledger, StoredFile
+from pipeline.plan import Plan, Shard
+from pipeline.storage import Storage
+
+MIN_GROUPS, MAX_GROUPS = 2, 8
+"""Row groups that are read: a whole group is read for a few of its rows."""
+MAX_READ_BYTES = 256 << 20
+"""Of the input, about; unless that is fewer than `MIN_GROUPS`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampled:
+    """Some rows of the night and what was committed for them."""
+
+    inputs: Array
+    """As the engine takes them, decoded on the CPU."""
+    answers: Answers
+    """`class_id` and `probability` [rows]; or `score` [rows, m]."""
+    variance: npt.NDArray[np.float64]
+    """[m] of all scores of the parts that were looked at; empty for classes."""
+
+
+class CommittedParts:
+    """What the committed parts of a run say.
+
+    Args:
+        ledger: Of the run.
+        output: Where its parts are.
+        records: Of its shards.
+        head: Of the model.
+    """
+
+    def __init__(
+        self, ledger: Ledger, output: Storage, records: Mapping[int, CommitRecord], head: str
+    ) -> None:
+        self._ledger = ledger
+        self._output = output
+        self._records = records
+        self._columns = ("class_id", "probability") if head == "classes" else ("score",)
+
+    def quarantined(self, shard: Shard) -> npt.NDArray[np.int64] | None:
+        """Indices within a shard, ascending; None when the quarantine does not name each row."""
+        record = self._records[shard.index]
+        if record.quarantine is None:
+            return np.empty(0, np.int64)
+        rows = self._read(record.quarantine, ("row",))["row"].to_pylist()
+        if len(rows) != record.num_quarantined:
+            return None
+        return np.sort(np.array(rows, np.int64) - shard.first_row)
+
+    def answers(self, shard: Shard) -> Answers:
+        """Of a shard's scored rows, in their order; `score` is [rows, m].
+
+        Raises:
+            VerifyError: The part is not what was committed.
+        """
+        record = self._records[shard.index]
+        part = self._read(record.part, self._columns)
+        if part.num_rows != record.num_scored:
+            raise VerifyError(
+                f"part {record.part.name}: {part.num_rows:,} rows; expected {record.num_scored:,}. "
+                "Report this: it is a defect."
+            )
+        return {name: _values(part[name].combine_chunks(), name) for name in self._columns}
+
+    def _read(self, file: StoredFile, columns: Sequence[str]) -> pa.Table:
+        data = self._output.read(self._ledger.part_path(file))
+        if data is None or hashlib.sha256(data).hexdigest() != file.sha256:
+            raise VerifyError(
+                f"part {file.name}: {'gone' if data is None else 'another sha256'}; expected what "
+                "was committed. Look at the store, and delete this run's folder."
+            )
+        return pq.read_table(io.BytesIO(data), columns=list(columns))
+
+
+def _values(column: pa.Array, name: str) -> Array:
+    if pa.types.is_fixed_size_list(column.type):
+        return np.asarray(column.flatten()).reshape(len(column), -1)
+    values = np.asarray(column)
+    return values[:, None] if name == "score" else values
+
+
+class DriftSampler:
+    """Takes rows all over a night's input, and what its parts say of them.
+
+    Args:
+        plan: The night; all its shards are committed.
+        source: Its input.
+        parts: What was committed.
+        decoder: Of the CPU.
+        seed: The same one gives the same rows.
+    """
+
+    def __init__(
+        self, plan: Plan, source: Storage, parts: CommittedParts, decoder: Decoder, seed: str
+    ) -> None:
+        self._plan = plan
+        self._source = source
+        self._parts = parts
+        self._decoder = decoder
+        self._rng = np.random.default_rng(list(seed.encode()))
+
+    def sample(self, num_rows: int) -> Sampled | None:
+        """About `num_rows` scored rows of a few row groups; None when there is none to be had.
+
+        Raises:
+            VerifyError: A committed part is not what its record says.
+        """
+        groups = [(shard, group) for shard in self._plan.shards for group in shard.row_groups]
+        num_bytes = sum(file.num_bytes for file in self._plan.files) / len(groups)
+        affordable = max(MIN_GROUPS, int(MAX_READ_BYTES / num_bytes))
+        num_groups = min(len(groups), MAX_GROUPS, affordable, num_rows)
+        per_group = -(-num_rows // num_groups)
+        # One from each of equal stretches of the night.
+        places = (np.arange(num_groups) + self._rng.random(num_groups)) * len(groups) / num_groups
+        with self._decoder:
+            chosen = [groups[place] for place in places.astype(int)]
+            found = [self._of_group(shard, group, per_group) for shard, group in chosen]
+        return _joined([sampled for sampled in found if sampled is not None])
+
+    def _of_group(self, shard: Shard, group: int, num_rows: int) -> Sampled | None:
+        read, bad = self._read(shard, group), self._parts.quarantined(shard)
+        if read is None or bad is None:
+            return None
+        rows, first_row = read
+        chosen = np.sort(self._rng.permutation(len(rows))[:num_rows])
+        chosen = chosen[~np.isin(chosen + first_row, bad)]
+        if not len(chosen):
+            return None
+        inputs, cannot = self._decode(rows.take(chosen))
+        places = np.delete(chosen, cannot) + first_row
+        answers = self._parts.answers(shard)
+        return Sampled(
+            inputs=np.delete(inputs, cannot, axis=0),
+            # A part has no slots for rows in quarantine.
+            answers={n: each[places - np.searchsorted(bad, places)] for n, each in answers.items()},
+            variance=_variance(answers.get("score")),
+        )
+
+    def _read(self, shard: Shard, group: int) -> tuple[pa.Table, int] | None:
+        """The rows of a group, and the index within the shard of their first; None: not now."""
+        pinned = shard.file
+        now = self._source.info(pinned.path)
+        if now is None or (now.num_bytes, now.version) != (pinned.num_bytes, pinned.version):
+            return None  # other rows than were scored
+        try:
+            with self._source.open(pinned.path) as file:
+                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                before = shard.row_groups[: shard.row_groups.index(group)]
+                first_row = sum(parquet.metadata.row_group(each).num_rows for each in before)
+                columns = list(self._decoder.columns)
+                return parquet.read_row_group(group, columns=columns), first_row
+        except (pa.ArrowException, OSError):  # damaged: its rows are in quarantine
+            return None
+
+    def _decode(self, rows: pa.Table) -> tuple[Array, list[int]]:
+        """The engine's input, and the positions of rows that only the night could read."""
+        inputs: list[Array] = []
+        cannot: list[int] = []
+        for batch in rows.combine_chunks().to_batches(max_chunksize=self._decoder.block_rows):
+            decoded, bad_rows = self._decoder.decode(batch)
+            cannot += [sum(map(len, inputs)) + slot for slot in bad_rows]
+            inputs.append(decoded)
+        return np.concatenate(inputs), cannot
+
+
+def _variance(scores: Array | None) -> npt.NDArray[np.float64]:
+    if scores is None:
+        return np.empty(0)
+    finite = scores[np.isfinite(scores).all(axis=1)]
+    if not len(finite):
+        return np.zeros(scores.shape[1])
+    return np.asarray(finite.var(axis=0, dtype=np.float64))
+
+
+def _joined(several: Sequence[Sampled]) -> Sampled | None:
+    if not several:
+        return None
+    return Sampled(
+        inputs=np.concatenate([each.inputs for each in several]),
+        answers={
+            name: np.concatenate([each.answers[name] for each in several])
+            for name in several[0].answers
+        },
+        variance=np.max([each.variance for each in several], axis=0),
+    )

@@ -1,0 +1,244 @@
+"""The guards: what stops a run before it is published, what each says, and how it is overruled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from pipeline.config import Job
+from pipeline.drift import is_too_far, measure_drift, num_drift_rows
+from pipeline.drift_sample import CommittedParts, DriftSampler, Sampled
+from pipeline.errors import GuardError, known_guards
+from pipeline.last_nights import compare_with, last_nights, scores_of_night
+from pipeline.ledger import CommitRecord
+from pipeline.report import Drift, ScoreDistribution
+from pipeline.report_words import usd
+from pipeline.storage import open_storage
+
+if TYPE_CHECKING:
+    from pipeline.blocks import Decoder
+    from pipeline.run import PreparedRun
+
+ROUNDING = 1e-9
+"""Of a share of rows: 0.29 * 100 is less than 29."""
+
+
+class Guards:
+    """Stops a run where a limit is not kept; those that are accepted only note it.
+
+    Args:
+        accept: Names of guards that may not stop this run.
+
+    Raises:
+        ConfigError: A name is none of `pipeline.errors.GUARDS`.
+    """
+
+    def __init__(self, accept: Iterable[str] = ()) -> None:
+        self._accept = known_guards(accept)
+        self._overruled: dict[str, str] = {}
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The guards that were overruled, each with what it had found."""
+        return tuple(f"{guard}: {found}" for guard, found in self._overruled.items())
+
+    def stop(self, guard: str, found: str, way_out: str) -> None:
+        """Stop the run, unless the guard is accepted.
+
+        Args:
+            guard: Its name.
+            found: What was found, and what was expected: a sentence.
+            way_out: What is to be done about it: the beginning of one.
+
+        Raises:
+            GuardError: The guard is not accepted.
+        """
+        if guard in self._accept:
+            self._overruled[guard] = found
+            return
+        raise GuardError(guard, f"{found} {way_out}, or publish as it is with `--accept {guard}`.")
+
+    def check_rows(self, job: Job, date: str, num_rows: int) -> None:
+        """Whether the date has the rows that it should have."""
+        if num_rows < job.limits.min_rows:
+            self.stop(
+                "rows",
+                f"{job.input.uri.rstrip('/')}: {num_rows:,} rows for {date}; expected at least "
+                f"{job.limits.min_rows:,} (limits.min_rows).",
+                "Nothing was scored; wait for the rest",
+            )
+
+    def check_quarantine(self, job: Job, num_rows: int, reasons: Mapping[str, int]) -> None:
+        """Whether few enough of a date's `num_rows` rows are in quarantine, by reason."""
+        limits, num_bad = job.limits, sum(reasons.values())
+        allowed = max(limits.probation_rows, int(limits.max_quarantined * num_rows + ROUNDING))
+        if num_bad > allowed:
+            worst = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+            self.stop(
+                "quarantine",
+                f"{num_bad:,} of {num_rows:,} rows ({num_bad / num_rows:.2%}) are in quarantine "
+                f"({worst}); expected at most {allowed:,} (limits.max_quarantined "
+                f"{limits.max_quarantined:.2%}, limits.probation_rows {limits.probation_rows:,}).",
+                "Nothing was published, and what is scored is kept; look at the input, or raise a "
+                "limit and run the same command again",
+            )
+
+    def check_budget(self, job: Job, spent_usd: float, num_left: int) -> None:
+        """Whether there is money left for the `num_left` rows that are not scored."""
+        limit = job.limits.max_usd
+        if limit is not None and num_left and spent_usd > limit:
+            self.stop(
+                "budget",
+                f"{usd(spent_usd)} are spent and {num_left:,} rows left; expected to spend at most "
+                f"{usd(limit)} (limits.max_usd).",
+                "Nothing was published, and what is scored is kept; run the same command with a "
+                "higher limit to go on",
+            )
+
+    def check_scores(self, job: Job, found: ScoreDistribution) -> None:
+        """Whether the scores are distributed as in the last nights."""
+        limit = job.limits.max_psi
+        for name, psi in found.psi.items():
+            if limit is not None and psi > limit + found.chance[name]:
+                self.stop(
+                    "scores",
+                    f"{name}: a population stability index of {psi:.3g} against the last "
+                    f"{len(found.nights)} nights ({found.nights[-1]} to {found.nights[0]}); "
+                    f"expected at most {limit:g} (limits.max_psi) and {found.chance[name]:.2g} "
+                    "that may be chance.",
+                    "Nothing was published; look at the input and at the model",
+                )
+
+    def check_drift(self, head: str, min_agreement: float, found: Drift, engine: str) -> None:
+        """Whether the engine still answers as fp32 does."""
+        if is_too_far(found, head, min_agreement):
+            what = "share of rows with fp32's class" if head == "classes" else "share of variance"
+            self.stop(
+                "drift",
+                f"engine {engine[:12]}: on {found.rows:,} rows of this night its {what} is "
+                f"{found.agreement:.4g}; expected at least {min_agreement:g} "
+                "(engine.gate.min_agreement) but for chance.",
+                "Nothing was published; look at the device, and build another engine with `score "
+                "engine build --force` or go back with `score engine rollback`",
+            )
+
+
+class NightWatch:
+    """Counts what is committed, and stops scoring as soon as a limit cannot be kept any more.
+
+    May be told of commits by several threads at once; a run that is stopped stays stopped.
+
+    Args:
+        guards: Of the run.
+        job: The job.
+        num_rows: Of the date.
+        done: Records of earlier attempts.
+        spent_usd: What the run has cost until now.
+    """
+
+    def __init__(
+        self,
+        guards: Guards,
+        job: Job,
+        num_rows: int,
+        done: Iterable[CommitRecord],
+        spent_usd: Callable[[], float],
+    ) -> None:
+        self._guards = guards
+        self._job = job
+        self._num_rows = self._num_left = num_rows
+        self._spent_usd = spent_usd
+        self._reasons: Counter[str] = Counter()
+        self._lock = Lock()
+        for record in done:
+            self._count(record)
+
+    def _count(self, record: CommitRecord) -> None:
+        self._num_left -= record.num_rows
+        self._reasons.update(record.reasons)
+
+    def committed(self, record: CommitRecord) -> None:
+        """Another shard; GuardError when it was one too many."""
+        with self._lock:
+            self._count(record)
+        self.check()
+
+    def check(self) -> None:
+        """GuardError when a limit is passed."""
+        with self._lock:
+            reasons = dict(self._reasons.most_common())
+        self._guards.check_quarantine(self._job, self._num_rows, reasons)
+        self._guards.check_budget(self._job, self._spent_usd(), self._num_left)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """What the guards found before publication, for the report."""
+
+    drift: Drift | None
+    distribution: ScoreDistribution | None
+
+
+def check_before_publication(
+    run: PreparedRun, records: Mapping[int, CommitRecord], reasons: Mapping[str, int]
+) -> Findings:
+    """Let all guards look at a run whose shards are all committed.
+
+    Raises:
+        GuardError: One of them is not content.
+        VerifyError: A part is not what was committed.
+    """
+    run.guards.check_quarantine(run.job, run.plan.num_rows, reasons)
+    distribution = _distribution(run, records)
+    if distribution is not None:
+        run.guards.check_scores(run.job, distribution)
+    drift = _drift(run, records)
+    if drift is not None:
+        engine = run.resolved.engine
+        run.guards.check_drift(
+            run.job.model.head, engine.manifest.gate.min_agreement, drift, engine.key
+        )
+    return Findings(drift=drift, distribution=distribution)
+
+
+def _distribution(
+    run: PreparedRun, records: Mapping[int, CommitRecord]
+) -> ScoreDistribution | None:
+    found = scores_of_night(records.values())
+    if found is None:
+        return None
+    job, model = run.job, run.resolved.engine.manifest.model_fingerprint
+    past = last_nights(open_storage(job.output.uri), job.name, run.plan.date, model, job.model.head)
+    return compare_with(past, found, model, job.model.head)
+
+
+def _drift(run: PreparedRun, records: Mapping[int, CommitRecord]) -> Drift | None:
+    job, plan = run.job, run.plan
+    num_rows = num_drift_rows(job, plan.num_rows)
+    if not num_rows:
+        return None
+    if run.resolved.built:
+        return Drift(rows=0, note="the engine was built in this run, from rows of this night")
+
+    def sample() -> Sampled | None:
+        source, output = open_storage(job.input.uri), open_storage(job.output.uri)
+        parts = CommittedParts(run.ledger, output, records, job.model.head)
+        return DriftSampler(plan, source, parts, _decoder(run), run.ledger.run_id).sample(num_rows)
+
+    return measure_drift(run.resolved.engine, sample)
+
+
+def _decoder(run: PreparedRun) -> Decoder:
+    """Always the window decoder for images: DALI takes a second to import."""
+    job, plan = run.job, run.plan
+    if job.input.images is not None:
+        from pipeline.decode_windows import WindowDecoder
+
+        return WindowDecoder(job.input.images, job.model.size)
+    from pipeline.decode_features import FeatureDecoder
+
+    assert job.input.features is not None
+    return FeatureDecoder(job.input.features, plan.feature_columns, plan.num_features)

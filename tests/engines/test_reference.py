@@ -1,0 +1,75 @@
+"""The fp32 graph that is kept beside an engine answers as the model does, on every night."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.build import resolve_engine
+from engines.errors import EngineError
+from engines.gate import run_rows
+from engines.load import open_runner
+from engines.reference import REFERENCE, fp32_answers, has_reference
+from engines.store import EngineStore
+from tests.engines.small_models import (
+    feature_sample,
+    features_spec,
+    image_rows,
+    image_sample,
+    images_spec,
+    request_for,
+    write_features_model,
+    write_image_model,
+)
+
+
+def quiet(_: str) -> None:
+    """Takes progress."""
+
+
+@pytest.mark.parametrize("num_rows", [1, 13, 40])
+def test_fp32_answers_come_as_the_engines_do_and_near_to_them(
+    store: EngineStore, tmp_path: Path, num_rows: int
+) -> None:
+    spec = images_spec(write_image_model(tmp_path / "model.onnx"))
+    engine = resolve_engine(request_for(spec), store, image_sample, quiet).engine
+    rows = image_rows(num_rows, seed=3)
+    expected = fp32_answers(engine, rows)
+    with open_runner(engine) as runner:
+        found = run_rows(runner, rows)
+    assert expected.keys() == found.keys() == {"class_id", "probability"}
+    for name, array in expected.items():
+        assert (array.shape, array.dtype) == (found[name].shape, found[name].dtype)
+    np.testing.assert_allclose(expected["probability"], found["probability"], atol=0.1)
+
+
+def test_fp32_is_that_of_the_model_whatever_the_engine_is(
+    store: EngineStore, tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    path = write_features_model(tmp_path / "model.onnx")
+    engine = resolve_engine(request_for(features_spec(path)), store, feature_sample, quiet).engine
+    rows = feature_sample(20, 5).rows
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (scores,) = session.run(None, {"x": rows})
+    path.unlink()  # a night needs no model file for it
+    np.testing.assert_allclose(fp32_answers(engine, rows)["score"], scores, rtol=1e-5, atol=1e-5)
+
+
+def test_a_graph_that_does_not_run_is_an_error_of_the_engine(
+    store: EngineStore, tmp_path: Path
+) -> None:
+    spec = features_spec(write_features_model(tmp_path / "model.onnx"))
+    engine = resolve_engine(request_for(spec), store, feature_sample, quiet).engine
+    assert has_reference(engine)
+    engine.attachment(REFERENCE).write_bytes(b"no graph")
+    with pytest.raises(EngineError, match=r"reference\.onnx: .*expected fp32 to run"):
+        fp32_answers(engine, feature_sample(20, 5).rows)
+    bare = dataclasses.replace(
+        engine, manifest=dataclasses.replace(engine.manifest, attachments={})
+    )
+    assert not has_reference(bare)
