@@ -21,9 +21,8 @@ from engines.gate import GateSpec
 from engines.keys import BUILDER_REVISION, KEYED_PACKAGES, digest, digest_bytes
 from engines.keys import runtime_version as version_of
 from engines.ladder import Choice, HeldOut, Ladder
-from engines.manifest import EngineManifest, StoredEngine
+from engines.manifest import REFERENCE, EngineManifest, StoredEngine
 from engines.model import ModelSpec, fingerprint_model
-from engines.reference import REFERENCE
 from engines.runner import Array
 from engines.store import EngineStore
 from engines.tensorrt_build import BuilderSettings

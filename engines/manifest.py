@@ -16,6 +16,9 @@ from engines.gate import Accuracy, GateSpec
 from engines.keys import digest_bytes, runtime_version
 from engines.runner import TensorSpec
 
+REFERENCE = "reference.onnx"
+"""Attachment of every engine: its model in fp32; see engines/reference.py."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rung:
@@ -155,19 +158,31 @@ class StoredEngine:
     def check(self) -> None:
         """Compare every file with the manifest, and the runtime with the one installed here.
 
+        Not `REFERENCE`: no row is scored with it, and who reads it checks it.
+
         Raises:
             EngineCorruptError: A byte has changed, a file is gone, or the runtime is another one.
         """
+        not_now = stored_name(REFERENCE, self.manifest.attachments.get(REFERENCE, ""))
         for name, sha256 in self.manifest.files.items():
-            path = Path(self.folder, name)
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise EngineCorruptError(
-                    f"engine {self.key[:12]}: {error.strerror}; expected {path}."
-                ) from None
-            check_content(self.key, name, data, sha256)
+            if name != not_now:
+                self.check_file(name, sha256)
         self.check_runtime()
+
+    def check_file(self, name: str, sha256: str) -> None:
+        """Compare one file, by its name in the store, with its hash.
+
+        Raises:
+            EngineCorruptError: A byte has changed, or the file is gone.
+        """
+        path = Path(self.folder, name)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise EngineCorruptError(
+                f"engine {self.key[:12]}: {error.strerror}; expected {path}."
+            ) from None
+        check_content(self.key, name, data, sha256)
 
     def check_runtime(self) -> None:
         """Compare the version of the runtime with the one that the engine was built with.

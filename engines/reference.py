@@ -6,13 +6,10 @@ from dataclasses import replace
 
 from engines.errors import EngineError
 from engines.gate import Answers, run_rows
-from engines.manifest import StoredEngine
+from engines.manifest import REFERENCE, StoredEngine
 from engines.model import shown
 from engines.onnxrt import OnnxrtRunner
 from engines.runner import Array, TensorSpec
-
-REFERENCE = "reference.onnx"
-"""Attachment of every engine: raw rows in, fp32 answers out."""
 
 
 def has_reference(engine: StoredEngine) -> bool:
@@ -31,15 +28,16 @@ def fp32_answers(engine: StoredEngine, rows: Array) -> Answers:
         The engine's outputs by name.
 
     Raises:
-        EngineError: ONNX Runtime cannot run the graph here.
+        EngineError: The graph is not what was stored, or ONNX Runtime cannot run it here.
     """
-    manifest = engine.manifest
+    manifest, graph = engine.manifest, engine.attachment(REFERENCE)
+    engine.check_file(graph.name, manifest.attachments[REFERENCE])
 
     def batched(spec: TensorSpec) -> TensorSpec:
         return replace(spec, shape=(manifest.reference_batch, *spec.shape[1:]))
 
     runner = OnnxrtRunner(
-        engine.attachment(REFERENCE),
+        graph,
         batched(manifest.input),
         tuple(map(batched, manifest.outputs)),
         manifest.device.num_threads,

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from engines.build import resolve_engine
-from engines.errors import EngineError
+from engines.errors import EngineCorruptError, EngineError
 from engines.gate import run_rows
 from engines.load import open_runner
-from engines.reference import REFERENCE, fp32_answers, has_reference
+from engines.manifest import REFERENCE
+from engines.reference import fp32_answers, has_reference
 from engines.store import EngineStore
 from tests.engines.small_models import (
     feature_sample,
@@ -24,6 +25,7 @@ from tests.engines.small_models import (
     write_features_model,
     write_image_model,
 )
+from tests.engines.small_stores import a_manifest, linear_graph, probe_of
 
 
 def quiet(_: str) -> None:
@@ -66,10 +68,28 @@ def test_a_graph_that_does_not_run_is_an_error_of_the_engine(
     spec = features_spec(write_features_model(tmp_path / "model.onnx"))
     engine = resolve_engine(request_for(spec), store, feature_sample, quiet).engine
     assert has_reference(engine)
-    engine.attachment(REFERENCE).write_bytes(b"no graph")
+    rows = feature_sample(20, 5).rows
+    graph = engine.attachment(REFERENCE)
+    content = graph.read_bytes()
+    graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(EngineCorruptError, match=r"reference\.onnx: sha256 .*was changed"):
+        fp32_answers(engine, rows)
+    engine.check()  # it scores all the same
+    graph.write_bytes(content)
     with pytest.raises(EngineError, match=r"reference\.onnx: .*expected fp32 to run"):
-        fp32_answers(engine, feature_sample(20, 5).rows)
+        fp32_answers(engine, rows[:, :-1])
     bare = dataclasses.replace(
         engine, manifest=dataclasses.replace(engine.manifest, attachments={})
     )
     assert not has_reference(bare)
+
+
+def test_an_engine_that_is_its_own_reference_is_checked_all_the_same(
+    store: EngineStore, tmp_path: Path
+) -> None:
+    graph = linear_graph()
+    manifest = a_manifest(probe=probe_of(graph, tmp_path))
+    engine = store.publish(manifest, graph, {REFERENCE: graph})
+    engine.artifact.write_bytes(graph[:-1])
+    with pytest.raises(EngineCorruptError, match=r"graph\.onnx: sha256"):
+        engine.check()

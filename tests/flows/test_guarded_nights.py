@@ -16,8 +16,8 @@ import pytest
 
 from engines.build import ResolvedEngine
 from engines.keys import digest
+from engines.manifest import REFERENCE
 from engines.model import fingerprint_model
-from engines.reference import REFERENCE
 from flows import night as night_module
 from flows.devices import lane_devices
 from flows.night import run_night
