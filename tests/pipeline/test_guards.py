@@ -18,11 +18,11 @@ from pipeline.errors import GUARDS, ConfigError, GuardError, known_guards
 from pipeline.guards import Guards, NightWatch
 from pipeline.last_nights import LOOK_BACK_DAYS, MOST_NIGHTS, compare_with, last_nights
 from pipeline.ledger import CommitRecord, StoredFile
+from pipeline.local_storage import LocalStorage
 from pipeline.report import Drift, RunReport, ScoreDistribution, report_from_dict
 from pipeline.report_guards import guard_facts
 from pipeline.report_html import render_html
 from pipeline.report_text import render_markdown
-from pipeline.storage import LocalStorage
 
 ENGINE = "0123456789abcdef"
 DRIFTED = Drift(rows=32, agreement=0.5, mean_abs_diff=0.2)
