@@ -15,6 +15,7 @@ from pipeline.engine import find_engine, load_class_names, open_store, request_f
 from pipeline.ledger import Ledger
 from pipeline.plan import make_plan, run_id_of
 from pipeline.publish import published_folder, read_manifest
+from pipeline.report_words import plain
 from pipeline.storage import MANIFEST, open_storage
 from pipeline.tuning import find_tuning, with_settings
 
@@ -140,10 +141,14 @@ def render_status(facts: Facts) -> RenderableType:
     for entry in facts["published"]:
         quarantined = f"{entry['quarantined']:,}"
         table.add_row(
-            entry["date"], "published", f"{entry['rows']:,}", quarantined, entry["run_id"]
+            plain(entry["date"]),
+            "published",
+            f"{entry['rows']:,}",
+            quarantined,
+            plain(entry["run_id"]),
         )
     for entry in facts["unfinished"]:
         state = f"{entry['shards_done']:,}/{entry['shards']:,} shards"
         rows = f"{entry['rows_done']:,}"
-        table.add_row(entry["date"], state, rows, "", entry["run_id"])
+        table.add_row(plain(entry["date"]), state, rows, "", plain(entry["run_id"]))
     return table

@@ -31,6 +31,7 @@ from pipeline.run import (
     PreparedRun,
     RunClock,
     already_published,
+    end_run,
     finish_run,
     lane_setup,
     prepare_run,
@@ -95,15 +96,21 @@ def run_night(
     clock = RunClock(started=started if started is not None else time.monotonic())
 
     def attempt(lanes: list[Lane], *, force: bool) -> RunReport:
-        device = lanes[0].device
-        with open_lanes(lanes, job.lanes.grace_s, observer), notices(job, observer.say):
-            price = price_of(job, date)
-            if read_manifest(open_storage(job.output.uri), job.name, date) is not None:
-                return already_published(job, date)
-            tuned = _tuned(job, device, observer)
-            run = prepare_run(tuned, date, device, clock, observer.say, force=force)
-            uses = _score(run, lanes, observer, map_groups or map_in_threads)
-        return finish_run(run, lanes, price, uses)
+        devices = [lane.device for lane in lanes]
+        run: PreparedRun | None = None
+        try:
+            with open_lanes(lanes, job.lanes.grace_s, observer), notices(job, observer.say):
+                price = price_of(job, date)
+                if read_manifest(open_storage(job.output.uri), job.name, date) is not None:
+                    return already_published(job, date)
+                tuned = _tuned(job, devices[0], observer)
+                run = prepare_run(tuned, date, devices, clock, observer.say, force=force)
+                uses = _score(run, lanes, observer, map_groups or map_in_threads)
+            return finish_run(run, lanes, price, uses)
+        except BaseException as error:
+            if run is not None:
+                end_run(run, lanes, error)
+            raise
 
     try:
         return attempt(lanes or start_lanes(job), force=False)

@@ -15,11 +15,19 @@ Messages read `<what>: <found>; expected <what>. <what to do>.` and fit in one s
 
 from __future__ import annotations
 
+from engines.masking import masked
+
 
 class PipelineError(Exception):
-    """Base of all errors that the pipeline raises on purpose; `exit_code` is the command's."""
+    """Base of all errors that the pipeline raises on purpose; `exit_code` is the command's.
+
+    Messages quote addresses and what libraries say: secrets in them are masked.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))
 
 
 class ConfigError(PipelineError):

@@ -10,16 +10,17 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from engines.build import ResolvedEngine
-from engines.gate import Accuracy
 from engines.manifest import EngineManifest
 from engines.model import fingerprint_model
+from pipeline.block_size import rows_at_risk
 from pipeline.config import Job
 from pipeline.cost import cost_of
 from pipeline.engine import get_engine, load_class_names, request_for
+from pipeline.engine_facts import engine_facts
 from pipeline.errors import GuardError
+from pipeline.interruptions import earlier_attempts, note_end
 from pipeline.lane import NO_TIME, Lane, LaneDevice, add_times
 from pipeline.lane_messages import LaneSetup, PoisonRow, WatchLimits
 from pipeline.ledger import Attempt, CommitRecord, Ledger, utc_now
@@ -38,8 +39,6 @@ from pipeline.quarantine import read_samples
 from pipeline.read import UNREADABLE
 from pipeline.report import (
     DeviceUse,
-    EngineFacts,
-    EngineRung,
     Phases,
     Price,
     RunReport,
@@ -86,7 +85,7 @@ class RunClock:
 def prepare_run(
     job: Job,
     date: str,
-    device: LaneDevice,
+    devices: Sequence[LaneDevice],
     clock: RunClock,
     say: Callable[[str], None],
     *,
@@ -97,7 +96,7 @@ def prepare_run(
     Args:
         job: The job.
         date: ISO date of the run.
-        device: What the lanes run on; decides the engine.
+        devices: What each of the lanes runs on; of one kind, which decides the engine.
         clock: Gets the times of the phases.
         say: Is told in a few words what takes long.
         force: Build a new engine even when there is one, because that one does not open. The time
@@ -114,14 +113,14 @@ def prepare_run(
             f"{job.limits.min_rows:,} (limits.min_rows). Nothing was scored; wait for the rest, "
             f"or run with `--set limits.min_rows={plan.num_rows}`."
         )
-    request = request_for(job, plan.num_features, device.engine_device)
+    request = request_for(job, plan.num_features, devices[0].engine_device)
     fingerprint = fingerprint_model(request.model)
     # Whatever is wrong with the job has been found by now: from here on the output is written to.
     probe(output, f"{job.name}/_runs")
     resolved = get_engine(job, plan, request, fingerprint, say, force=force)
     clock.prepared = time.monotonic()
     ledger = Ledger(output, job.name, run_id_of(plan, job, resolved.engine.key, class_names))
-    attempt = _open_attempt(ledger, job, plan, resolved, clock)
+    attempt = _open_attempt(ledger, job, plan, resolved, devices, clock)
     done = ledger.records()
     todo = tuple(shard for shard in plan.shards if shard.index not in done)
     return PreparedRun(
@@ -137,8 +136,14 @@ def prepare_run(
 
 
 def _open_attempt(
-    ledger: Ledger, job: Job, plan: Plan, resolved: ResolvedEngine, clock: RunClock
+    ledger: Ledger,
+    job: Job,
+    plan: Plan,
+    resolved: ResolvedEngine,
+    devices: Sequence[LaneDevice],
+    clock: RunClock,
 ) -> Attempt:
+    manifest = resolved.engine.manifest
     began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(
         seconds=time.monotonic() - clock.started
     )
@@ -147,6 +152,11 @@ def _open_attempt(
         started_at=began.isoformat(),
         host=socket.gethostname(),
         pid=os.getpid(),
+        prepared_s=clock.prepared - clock.started,
+        build_s=resolved.build_s if resolved.built else 0.0,
+        rows_at_risk=sum(
+            rows_at_risk(job, manifest, device.num_threads, plan.shards) for device in devices
+        ),
     )
     description = {
         "run_id": ledger.run_id,
@@ -233,6 +243,18 @@ def finish_run(
     return report
 
 
+def end_run(run: PreparedRun, lanes: Sequence[Lane], error: BaseException) -> None:
+    """Write down that this attempt ends without publishing, and how much it leaves undone.
+
+    Args:
+        run: The run.
+        lanes: Of it; their processes have ended.
+        error: Why.
+    """
+    rows_begun = sum(lane.rows_begun for lane in lanes)
+    note_end(run.ledger, run.attempt, rows_begun, error)
+
+
 def already_published(job: Job, date: str) -> RunReport:
     """The report of a date that has been published before, marked as such."""
     output = open_storage(job.output.uri)
@@ -250,14 +272,21 @@ def _make_report(
 ) -> RunReport:
     job, plan, clock = run.job, run.plan, run.clock
     output = open_storage(job.output.uri)
-    attempts = run.ledger.attempts()
     now = time.monotonic()
-    earlier_s = sum(_seconds_of(past, records) for past in attempts if past.id != run.attempt.id)
-    wall_s = now - clock.started + earlier_s
+    earlier = earlier_attempts(run.ledger, run.attempt, records, plan.num_rows)
+    rows_replayed = earlier.rows_replayed + _rows_repeated(run, lanes, records)
+    wall_s = now - clock.started + earlier.wall_s
     build_s = run.resolved.build_s if run.resolved.built else 0.0
     score_s = clock.scored - clock.prepared
+    replay_share = rows_replayed / (rows_replayed + plan.num_rows)
+    replay_s = (score_s + earlier.score_s) * replay_share
     cost = cost_of(
-        price, wall_s=wall_s, score_s=score_s + earlier_s, build_s=build_s, rows=plan.num_rows
+        price,
+        wall_s=wall_s,
+        score_s=score_s + earlier.score_s,
+        build_s=build_s + earlier.build_s,
+        rows=plan.num_rows,
+        replay_s=replay_s,
     )
     stages = add_times(lane.times() for lane in lanes)
     ceilings = sum_of_ceilings(lane.ceilings for lane in lanes)
@@ -275,7 +304,7 @@ def _make_report(
         quarantine_samples=read_samples(run.ledger, records, output),
         shards=len(plan.shards),
         shards_reused=len(plan.shards) - len(run.todo),
-        attempts=len(attempts),
+        attempts=len(run.ledger.attempts()),
         examples_per_sec=plan.num_rows / wall_s,
         wall_s=wall_s,
         phases=Phases(
@@ -287,7 +316,7 @@ def _make_report(
         ),
         usd_per_100k=cost.usd_per_100k,
         cost=cost,
-        engine=_engine_facts(run.resolved, build_s),
+        engine=engine_facts(run.resolved, build_s),
         stages=stages,
         ceilings=ceilings,
         bottleneck=bottleneck_of(stages),
@@ -301,6 +330,10 @@ def _make_report(
         settings=settings_of(job).given(),
         num_lanes=len(lanes),
         degraded=UNREADABLE in count_reasons(records),
+        interruptions=earlier.num_interruptions,
+        rows_replayed=rows_replayed,
+        replay_is_exact=earlier.is_exact,
+        replay_s=replay_s,
         limit=limit_of(
             ceilings,
             stages,
@@ -324,49 +357,13 @@ def _num_core_threads(job: Job, lanes: Sequence[Lane]) -> int | None:
     return job.lanes.engine_threads or lanes[0].device.num_threads
 
 
-def _seconds_of(attempt: Attempt, records: Mapping[int, CommitRecord]) -> float:
-    """Wall-clock seconds of an attempt that did not finish: until its last commit."""
-    commits = [record.committed_at for record in records.values() if record.owner == attempt.id]
-    if not commits:
-        return 0.0
-    began, ended = map(datetime.datetime.fromisoformat, (attempt.started_at, max(commits)))
-    return (ended - began).total_seconds()
-
-
-def _engine_facts(resolved: ResolvedEngine, build_s: float) -> EngineFacts:
-    manifest = resolved.engine.manifest
-    accuracy = manifest.accuracy
-    return EngineFacts(
-        key=manifest.key,
-        runtime=manifest.runtime,
-        precision=manifest.precision,
-        batch_size=manifest.batch_size,
-        agreement=accuracy.agreement,
-        min_agreement=manifest.gate.min_agreement,
-        num_held_out=accuracy.num_rows,
-        reason=manifest.reason,
-        rungs=tuple(
-            EngineRung(
-                runtime=rung.runtime,
-                precision=rung.precision,
-                rows_per_s=rung.rows_per_s,
-                passed=rung.passed,
-                error=rung.error,
-                failures=rung.failures,
-                note=rung.note,
-                float_layers=rung.float_layers,
-                **_fidelity(rung.accuracy),
-            )
-            for rung in manifest.rungs
-        ),
-        built=resolved.built,
-        build_s=build_s,
-    )
-
-
-def _fidelity(accuracy: Accuracy | None) -> dict[str, Any]:
-    names = ("agreement", "cosine", "divergence", "metric_name", "metric", "reference_metric")
-    return {name: getattr(accuracy, name, None) for name in names}
+def _rows_repeated(
+    run: PreparedRun, lanes: Sequence[Lane], records: Mapping[int, CommitRecord]
+) -> int:
+    """Rows that this attempt began more often than it committed: its lanes' processes died."""
+    owned = [record for record in records.values() if record.owner == run.attempt.id]
+    committed = sum(record.num_rows for record in owned)
+    return max(0, sum(lane.rows_begun for lane in lanes) - committed)
 
 
 def _describe(lanes: Sequence[Lane], run: PreparedRun) -> str:

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, ParamSpec, Protocol, TypeVar, cast
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, StorageError
+from pipeline.paths import checked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,10 +140,13 @@ class LocalStorage:
         self.uri = root.rstrip("/") or "/"
         self._root = Path(os.path.abspath(root))
 
+    def _full(self, path: str) -> Path:
+        return self._root / checked(path, self.uri)
+
     def list_files(self, prefix: str) -> list[FileInfo]:
         # Plain strings: with a Path for each file a ledger of 100,000 takes seconds to list.
         found = []
-        for parent, _, names in os.walk(self._root / prefix):
+        for parent, _, names in os.walk(self._full(prefix)):
             for name in names:
                 path = os.path.join(parent, name)
                 with suppress(FileNotFoundError):  # somebody's temporary file, gone since
@@ -150,7 +154,7 @@ class LocalStorage:
         return sorted(found, key=lambda info: info.path)
 
     def info(self, path: str) -> FileInfo | None:
-        full = self._root / path
+        full = self._full(path)
         try:
             status = full.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -167,20 +171,20 @@ class LocalStorage:
 
     def open(self, path: str) -> BinaryIO:
         # Arrow's own file: its readers then need no Python, and no lock, for each column chunk.
-        return cast("BinaryIO", pa.OSFile(str(self._root / path)))
+        return cast("BinaryIO", pa.OSFile(str(self._full(path))))
 
     def read(self, path: str) -> bytes | None:
         try:
-            return (self._root / path).read_bytes()
+            return self._full(path).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        return [(self._root / path).read_bytes() for path in paths]
+        return [self._full(path).read_bytes() for path in paths]
 
     def create(self, path: str, data: bytes) -> bool:
         # Not open("xb"): a full disk leaves a torn file. Not rename: it replaces silently.
-        final = self._root / path
+        final = self._full(path)
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
         try:
@@ -198,10 +202,10 @@ class LocalStorage:
             _sync_folder(final.parent)
 
     def delete(self, path: str) -> None:
-        (self._root / path).unlink(missing_ok=True)
+        self._full(path).unlink(missing_ok=True)
 
     def publish(self, files: dict[str, str], manifest: bytes, target: str) -> bool:
-        final = self._root / target
+        final = self._full(target)
         if (final / MANIFEST).exists():
             return False
         staged = final.with_name(f"_publishing-{uuid.uuid4().hex}")
@@ -212,7 +216,7 @@ class LocalStorage:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
             for name, source in files.items():
-                os.link(f"{self._root}/{source}", f"{staged}/{name}")
+                os.link(self._full(source), staged / checked(name, self.uri))
             for name, data in ((MANIFEST, manifest), (SUCCESS, b"")):
                 with (staged / name).open("xb") as file:
                     file.write(data)
@@ -290,7 +294,7 @@ class ObjectStorage:
         )
 
     def _full(self, path: str) -> str:
-        return f"{self._root}/{path}".rstrip("/")
+        return f"{self._root}/{checked(path, self.uri)}".rstrip("/")
 
     @_named
     def list_files(self, prefix: str) -> list[FileInfo]:
