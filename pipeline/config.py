@@ -205,8 +205,9 @@ class LanesSection(Section):
     queue_depth: Annotated[int, Field(ge=1)] | None = None
     """Blocks that may wait between two stages; null: 2."""
     shard_rows: Annotated[int, Field(ge=1)] | None = None
-    """Rows of a shard, about: what a crash costs at most per lane. Null: 1,024 images or
-    1,048,576 feature rows. A shard never splits a row group."""
+    """Rows of a shard, about: what a crash costs at most per lane, besides the blocks behind it
+    (three a core). Null: 1,024 images or 1,048,576 feature rows. A shard never splits a row
+    group."""
     gpu_decode: GpuDecodeSection = GpuDecodeSection()
 
 

@@ -210,13 +210,14 @@ class LocalStorage:
             return False
         staged = final.with_name(f"_publishing-{uuid.uuid4().hex}")
         try:
+            files = {checked(name, self.uri): source for name, source in files.items()}
             inner = {Path(folder) for folder in map(os.path.dirname, files)}
             folders = {staged / each for folder in inner for each in (folder, *folder.parents)}
             folders.add(staged)
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
             for name, source in files.items():
-                os.link(self._full(source), staged / checked(name, self.uri))
+                os.link(self._full(source), f"{staged}/{name}")
             for name, data in ((MANIFEST, manifest), (SUCCESS, b"")):
                 with (staged / name).open("xb") as file:
                     file.write(data)
@@ -375,7 +376,8 @@ class ObjectStorage:
             return False
         # Server-side copies under names that only this run uses: repeating them is harmless.
         self._copy(
-            (self._full(source), self._full(f"{target}/{name}")) for name, source in files.items()
+            (self._full(source), self._full(f"{target}/{checked(name, self.uri)}"))
+            for name, source in files.items()
         )
         if not self.create(f"{target}/{MANIFEST}", manifest):
             return False

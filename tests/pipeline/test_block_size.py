@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,13 +76,14 @@ def test_rows_begun_and_not_committed_are_never_more_than_those_at_risk(
     device = SimpleNamespace(kind="cpu" if num_threads else "gpu")
     engine: Any = SimpleNamespace(device=device, batch_size=BLOCK_ROWS)
     limit = rows_at_risk(job, engine, num_threads or 64, plan.shards)
-    with ShardScoring(plan.shards, tools) as scoring:
+    with ShardScoring(plan.shards, tools) as scoring, ThreadPoolExecutor(1) as pool:
+        records = pool.submit(list, scoring)
         begun = when_nothing_moves(lambda: tools.marks.rows_begun)
         in_flight = begun - StuckLedger.num_free * SHARD_ROWS
         assert SHARD_ROWS < in_flight <= limit
-        assert in_flight > limit - 4 * BLOCK_ROWS, "a bound that says little"
+        assert in_flight >= limit - BLOCK_ROWS, "a bound that says little"
         ledger.go_on.set()
-        assert sum(record.num_rows for record in scoring) == NUM_ROWS
+        assert sum(record.num_rows for record in records.result(20)) == NUM_ROWS
     assert tools.marks.rows_begun == NUM_ROWS
 
 

@@ -80,8 +80,13 @@ def test_a_night_without_time_to_drain_counts_the_rows_that_it_drops(
 
 
 def test_a_night_that_was_killed_is_counted_as_at_most_what_was_at_risk(
-    start_score: Callable[..., Any], score: Callable[..., Any], features_job: Path, tmp_path: Path
+    start_score: Callable[..., Any],
+    score: Callable[..., Any],
+    features_job: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     output = tmp_path / "out"
     command = night(features_job, output, *SMALL_SHARDS)
     running = start_score(*command)
