@@ -14,9 +14,14 @@ EngineError
 
 from __future__ import annotations
 
+from engines.masking import masked
+
 
 class EngineError(Exception):
-    """Base of all errors that the engine layer raises on purpose."""
+    """Base of all errors that the engine layer raises on purpose; secrets in them are masked."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))
 
 
 class ModelError(EngineError):

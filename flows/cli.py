@@ -45,7 +45,9 @@ def run_command() -> NoReturn:
 def _fail(error: Exception) -> NoReturn:
     from rich.text import Text
 
+    from engines.masking import masked
     from flows.terminal import errors, print_json
+    from pipeline.report_words import plain
 
     usage = getattr(error, "format_message", None)  # click's errors of usage
     if usage is not None:
@@ -53,13 +55,13 @@ def _fail(error: Exception) -> NoReturn:
     is_ours = isinstance(error, (PipelineError, EngineError, OSError))
     if not is_ours and not type(error).__module__.startswith("botocore"):
         raise error
-    code = exit_code_of(error)
+    code, said = exit_code_of(error), plain(masked(str(error)))
     if "--json" in sys.argv:
         status = "interrupted" if code == EXIT_INTERRUPTED else "failed"
         which = {"guard": error.guard} if isinstance(error, GuardError) else {}
-        print_json({"status": status, "exit_code": code, **which, "error": str(error)})
+        print_json({"status": status, "exit_code": code, **which, "error": said})
     label = "interrupted" if code == EXIT_INTERRUPTED else "error"
-    errors.print(Text.assemble((f"{label}: ", "bold red"), str(error)), soft_wrap=True)
+    errors.print(Text.assemble((f"{label}: ", "bold red"), said), soft_wrap=True)
     sys.exit(code)
 
 

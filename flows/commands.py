@@ -112,12 +112,14 @@ def verify(job: JobPath, date: Date, json: Json = False, set: Set = None) -> Non
     if json:
         print_json(verdict)
     else:
-        console.print(
-            f"[bold green]verified[/] {verdict['rows']:,} rows = {verdict['scored']:,} scored + "
+        from rich.text import Text
+
+        said = (
+            f" {verdict['rows']:,} rows = {verdict['scored']:,} scored + "
             f"{verdict['quarantined']:,} quarantined, {verdict['parts']:,} parts, "
-            f"run {verdict['run_id']}",
-            highlight=False,
+            f"run {verdict['run_id']}"
         )
+        console.print(Text.assemble(("verified", "bold green"), said))
 
 
 @app.command()

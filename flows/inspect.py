@@ -14,6 +14,7 @@ from pipeline.config import Job
 from pipeline.engine import find_engine, load_class_names, open_store, request_for
 from pipeline.ledger import Ledger
 from pipeline.plan import make_plan, run_id_of
+from pipeline.report_words import plain
 from pipeline.storage import MANIFEST, open_storage
 from pipeline.tuning import find_tuning, with_settings
 from pipeline.versions import KEPT_MANIFEST, find_published, published_folder
@@ -143,12 +144,13 @@ def render_status(facts: Facts) -> RenderableType:
     for entry in facts["published"]:
         quarantined = f"{entry['quarantined']:,}"
         state = "published" if entry["version"] == 1 else f"published, version {entry['version']}"
-        table.add_row(entry["date"], state, f"{entry['rows']:,}", quarantined, entry["run_id"])
+        rows = f"{entry['rows']:,}"
+        table.add_row(plain(entry["date"]), state, rows, quarantined, plain(entry["run_id"]))
     for entry in facts["replaced"]:
         rows = f"{entry['rows']:,}"
-        table.add_row(entry["date"], "replaced, kept", rows, "", entry["run_id"])
+        table.add_row(plain(entry["date"]), "replaced, kept", rows, "", plain(entry["run_id"]))
     for entry in facts["unfinished"]:
         state = f"{entry['shards_done']:,}/{entry['shards']:,} shards"
         rows = f"{entry['rows_done']:,}"
-        table.add_row(entry["date"], state, rows, "", entry["run_id"])
+        table.add_row(plain(entry["date"]), state, rows, "", plain(entry["run_id"]))
     return table

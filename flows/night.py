@@ -25,20 +25,12 @@ from flows.spot import notices
 from pipeline.config import Job
 from pipeline.cost import find_price, load_prices, own_price
 from pipeline.errors import GuardError
+from pipeline.finish import already_published, end_run, finish_run
 from pipeline.guards import NightWatch
 from pipeline.lane import Lane, LaneDevice, add_times
 from pipeline.plan import Shard
 from pipeline.report import DeviceUse, Price, RunReport, StageTimes
-from pipeline.run import (
-    Night,
-    PreparedRun,
-    RunClock,
-    already_published,
-    finish_run,
-    lane_setup,
-    prepare_run,
-    watch_over,
-)
+from pipeline.run import Night, PreparedRun, RunClock, lane_setup, prepare_run, watch_over
 from pipeline.storage import open_storage
 from pipeline.store_errors import resumable
 from pipeline.telemetry import Sampler
@@ -100,26 +92,28 @@ def run_night(
     clock = RunClock(started=started if started is not None else time.monotonic())
 
     def attempt(lanes: list[Lane], *, rebuild: bool) -> RunReport:
-        device = lanes[0].device
-        with open_lanes(lanes, job.lanes.grace_s, observer), notices(job, observer.say):
-            price = price_of(job, date)
-            output = open_storage(job.output.uri)
-            published = find_published(output, job.name, date)
-            if published is not None and night.again == "no":
-                return already_published(output, published)
-            run = prepare_run(
-                dataclasses.replace(night, job=_tuned(job, device, observer)),
-                device,
-                clock,
-                observer.say,
-                replaces=published,
-                rebuild=rebuild,
-            )
-            watch = watch_over(run, price)
+        devices = [lane.device for lane in lanes]
+        run: PreparedRun | None = None
+        try:
+            with open_lanes(lanes, job.lanes.grace_s, observer), notices(job, observer.say):
+                price = price_of(job, date)
+                output = open_storage(job.output.uri)
+                published = find_published(output, job.name, date)
+                if published is not None and night.again == "no":
+                    return already_published(output, published)
+                tuned = dataclasses.replace(night, job=_tuned(job, devices[0], observer))
+                run = prepare_run(
+                    tuned, devices, clock, observer.say, replaces=published, rebuild=rebuild
+                )
+                watch = watch_over(run, price)
+                with resumable():
+                    uses = _score(run, lanes, observer, map_groups or map_in_threads, watch)
             with resumable():
-                uses = _score(run, lanes, observer, map_groups or map_in_threads, watch)
-        with resumable():
-            return finish_run(run, lanes, price, uses)
+                return finish_run(run, lanes, price, uses)
+        except BaseException as error:
+            if run is not None:
+                end_run(run, lanes, error)
+            raise
 
     try:
         return attempt(lanes or start_lanes(job), rebuild=False)

@@ -14,8 +14,10 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from pipeline.report import StageTimes
+from pipeline.report_words import plain
 
 LINE_PERIOD_S = 10.0
 """Plain lines come at a pace that a log can bear."""
@@ -33,7 +35,7 @@ class LiveProgress:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(text, style="dim", highlight=False)
+        self._console.print(Text(plain(text), style="dim"))
 
     def start(self, num_rows: int, num_done: int) -> None:
         """Begin to show bars for the rows that are left."""
@@ -87,7 +89,7 @@ class LineProgress:
 
     def say(self, text: str) -> None:
         """Write a line."""
-        self._write(text)
+        self._write(plain(text))
 
     def start(self, num_rows: int, num_done: int) -> None:
         """Say what there is to do."""

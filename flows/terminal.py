@@ -30,8 +30,9 @@ Accept = Annotated[
     ),
 ]
 
-console = Console()
-errors = Console(stderr=True)
+# Names and messages come from data: none of them is markup.
+console = Console(markup=False, emoji=False)
+errors = Console(stderr=True, markup=False, emoji=False)
 
 
 def load(job: str, overrides: list[str] | None) -> Any:
@@ -42,8 +43,11 @@ def load(job: str, overrides: list[str] | None) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    """One JSON object on standard output; what a terminal could take for a command is escaped."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+    sys.stdout.write(text + "\n")
 
 
 def show(facts: Any, render: Callable[[Any], Any], *, as_json: bool) -> None:
@@ -77,7 +81,7 @@ def interruptible(kept: str = "committed shards are kept") -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # once is enough; cleaning up must not be disturbed
         received.append(signal.Signals(number).name)
-        raise _Stop
+        raise _Stop(*received)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -17,11 +17,10 @@ from engines.manifest import EngineManifest
 from flows.devices import lane_devices
 from flows.tune_search import DEFAULTS, Axis, Comparison, Search
 from flows.tune_trials import LaneTrials
-from pipeline import decode_features, decode_windows
+from pipeline.block_size import BLOCK_ROWS, QUEUE_DEPTH, decoder_kind
 from pipeline.config import Job
 from pipeline.lane import LaneDevice
 from pipeline.ledger import utc_now
-from pipeline.score_shards import QUEUE_DEPTH
 from pipeline.tuning import (
     LaneSettings,
     Tuning,
@@ -111,20 +110,18 @@ def axes_of(job: Job, device: LaneDevice, manifest: EngineManifest) -> tuple[Axi
     """
     threads, batch = device.num_threads, manifest.batch_size
     some_threads = {max(1, threads // 4), max(1, threads // 2), threads, threads + -(-threads // 2)}
-    is_image = job.input.images is not None
     on_gpu = manifest.device.kind == "gpu"
-    decodes_on_gpu = is_image and on_gpu and job.lanes.gpu_decode.enabled
-    by_window = not on_gpu and job.lanes.cpu_decoder == "window"
-    block = _default_block(job, by_window)
+    decoder = decoder_kind(job, on_gpu=on_gpu)
     load = job.lanes.gpu_decode.hardware_decoder_load
     candidates: dict[str, tuple[tuple[float, ...], float]] = {}
     if not on_gpu:
         candidates["engine_threads"] = (tuple(some_threads), threads)
-    if is_image and not by_window:  # there the engine's threads decode
+    if decoder in ("dali", "gpu"):  # on cores the engine's threads decode
         candidates["decode_threads"] = (tuple(some_threads), threads)
-    if decodes_on_gpu:
+    if decoder == "gpu":  # there a block is a batch
         candidates["hardware_decoder_load"] = (HARDWARE_LOADS, load)
-    else:  # there a block is a batch
+    else:
+        block = BLOCK_ROWS[decoder]
         candidates["block_rows"] = (tuple(int(block * factor) for factor in FACTORS), block)
     candidates["queue_depth"] = (QUEUE_DEPTHS, QUEUE_DEPTH)
     candidates["batch_size"] = (tuple(max(1, int(batch * factor)) for factor in FACTORS), batch)
@@ -133,16 +130,6 @@ def axes_of(job: Job, device: LaneDevice, manifest: EngineManifest) -> tuple[Axi
         for name, (values, default) in candidates.items()
         if is_free(job, name)
     )
-
-
-def _default_block(job: Job, by_window: bool) -> int:
-    if job.input.images is None:
-        return decode_features.BLOCK_ROWS
-    if by_window:
-        return decode_windows.BLOCK_ROWS
-    from pipeline import decode_images  # loads DALI
-
-    return decode_images.BLOCK_ROWS
 
 
 def _seeds(job: Job, earlier: Tuning | None) -> list[LaneSettings]:

@@ -12,10 +12,15 @@ import pydantic
 import yaml
 from pydantic import Field
 
+from engines.masking import MASK, SECRET_NAME, has_credentials
 from pipeline.errors import ConfigError
+from pipeline.paths import stays_below
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Rgb = tuple[float, float, float]
+Location = tuple[int | str, ...]
+DEEPEST = 8
+"""Sections within sections; YAML can nest a section in itself."""
 OUTPUT_COLUMNS = {
     "classes": ("class_id", "class_name", "probability", "top_class_ids", "top_probabilities"),
     "scores": ("score",),
@@ -71,6 +76,8 @@ class InputSection(Section):
             raise ValueError(
                 f"partition: {self.partition!r} has no {{date}}; expected `dt={{date}}`"
             )
+        if self.partition is not None and not stays_below(self.partition):
+            raise ValueError(f"partition: {self.partition!r} leaves `uri`; expected a sub-folder")
         return self
 
 
@@ -211,8 +218,9 @@ class LanesSection(Section):
     queue_depth: Annotated[int, Field(ge=1)] | None = None
     """Blocks that may wait between two stages; null: 2."""
     shard_rows: Annotated[int, Field(ge=1)] | None = None
-    """Rows of a shard, about: what a crash costs at most per lane. Null: 1,024 images or
-    1,048,576 feature rows. A shard never splits a row group."""
+    """Rows of a shard, about: what a crash costs at most per lane, besides the blocks behind it
+    (three a core). Null: 1,024 images or 1,048,576 feature rows. A shard never splits a row
+    group."""
     gpu_decode: GpuDecodeSection = GpuDecodeSection()
 
 
@@ -291,6 +299,7 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
         raise ConfigError(f"{path}: {type(data).__name__}; expected a mapping such as `name: ...`.")
     for override in overrides:
         _apply_override(data, override)
+    _refuse_secrets(path, root, data)
     try:
         return Job.model_validate(data)
     except pydantic.ValidationError as error:
@@ -308,7 +317,9 @@ def parse_date(text: str) -> str:
 def _apply_override(data: dict[str, Any], override: str) -> None:
     dotted, separator, value = override.partition("=")
     if not separator or not dotted:
-        raise ConfigError(f"--set {override}: no `=`; expected dotted.key=value.")
+        shown = MASK if SECRET_NAME.search(override) else override
+        raise ConfigError(f"--set {shown}: no `=`; expected dotted.key=value.")
+    where = f"--set {dotted}=..."
     *parents, last = dotted.split(".")
     section = data
     for key in parents:
@@ -316,12 +327,27 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
             section[key] = {}
         child = section[key]
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {override}: `{key}` is a value; expected a section.")
+            raise ConfigError(f"{where}: `{key}` is a value; expected a section.")
         section = child
     try:
         section[last] = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not YAML.") from None
+        raise ConfigError(f"{where}: the value is not YAML.") from None
+
+
+def _refuse_secrets(path: str, root: yaml.Node | None, data: Any, at: Location = ()) -> None:
+    """Job files are copied, logged and published with their runs: no place for secrets."""
+    if isinstance(data, (dict, list)) and len(at) < DEEPEST:
+        for key, child in data.items() if isinstance(data, dict) else enumerate(data):
+            _refuse_secrets(path, root, child, (*at, key))
+    is_named = bool(at) and SECRET_NAME.search(str(at[-1])) is not None
+    if is_named or (isinstance(data, str) and has_credentials(data)):
+        line = _line_of(root, at)
+        where = f"{path}, line {line}" if line else path
+        raise ConfigError(
+            f"{where}: {'.'.join(map(str, at))}: a secret in the job; expected none. Put it into "
+            "the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
 
 
 def _first_problem(path: str, root: yaml.Node | None, error: pydantic.ValidationError) -> str:

@@ -130,13 +130,22 @@ def own_price(instance: str, usd_per_hour: float, *, as_of: str) -> Price:
     )
 
 
-def cost_of(price: Price, *, wall_s: float, score_s: float, build_s: float, rows: int) -> Cost:
-    """Split the price of `wall_s` seconds into scoring, building and the rest.
+def cost_of(
+    price: Price,
+    *,
+    wall_s: float,
+    score_s: float,
+    build_s: float,
+    rows: int,
+    replay_s: float = 0.0,
+) -> Cost:
+    """Split the price of `wall_s` seconds into scoring, replay, building and the rest.
 
-    The three shares add up to the whole: clocks that disagree by a little (scoring longer than
-    the run that contains it) are cut to fit.
+    The shares add up to the whole: clocks that disagree by a little (scoring longer than the run
+    that contains it) are cut to fit. `replay_s` is a part of `score_s`.
     """
     scoring_s = min(score_s, wall_s)
+    replay_s = min(replay_s, scoring_s)
     building_s = min(build_s, wall_s - scoring_s)
     usd_per_s = price.usd_per_hour / 3600
     usd = wall_s * usd_per_s
@@ -144,7 +153,8 @@ def cost_of(price: Price, *, wall_s: float, score_s: float, build_s: float, rows
         price=price,
         usd=usd,
         usd_per_100k=usd / rows * 100_000 if rows else 0.0,
-        scoring_usd=scoring_s * usd_per_s,
+        scoring_usd=(scoring_s - replay_s) * usd_per_s,
+        replay_usd=replay_s * usd_per_s,
         building_usd=building_s * usd_per_s,
         other_usd=(wall_s - scoring_s - building_s) * usd_per_s,
     )

@@ -7,12 +7,9 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 
+from pipeline.block_size import BLOCK_ROWS
 from pipeline.blocks import Array, BadRow, Decoder
 from pipeline.config import FeaturesInput
-
-BLOCK_ROWS = 1 << 16
-"""Rows of a block: 8 MiB for 32 features, a few of which are alive at a time. A core assembles one
-of the engine's batches after the other, which stay in its cache."""
 
 
 class FeatureDecoder(Decoder):
@@ -27,7 +24,7 @@ class FeatureDecoder(Decoder):
         features: FeaturesInput,
         columns: tuple[str, ...],
         num_features: int,
-        block_rows: int = BLOCK_ROWS,
+        block_rows: int = BLOCK_ROWS["features"],
     ) -> None:
         self.columns = columns
         self.block_rows = block_rows

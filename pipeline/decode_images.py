@@ -15,13 +15,11 @@ import numpy as np
 import pyarrow as pa
 from nvidia.dali import fn, pipeline_def, types
 
+from pipeline.block_size import BLOCK_ROWS
 from pipeline.blocks import Array, BadRow, Decoder
 from pipeline.config import ImagesInput
 from pipeline.screen_images import Bytes, ImageScreen, ScreenedImages
 
-BLOCK_ROWS = 64
-"""Images that DALI decodes at once on a CPU: enough to keep its threads busy, small enough that
-blocks move soon. 16 to 256 measured alike."""
 FILTERS = {
     "linear": types.INTERP_LINEAR,
     "cubic": types.INTERP_CUBIC,
@@ -44,7 +42,7 @@ class ImageDecoder(Decoder):
         images: ImagesInput,
         size: tuple[int, int],
         num_threads: int,
-        block_rows: int = BLOCK_ROWS,
+        block_rows: int = BLOCK_ROWS["dali"],
     ) -> None:
         self.columns = (images.column,)
         self.block_rows = block_rows

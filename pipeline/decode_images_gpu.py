@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from nvidia.dali import fn, pipeline_def, types
 
+from pipeline.block_size import BLOCKS_IN_DALI
 from pipeline.blocks import Array, BadRow, Decoder, Inputs
 from pipeline.config import ImagesInput
 from pipeline.decode_images import FILTERS, ImageDecoder
@@ -31,8 +32,6 @@ from pipeline.screen_images import PLACEHOLDER, PLACEHOLDER_SIDE, ImageScreen, S
 
 log = logging.getLogger(__name__)
 
-BLOCKS_IN_FLIGHT = 2
-"""One that is decoded, and one whose images wait for the decoder: it never runs dry."""
 DALI_ERRORS = (RuntimeError, MemoryError)
 """MemoryError: whole images of a block can take more than the device has; the CPU's decoder reads
 windows only, and a few images at a time."""
@@ -112,11 +111,11 @@ class GpuImageDecoder(Decoder):
         """
         pipeline = self._make_pipeline()
         pipeline.build()
-        for _ in range(BLOCKS_IN_FLIGHT):
+        for _ in range(BLOCKS_IN_DALI):
             pipeline.feed_input("encoded", [PLACEHOLDER])
             pipeline.feed_input("side", [PLACEHOLDER_SIDE])
         pipeline.schedule_run()
-        for _ in range(BLOCKS_IN_FLIGHT):
+        for _ in range(BLOCKS_IN_DALI):
             pipeline.outputs()
         return pipeline
 
@@ -129,7 +128,7 @@ class GpuImageDecoder(Decoder):
             batch_size=self.block_rows,
             num_threads=self._num_threads,
             device_id=0,  # a lane's process sees one device
-            prefetch_queue_depth=BLOCKS_IN_FLIGHT,
+            prefetch_queue_depth=BLOCKS_IN_DALI,
         )
 
     def decode(self, rows: pa.RecordBatch) -> tuple[Array, dict[int, BadRow]]:
@@ -156,7 +155,7 @@ class GpuImageDecoder(Decoder):
                 if rows is not None:
                     in_flight.append(_Block(rows=rows, screened=self._screen.screen(rows)))
                     self._start(in_flight[-1])
-                while len(in_flight) >= (1 if rows is None else BLOCKS_IN_FLIGHT):
+                while len(in_flight) >= (1 if rows is None else BLOCKS_IN_DALI):
                     yield self._finish(in_flight)
                 if rows is None:
                     yield None

@@ -14,13 +14,12 @@ import numpy as np
 import pyarrow as pa
 from nvidia import nvimgcodec
 
+from pipeline.block_size import BLOCK_ROWS
 from pipeline.blocks import Array, BadRow, Decoder
 from pipeline.config import ImagesInput
 from pipeline.screen import JPEG_SCAN, segments
 from pipeline.screen_images import Bytes, ImageScreen, ScreenedImages, make_codec
 
-BLOCK_ROWS = 16
-"""Images of a block: small, so that all cores end the last blocks of a night together."""
 FILTERS = {
     "linear": resizer.FilterType.bilinear,
     "cubic": resizer.FilterType.catmull_rom,
@@ -43,7 +42,7 @@ class WindowDecoder(Decoder):
     """
 
     def __init__(
-        self, images: ImagesInput, size: tuple[int, int], block_rows: int = BLOCK_ROWS
+        self, images: ImagesInput, size: tuple[int, int], block_rows: int = BLOCK_ROWS["window"]
     ) -> None:
         self.columns = (images.column,)
         self.block_rows = block_rows

@@ -19,14 +19,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from engines.masking import masked
+
 GUARDS = ("rows", "quarantine", "budget", "scores", "drift")
 """What may stop publication; pipeline/guards.py says when."""
 
 
 class PipelineError(Exception):
-    """Base of all errors that the pipeline raises on purpose; `exit_code` is the command's."""
+    """Base of all errors that the pipeline raises on purpose; `exit_code` is the command's.
+
+    Messages quote addresses and what libraries say: secrets in them are masked.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))
 
 
 class ConfigError(PipelineError):

@@ -87,6 +87,7 @@ class Lane:
         """What stopped the lane; whoever comes later is told the same."""
         self._past_times: dict[str, StageTimes] = {}
         self._times: dict[str, StageTimes] = {}
+        self._past_rows_begun = 0
         self._suspects = Suspects()
         self._start()
 
@@ -166,6 +167,12 @@ class Lane:
         """Stage times over all processes that this lane has had."""
         with self._lock:
             return add_times([self._past_times, self._times])
+
+    @property
+    def rows_begun(self) -> int:
+        """Rows that all processes of this lane have begun to score, committed or not."""
+        with self._lock:
+            return self._past_rows_begun + self._marks.rows_begun
 
     def close(self) -> None:
         """End the process after the shards that it has; then `times` are final."""
@@ -266,6 +273,7 @@ class Lane:
                 )
                 return
             self.num_restarts += 1
+            self._past_rows_begun += self._marks.rows_begun
             self._start()
             self._send_setup(self._setup)
             for shard, _ in self._pending.values():

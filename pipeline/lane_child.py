@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 
 from engines.errors import EngineError
 from engines.load import open_runner
+from pipeline.block_size import QUEUE_DEPTH, block_rows
 from pipeline.blocks import Decoder
 from pipeline.config import Job
 from pipeline.errors import LaneError, PipelineError
@@ -28,7 +29,6 @@ from pipeline.ledger import Ledger
 from pipeline.plan import Shard
 from pipeline.poison import try_suspects
 from pipeline.score_shards import (
-    QUEUE_DEPTH,
     ScoringTools,
     ShardScoring,
     measure_ceilings,
@@ -100,31 +100,21 @@ def make_decoder(
         on_gpu: The engine computes on a GPU: decoding is a stage of its own, on all threads.
     """
     images, size, lanes = job.input.images, job.model.size, job.lanes
-    if images is not None and lanes.cpu_decoder == "window" and not on_gpu:
-        from pipeline import decode_windows
+    by_window = lanes.cpu_decoder == "window" and not on_gpu
+    if images is not None and by_window:
+        from pipeline.decode_windows import WindowDecoder
 
-        block_rows = lanes.block_rows or whole_batches(decode_windows.BLOCK_ROWS, batch_size)
-        return decode_windows.WindowDecoder(images, size, block_rows)
+        return WindowDecoder(images, size, block_rows(job, "window", batch_size))
     if images is not None:
-        from pipeline import decode_images
+        from pipeline.decode_images import ImageDecoder
 
-        block_rows = lanes.block_rows or whole_batches(decode_images.BLOCK_ROWS, batch_size)
         num_threads = lanes.decode_threads or num_threads
-        return decode_images.ImageDecoder(images, size, num_threads, block_rows)
-    from pipeline import decode_features as features
+        return ImageDecoder(images, size, num_threads, block_rows(job, "dali", batch_size))
+    from pipeline.decode_features import FeatureDecoder
 
     assert job.input.features is not None
-    return features.FeatureDecoder(
-        job.input.features,
-        feature_columns,
-        num_features,
-        lanes.block_rows or whole_batches(features.BLOCK_ROWS, batch_size),
-    )
-
-
-def whole_batches(num_rows: int, batch_size: int) -> int:
-    """`num_rows`, rounded up to whole batches."""
-    return -(-num_rows // batch_size) * batch_size
+    num_rows = block_rows(job, "features", batch_size)
+    return FeatureDecoder(job.input.features, feature_columns, num_features, num_rows)
 
 
 def make_lane_decoder(setup: LaneSetup) -> Decoder:

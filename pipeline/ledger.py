@@ -2,6 +2,7 @@
 
     <job>/_runs/<run_id>/run.json                     what the run is: input pins, engine, job
                          attempts/<attempt>.json      one for each start of the command
+                         attempts/<attempt>.end.json  how it ended, if it could still say so
                          parts/part-00017-<token>.parquet
                          parts/quarantine-00017-<token>.parquet
                          commits/00017.json           makes shard 17's parts count
@@ -24,6 +25,8 @@ from pipeline.lane_messages import PoisonRow
 from pipeline.part import ShardParts
 from pipeline.plan import Shard
 from pipeline.storage import Storage
+
+END = ".end.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +74,26 @@ class Attempt:
     """ISO 8601, UTC."""
     host: str
     pid: int
+    prepared_s: float = 0.0
+    """Seconds from its start until it was ready to score."""
+    build_s: float = 0.0
+    """Of these, spent building the engine."""
+    rows_at_risk: int | None = None
+    """Rows that its lanes may have begun beyond their last commits, at most; None: unknown."""
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptEnd:
+    """How an attempt ended that did not publish; one that was killed leaves none."""
+
+    ended_at: str
+    """ISO 8601, UTC."""
+    why: str
+    rows_begun: int
+    """Rows that it began to score, committed or not."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
@@ -109,10 +132,24 @@ class Ledger:
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first."""
-        infos = self._output.list_files(f"{self.folder}/attempts")
-        paths = [info.path for info in infos if info.path.endswith(".json")]
+        paths = [path for path in self._attempt_files() if not path.endswith(END)]
         attempts = [Attempt(**json.loads(data)) for data in self._output.read_many(paths)]
         return sorted(attempts, key=lambda attempt: attempt.started_at)
+
+    def end(self, attempt: Attempt, end: AttemptEnd) -> None:
+        """Write down how an attempt ended that did not publish."""
+        self._output.create(f"{self.folder}/attempts/{attempt.id}{END}", end.to_json())
+
+    def ends(self) -> dict[str, AttemptEnd]:
+        """How attempts ended, by their ids; not those that published, work, or were killed."""
+        paths = [path for path in self._attempt_files() if path.endswith(END)]
+        names = [path.rpartition("/")[2].removesuffix(END) for path in paths]
+        ends = [AttemptEnd(**json.loads(data)) for data in self._output.read_many(paths)]
+        return dict(zip(names, ends, strict=True))
+
+    def _attempt_files(self) -> list[str]:
+        infos = self._output.list_files(f"{self.folder}/attempts")
+        return [info.path for info in infos if info.path.endswith(".json")]
 
     def commit(self, shard: Shard, parts: ShardParts, owner: str) -> CommitRecord:
         """Upload a shard's parts under new names, then make them count.

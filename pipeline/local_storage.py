@@ -19,6 +19,7 @@ from typing import BinaryIO, Concatenate, ParamSpec, TypeVar, cast
 import pyarrow as pa
 
 from pipeline.errors import StorageError
+from pipeline.paths import checked
 from pipeline.storage import MANIFEST, STAGING_PREFIX, SUCCESS, FileInfo, UnfinishedUpload
 from pipeline.store_errors import named
 
@@ -50,11 +51,14 @@ class LocalStorage:
         self.uri = root.rstrip("/") or "/"
         self._root = Path(os.path.abspath(root))
 
+    def _full(self, path: str) -> Path:
+        return self._root / checked(path, self.uri)
+
     @_named
     def list_files(self, prefix: str) -> list[FileInfo]:
         # Plain strings: with a Path for each file a ledger of 100,000 takes seconds to list.
         found = []
-        for parent, _, names in os.walk(self._root / prefix, onerror=_unless_missing):
+        for parent, _, names in os.walk(self._full(prefix), onerror=_unless_missing):
             for name in names:
                 path = os.path.join(parent, name)
                 with suppress(FileNotFoundError):  # somebody's temporary file, gone since
@@ -63,7 +67,7 @@ class LocalStorage:
 
     @_named
     def info(self, path: str) -> FileInfo | None:
-        full = self._root / path
+        full = self._full(path)
         try:
             status = full.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -81,23 +85,23 @@ class LocalStorage:
     @_named
     def open(self, path: str) -> BinaryIO:
         # Arrow's own file: its readers then need no Python, and no lock, for each column chunk.
-        return cast("BinaryIO", pa.OSFile(str(self._root / path)))
+        return cast("BinaryIO", pa.OSFile(str(self._full(path))))
 
     @_named
     def read(self, path: str) -> bytes | None:
         try:
-            return (self._root / path).read_bytes()
+            return self._full(path).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     @_named
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        return [(self._root / path).read_bytes() for path in paths]
+        return [self._full(path).read_bytes() for path in paths]
 
     @_named
     def create(self, path: str, data: bytes) -> bool:
         # Not open("xb"): a full disk leaves a torn file. Not rename: it replaces silently.
-        final = self._root / path
+        final = self._full(path)
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
         try:
@@ -116,12 +120,12 @@ class LocalStorage:
 
     @_named
     def delete(self, path: str) -> None:
-        (self._root / path).unlink(missing_ok=True)
+        self._full(path).unlink(missing_ok=True)
 
     def delete_many(self, paths: Sequence[str]) -> None:
         for path in paths:
             self.delete(path)
-        folders = {parent for path in paths for parent in (self._root / path).parents}
+        folders = {parent for path in paths for parent in self._full(path).parents}
         for folder in sorted(folders, key=lambda each: len(each.parts), reverse=True):
             if self._root in folder.parents:
                 with suppress(OSError):  # not empty
@@ -129,12 +133,12 @@ class LocalStorage:
 
     @_named
     def copy(self, files: Mapping[str, str]) -> None:
-        folders = {(self._root / path).parent for path in files}
+        folders = {self._full(path).parent for path in files}
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         for path, source in files.items():
             with suppress(FileExistsError):
-                os.link(self._root / source, self._root / path)
+                os.link(self._full(source), self._full(path))
         for folder in folders:
             _sync_folder(folder)
 
@@ -146,7 +150,7 @@ class LocalStorage:
 
     @_named
     def publish(self, files: dict[str, str], manifest: bytes, target: str) -> bool:
-        final = self._root / target
+        final = self._full(target)
         if (final / MANIFEST).exists():
             return False
         with self._staged(files, manifest, final) as staged:
@@ -161,7 +165,7 @@ class LocalStorage:
 
     @_named
     def swap(self, files: dict[str, str], manifest: bytes, target: str, expected: bytes) -> bool:
-        final = self._root / target
+        final = self._full(target)
         with _locked(final.parent):
             if self.read(f"{target}/{MANIFEST}") != expected:
                 return False
@@ -175,13 +179,14 @@ class LocalStorage:
         """A folder beside `final` with all that it shall have; what is left of it goes at last."""
         staged = final.with_name(f"{STAGING_PREFIX}{uuid.uuid4().hex}")
         try:
+            files = {checked(name, self.uri): source for name, source in files.items()}
             inner = {Path(folder) for folder in map(os.path.dirname, files)}
             folders = {staged / each for folder in inner for each in (folder, *folder.parents)}
             folders.add(staged)
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
             for name, source in files.items():
-                os.link(f"{self._root}/{source}", f"{staged}/{name}")
+                os.link(self._full(source), f"{staged}/{name}")
             for name, data in ((MANIFEST, manifest), (SUCCESS, b"")):
                 with (staged / name).open("xb") as file:
                     file.write(data)

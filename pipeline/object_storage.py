@@ -15,6 +15,7 @@ import s3fs
 from botocore.parsers import ResponseParserError
 
 from pipeline.errors import ConfigError, StorageError
+from pipeline.paths import checked
 from pipeline.storage import MANIFEST, SUCCESS, FileInfo, UnfinishedUpload
 from pipeline.store_errors import Patience, refused, unavailable
 
@@ -173,7 +174,7 @@ class ObjectStorage:
         self._patience = self._fs.patience = Patience(_deadline_s())
 
     def _full(self, path: str) -> str:
-        return f"{self._root}/{path}".rstrip("/")
+        return f"{self._root}/{checked(path, self.uri)}".rstrip("/")
 
     def list_files(self, prefix: str) -> list[FileInfo]:
         try:

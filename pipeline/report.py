@@ -168,6 +168,8 @@ class Cost:
     building_usd: float
     other_usd: float
     """Start-up, planning, publishing."""
+    replay_usd: float = 0.0
+    """Scoring rows that had been scored before, because of interruptions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,6 +284,16 @@ class RunReport:
     """None when no row was scored."""
     accepted: tuple[str, ...] = ()
     """Guards that `--accept` overruled, each with what it had found."""
+    interruptions: int = 0
+    """Earlier attempts that began to score and ended without publishing."""
+    rows_replayed: int = 0
+    """Rows that were scored, or begun, more than once: what interruptions and lanes' processes that
+    died had not committed."""
+    replay_is_exact: bool = True
+    """False: an attempt was killed before it could say what it was at; `rows_replayed`, `replay_s`
+    and `cost.replay_usd` are then the most that it can be."""
+    replay_s: float = 0.0
+    """Wall-clock seconds for those rows, at the rate of all attempts."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -24,7 +24,7 @@ from pipeline.report_markup import (
 
 # Even if something slipped through the escaping, the page could neither run nor load it.
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-COST_COLORS = ("main", "second", "rest")
+COST_COLORS = ("main", "second", "rest", "third")
 PHASE_COLORS = ("rest", "rest", "second", "main", "third")
 
 
@@ -161,14 +161,15 @@ def _devices(report: RunReport) -> Markup:
 
 def _cost(report: RunReport) -> Markup:
     costs = words.costs_per_100k(report)
+    colors = COST_COLORS[: len(costs)]
     price = report.cost.price
     source = (linked(words.plain(price.source)), f", as of {words.plain(price.as_of)}")
     return section(
         "What it cost",
         f"{words.usd(report.usd_per_100k)} per 100,000 rows; "
         f"{words.usd(report.cost.usd)} for the whole run.",
-        stacked(costs, COST_COLORS),
-        legend(costs, COST_COLORS, words.usd),
+        stacked(costs, colors),
+        legend(costs, colors, words.usd),
         fact_list({"Price": words.hourly(price), "Source": tag("span", *source)}),
     )
 
@@ -224,6 +225,7 @@ def _run(report: RunReport) -> Markup:
         "Manifest": tag("code", words.plain(report.manifest)),
         "Shards": words.count(report.shards) + (reused if report.shards_reused else ""),
         "Attempts": words.count(report.attempts),
+        "Interruptions": words.interruption_sentence(report) or "none",
         "Device": words.plain(report.device),
         "Started": words.plain(report.started_at),
         "Finished": words.plain(report.finished_at),

@@ -84,6 +84,7 @@ def _key_facts(report: RunReport) -> list[tuple[str, str]]:
     )
     engine, price = report.engine, report.cost.price
     limit = words.limit_sentence(report)
+    interrupted = words.interruption_sentence(report)
     return [
         (
             "examples per second",
@@ -92,6 +93,7 @@ def _key_facts(report: RunReport) -> list[tuple[str, str]]:
         *([("of the limit", limit)] if limit else []),
         ("cost per 100,000 rows", f"{words.usd(report.usd_per_100k)}: {split}"),
         ("cost of the run", words.usd(report.cost.usd)),
+        *([("interruptions", interrupted)] if interrupted else []),
         (
             "price",
             f"{words.hourly(price)}; {words.plain(price.source)}, as of {words.plain(price.as_of)}",

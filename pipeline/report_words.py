@@ -202,13 +202,26 @@ def phases(report: RunReport) -> list[Share]:
 def costs_per_100k(report: RunReport) -> list[Share]:
     """Dollars per 100,000 rows by what they were spent on."""
     per_100k = 100_000 / report.rows if report.rows else 0.0
-    return _shares(
-        {
-            "scoring": report.cost.scoring_usd * per_100k,
-            "building the engine": report.cost.building_usd * per_100k,
-            "other": report.cost.other_usd * per_100k,
-        }
-    )
+    amounts = {
+        "scoring": report.cost.scoring_usd * per_100k,
+        "building the engine": report.cost.building_usd * per_100k,
+        "other": report.cost.other_usd * per_100k,
+    }
+    if report.cost.replay_usd:
+        amounts["replay"] = report.cost.replay_usd * per_100k
+    return _shares(amounts)
+
+
+def interruption_sentence(report: RunReport) -> str | None:
+    """What interruptions cost; None when there were none."""
+    if not report.interruptions and not report.rows_replayed:
+        return None
+    what = plural(report.interruptions, "interruption") if report.interruptions else "none"
+    if not report.rows_replayed:
+        return f"{what}; no row scored twice"
+    at_most = "" if report.replay_is_exact else "at most "
+    rows = plural(report.rows_replayed, "row")
+    return f"{what}; {at_most}{rows} scored twice, {usd(report.cost.replay_usd)}"
 
 
 def market(price: Price) -> str:

@@ -1,8 +1,7 @@
-"""A run from plan to report; whoever has lanes (flows/) scores the shards in between."""
+"""A run is planned, pinned and given its engine; see finish.py for how it ends."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import os
 import socket
@@ -15,40 +14,20 @@ from typing import Literal
 from engines.build import ResolvedEngine
 from engines.manifest import EngineManifest
 from engines.model import fingerprint_model
+from pipeline.block_size import rows_at_risk
 from pipeline.config import Job
-from pipeline.cost import cost_of
 from pipeline.engine import get_engine, load_class_names, request_for
-from pipeline.engine_facts import engine_facts
-from pipeline.errors import StorageError
-from pipeline.guards import Findings, Guards, NightWatch, check_before_publication
-from pipeline.lane import NO_TIME, Lane, LaneDevice, add_times
+from pipeline.guards import Guards, NightWatch
+from pipeline.interruptions import earlier_attempts
+from pipeline.lane import LaneDevice
 from pipeline.lane_messages import LaneSetup, PoisonRow, WatchLimits
-from pipeline.ledger import Attempt, CommitRecord, Ledger, utc_now
-from pipeline.limit import limit_of, sum_of_ceilings
+from pipeline.ledger import Attempt, CommitRecord, Ledger
 from pipeline.part import OutputLayout
 from pipeline.plan import Plan, Shard, make_plan, run_id_of
-from pipeline.publish import (
-    check_complete,
-    count_reasons,
-    draft_of,
-    publish,
-    write_reports,
-)
-from pipeline.quarantine import read_samples
-from pipeline.read import UNREADABLE
-from pipeline.report import (
-    DeviceUse,
-    Phases,
-    Price,
-    RunReport,
-    StageTimes,
-    report_from_dict,
-)
+from pipeline.report import Price
 from pipeline.requeue import requeue
-from pipeline.storage import MANIFEST, Storage, open_storage, probe
-from pipeline.telemetry import joules_per_1000
-from pipeline.tuning import settings_of
-from pipeline.versions import Published, find_published, published_folder, settle
+from pipeline.storage import open_storage, probe
+from pipeline.versions import Published
 from pipeline.watchdog import memory_share
 
 GIB = 2**30
@@ -107,7 +86,7 @@ class RunClock:
 
 def prepare_run(
     night: Night,
-    device: LaneDevice,
+    devices: Sequence[LaneDevice],
     clock: RunClock,
     say: Callable[[str], None],
     *,
@@ -118,7 +97,7 @@ def prepare_run(
 
     Args:
         night: What is asked for.
-        device: What the lanes run on; decides the engine.
+        devices: What each of the lanes runs on; of one kind, which decides the engine.
         clock: Gets the times of the phases.
         say: Is told in a few words what takes long.
         replaces: The version that is published and will be replaced.
@@ -133,7 +112,7 @@ def prepare_run(
     plan = make_plan(job, date, source)
     clock.planned = clock.planned or time.monotonic()
     guards.check_rows(job, date, plan.num_rows)
-    request = request_for(job, plan.num_features, device.engine_device)
+    request = request_for(job, plan.num_features, devices[0].engine_device)
     fingerprint = fingerprint_model(request.model)
     # Whatever is wrong with the job has been found by now: from here on the output is written to.
     probe(output, f"{job.name}/_runs")
@@ -142,7 +121,7 @@ def prepare_run(
     version = replaces.version + 1 if replaces else 1
     run_id = run_id_of(plan, job, resolved.engine.key, class_names, version)
     ledger = Ledger(output, job.name, run_id)
-    attempt = _open_attempt(ledger, job, plan, resolved, clock)
+    attempt = _open_attempt(ledger, job, plan, resolved, devices, clock)
     if night.again == "quarantine":
         requeue(ledger, plan, resolved.engine.key, replaces, output)
     done = ledger.records()
@@ -163,8 +142,14 @@ def prepare_run(
 
 
 def _open_attempt(
-    ledger: Ledger, job: Job, plan: Plan, resolved: ResolvedEngine, clock: RunClock
+    ledger: Ledger,
+    job: Job,
+    plan: Plan,
+    resolved: ResolvedEngine,
+    devices: Sequence[LaneDevice],
+    clock: RunClock,
 ) -> Attempt:
+    manifest = resolved.engine.manifest
     began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(
         seconds=time.monotonic() - clock.started
     )
@@ -173,6 +158,11 @@ def _open_attempt(
         started_at=began.isoformat(),
         host=socket.gethostname(),
         pid=os.getpid(),
+        prepared_s=clock.prepared - clock.started,
+        build_s=resolved.build_s if resolved.built else 0.0,
+        rows_at_risk=sum(
+            rows_at_risk(job, manifest, device.num_threads, plan.shards) for device in devices
+        ),
     )
     description = {
         "run_id": ledger.run_id,
@@ -190,7 +180,8 @@ def watch_over(run: PreparedRun, price: Price) -> NightWatch:
     """What stops scoring as soon as a limit of the job cannot be kept any more."""
     earlier_s = 0.0
     if run.job.limits.max_usd is not None:
-        earlier_s = _earlier_seconds(run, run.ledger.attempts(), run.done)
+        past = earlier_attempts(run.ledger, run.attempt, run.done, run.plan.num_rows)
+        earlier_s = past.wall_s
 
     def spent_usd() -> float:
         return (time.monotonic() - run.clock.started + earlier_s) * price.usd_per_hour / 3600
@@ -243,161 +234,3 @@ def watch_limits(
         rows_per_s=min(rates, default=SLOWEST_ENGINE_PER_S) / (1 if device.gpu else num_cores),
         max_rss_bytes=int(limit_gib * GIB) if limit_gib else memory_share(num_lanes),
     )
-
-
-def finish_run(
-    run: PreparedRun, lanes: Sequence[Lane], price: Price, uses: tuple[DeviceUse, ...]
-) -> RunReport:
-    """Check the ledger, publish, and write the report.
-
-    Args:
-        run: The run; all its shards are committed.
-        lanes: What scored them.
-        price: Of the machine.
-        uses: What the devices did meanwhile.
-
-    Raises:
-        GuardError: A limit of the job was exceeded; nothing was published.
-        VerifyError: The ledger does not account for every row.
-    """
-    run.clock.scored = time.monotonic()
-    output = open_storage(run.job.output.uri)
-    records = run.ledger.records()
-    check_complete(run.plan, records)
-    findings = check_before_publication(run, records, count_reasons(records))
-    report = _make_report(run, lanes, records, price, uses, findings)
-    draft = draft_of(run.job, run.plan, run.ledger, records, report)
-    if not publish(draft, output, run.replaces):
-        if run.replaces is not None:
-            raise StorageError(
-                f"{report.output}: another version was published meanwhile; expected version "
-                f"{run.replaces.version}, run {run.replaces.run_id}. Nothing was changed; look at "
-                "`score status`, and run the same command again if you still want it."
-            )
-        first = find_published(output, run.job.name, run.plan.date)
-        assert first is not None, "somebody was first"
-        return already_published(output, first)
-    write_reports(output, report)
-    return report
-
-
-def already_published(output: Storage, published: Published) -> RunReport:
-    """The report of a version that has been published before, marked as such.
-
-    What a crash right after its publication may have left undone is done.
-    """
-    settle(output, published)
-    report = report_from_dict(published.manifest["report"])
-    write_reports(output, report)
-    return dataclasses.replace(report, status="already_published")
-
-
-def _make_report(
-    run: PreparedRun,
-    lanes: Sequence[Lane],
-    records: Mapping[int, CommitRecord],
-    price: Price,
-    uses: tuple[DeviceUse, ...],
-    findings: Findings,
-) -> RunReport:
-    job, plan, clock = run.job, run.plan, run.clock
-    output = open_storage(job.output.uri)
-    attempts = run.ledger.attempts()
-    now = time.monotonic()
-    earlier_s = _earlier_seconds(run, attempts, records)
-    wall_s = now - clock.started + earlier_s
-    build_s = run.resolved.build_s if run.resolved.built else 0.0
-    score_s = clock.scored - clock.prepared
-    cost = cost_of(
-        price, wall_s=wall_s, score_s=score_s + earlier_s, build_s=build_s, rows=plan.num_rows
-    )
-    stages = add_times(lane.times() for lane in lanes)
-    ceilings = sum_of_ceilings(lane.ceilings for lane in lanes)
-    num_scored = sum(record.num_scored for record in records.values())
-    folder = f"{output.uri}/{published_folder(job.name, plan.date)}"
-    return RunReport(
-        run_id=run.ledger.run_id,
-        job=job.name,
-        date=plan.date,
-        status="published",
-        rows=plan.num_rows,
-        scored=num_scored,
-        quarantined=plan.num_rows - num_scored,
-        quarantined_by_reason=count_reasons(records),
-        quarantine_samples=read_samples(run.ledger, records, output),
-        shards=len(plan.shards),
-        shards_reused=len(plan.shards) - len(run.todo),
-        attempts=len(attempts),
-        examples_per_sec=plan.num_rows / wall_s,
-        wall_s=wall_s,
-        phases=Phases(
-            startup_s=clock.ready - clock.started,
-            plan_s=clock.planned - clock.ready,
-            engine_s=clock.prepared - clock.planned,
-            score_s=score_s,
-            publish_s=now - clock.scored,
-        ),
-        usd_per_100k=cost.usd_per_100k,
-        cost=cost,
-        engine=engine_facts(run.resolved, build_s),
-        stages=stages,
-        ceilings=ceilings,
-        bottleneck=bottleneck_of(stages),
-        device=_describe(lanes, run),
-        started_at=run.attempt.started_at,
-        finished_at=utc_now(),
-        output=folder,
-        manifest=f"{folder}/{MANIFEST}",
-        devices=uses,
-        joules_per_1000_rows=joules_per_1000(uses, stages.get("write", NO_TIME).items),
-        settings=settings_of(job).given(),
-        num_lanes=len(lanes),
-        degraded=UNREADABLE in count_reasons(records),
-        drift=findings.drift,
-        distribution=findings.distribution,
-        accepted=run.guards.accepted,
-        limit=limit_of(
-            ceilings,
-            stages,
-            cost,
-            rows=plan.num_rows,
-            num_lanes=len(lanes),
-            num_threads=_num_core_threads(job, lanes),
-        ),
-    )
-
-
-def bottleneck_of(stages: Mapping[str, StageTimes]) -> str:
-    """The stage that was busy for the longest time."""
-    return max(stages, key=lambda name: stages[name].busy_s, default="none")
-
-
-def _num_core_threads(job: Job, lanes: Sequence[Lane]) -> int | None:
-    """Threads of a lane whose stages share the cores; None on a device."""
-    if not lanes or lanes[0].device.gpu is not None:
-        return None
-    return job.lanes.engine_threads or lanes[0].device.num_threads
-
-
-def _earlier_seconds(
-    run: PreparedRun, attempts: Sequence[Attempt], records: Mapping[int, CommitRecord]
-) -> float:
-    """Wall-clock seconds of all attempts but this one."""
-    return sum(_seconds_of(past, records) for past in attempts if past.id != run.attempt.id)
-
-
-def _seconds_of(attempt: Attempt, records: Mapping[int, CommitRecord]) -> float:
-    """Wall-clock seconds of an attempt that did not finish: until its last commit."""
-    commits = [record.committed_at for record in records.values() if record.owner == attempt.id]
-    if not commits:
-        return 0.0
-    began, ended = map(datetime.datetime.fromisoformat, (attempt.started_at, max(commits)))
-    return (ended - began).total_seconds()
-
-
-def _describe(lanes: Sequence[Lane], run: PreparedRun) -> str:
-    name = run.resolved.engine.manifest.device.name
-    if not lanes:
-        return f"{name}, nothing left to score"
-    plural = "lanes" if len(lanes) > 1 else "lane"
-    return f"{name}, {len(lanes)} {plural} of {lanes[0].device.num_threads} threads"

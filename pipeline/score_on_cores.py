@@ -17,14 +17,13 @@ import numpy as np
 
 from engines.in_order import Item, Result, map_in_order
 from engines.runner import HostRunner, Outputs
+from pipeline.block_size import BLOCKS_AHEAD
 from pipeline.blocks import Array, BadRow, Block, Decoder, ScoredBlock, pad
 from pipeline.report import Ceilings, StageTimes
 from pipeline.work_marks import WorkMarks
 
 MEASURED_BLOCKS = 4
 """Blocks of each core with which its ceilings are measured: some tenths of a second of pictures."""
-BLOCKS_AHEAD = 2
-"""Blocks for each core that are read or done and wait for their turn."""
 
 Decoded = tuple[list[Array], dict[int, BadRow]]
 """The engine's batches of a block, the last one padded, and its bad rows by position."""
@@ -163,6 +162,7 @@ class CoreScoring:
 
     def _begin(self, block: Block) -> None:
         self._marks.begin(block.shard.index, block.first_row, block.rows.num_rows)
+        self._marks.count(block.rows.num_rows)
 
     def _end(self, block: Block) -> None:
         self._marks.end(block.shard.index, block.first_row)

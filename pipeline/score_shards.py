@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from engines.runner import HostRunner, Runner
+from pipeline.block_size import QUEUE_DEPTH
 from pipeline.blocks import Block, DecodedBlock, Decoder, ScoredBlock
 from pipeline.infer import batches_of, infer_blocks
 from pipeline.lane_messages import PoisonRow
@@ -30,8 +31,6 @@ from pipeline.score_on_cores import CoreScoring
 from pipeline.storage import Storage
 from pipeline.work_marks import WorkMarks
 
-QUEUE_DEPTH = 2
-"""Blocks that may wait between two stages: enough that neither waits for a slow moment."""
 READER_SHARES_CORES = 8
 """Cores below which one thread reads fast enough for all: decoding Parquet on several would only
 take them from the engine, and cost a fifth more in all."""
@@ -166,6 +165,7 @@ def _begin_marks(blocks: Iterable[Block | None], marks: WorkMarks) -> Iterator[B
     for block in blocks:
         if block is not None:
             marks.begin(block.shard.index, block.first_row, block.rows.num_rows)
+            marks.count(block.rows.num_rows)
         yield block
 
 

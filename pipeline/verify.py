@@ -48,6 +48,7 @@ def verify_published(output_uri: str, job: str, date: str) -> Row:
 
 
 def _check(folder: str, manifest: Row) -> Row:
+    _check_names(folder, manifest)
     _check_listing(folder, manifest["parts"])
     by_file: dict[str, list[Row]] = defaultdict(list)
     for part in manifest["parts"]:
@@ -109,6 +110,15 @@ def _read_manifest(folder: str) -> Row:
     except ValueError as error:
         raise VerifyError(f"{folder}/_MANIFEST.json: damaged ({error}); expected JSON.") from None
     return manifest
+
+
+def _check_names(folder: str, manifest: Row) -> None:
+    """Whoever has altered the manifest must not lead us to other files."""
+    stored = [part[key] for part in manifest["parts"] for key in ("part", "quarantine")]
+    paths = [file["path"] for file in (*manifest["input"]["files"], *filter(None, stored))]
+    for path in paths:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise VerifyError(f"{folder}: {path!r} leads out of it; expected paths below it.")
 
 
 def _check_listing(folder: str, parts: list[Row]) -> None:

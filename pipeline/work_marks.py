@@ -51,6 +51,7 @@ class WorkMarks:
     def __init__(self, context: SpawnContext) -> None:
         self._slots = context.RawArray(_Slot, NUM_SLOTS)
         self._paused = context.RawValue(ctypes.c_int64, 0)
+        self._begun = context.RawValue(ctypes.c_int64, 0)
         self._reset()
 
     def _reset(self) -> None:
@@ -60,10 +61,10 @@ class WorkMarks:
         self._serial = 0
 
     def __getstate__(self) -> object:
-        return self._slots, self._paused
+        return self._slots, self._paused, self._begun
 
     def __setstate__(self, shared: Any) -> None:
-        self._slots, self._paused = shared
+        self._slots, self._paused, self._begun = shared
         self._reset()
 
     def begin(self, shard: int, first_row: int, num_rows: int, *, is_trial: bool = False) -> None:
@@ -86,6 +87,16 @@ class WorkMarks:
             if number is not None:
                 self._slots[number].serial = 0
                 self._free.append(number)
+
+    def count(self, num_rows: int) -> None:
+        """So many rows have begun to be scored, to be committed if nothing comes between."""
+        with self._lock:
+            self._begun.value += num_rows
+
+    @property
+    def rows_begun(self) -> int:
+        """Rows that have begun to be scored, those that began twice included."""
+        return int(self._begun.value)
 
     @contextmanager
     def pause(self) -> Iterator[None]:

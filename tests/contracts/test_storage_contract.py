@@ -440,3 +440,29 @@ def test_a_lock_that_is_not_given_back_is_not_waited_for_for_ever(
         storage.swap({"one": "job/parts/one"}, b"second", "job/dt=1", b"first")
     os.close(descriptor)
     assert storage.swap({"one": "job/parts/one"}, b"second", "job/dt=1", b"first")
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", ".."])
+def test_no_path_leads_out_of_the_root(storage: Storage, path: str) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: storage.list_files(path),
+        lambda: storage.info(path),
+        lambda: storage.open(path),
+        lambda: storage.read(path),
+        lambda: storage.read_many([path]),
+        lambda: storage.create(path, b"x"),
+        lambda: storage.delete(path),
+        lambda: storage.publish({}, b"x", path),
+        lambda: storage.publish({"part": path}, b"x", "target-1"),
+        lambda: storage.publish({path: "part"}, b"x", "target-2"),
+    ]
+    storage.create("part", b"x")
+    for call in calls:
+        with pytest.raises(StorageError, match="leads out of it"):
+            call()
+    assert storage.list_files("target-1") == storage.list_files("target-2") == []
+
+
+def test_dots_within_a_name_are_ordinary(storage: Storage) -> None:
+    assert storage.create("a..b/...c", b"x")
+    assert storage.read("a..b/...c") == b"x"

@@ -117,6 +117,14 @@ def test_cost_is_split_by_what_the_time_went_into() -> None:
     assert shares == pytest.approx([0.7, 0.2, 0.1])
 
 
+def test_replay_is_paid_for_with_scoring() -> None:
+    cost = cost_of(a_price(), wall_s=1_000, score_s=700, build_s=200, rows=1, replay_s=70)
+    shares = [cost.scoring_usd, cost.replay_usd, cost.building_usd, cost.other_usd]
+    assert shares == pytest.approx([0.63, 0.07, 0.2, 0.1])
+    cut = cost_of(a_price(), wall_s=100, score_s=70, build_s=0, rows=1, replay_s=71)
+    assert (cut.scoring_usd, cut.replay_usd) == (0, pytest.approx(0.07))
+
+
 @pytest.mark.parametrize(
     ("score_s", "build_s"), [(0, 0), (900, 99.9), (1_001, 0), (0, 1_001), (600, 600)]
 )

@@ -21,13 +21,14 @@ from device_cases import STREAM, SlotRunner
 from PIL import Image
 from pipeline_cases import LAYOUT, LIMITS, a_job, encoded, images_data, photo
 
+from pipeline.block_size import BLOCKS_IN_DALI, whole_batches
 from pipeline.blocks import Array, DecodedBlock
 from pipeline.config import ImagesInput
 from pipeline.decode_images import FILTERS, ImageDecoder
-from pipeline.decode_images_gpu import BLOCKS_IN_FLIGHT, GpuImageDecoder, whole_image_graph
+from pipeline.decode_images_gpu import GpuImageDecoder, whole_image_graph
 from pipeline.decode_windows import WindowDecoder
 from pipeline.infer import infer_blocks
-from pipeline.lane_child import make_lane_decoder, whole_batches
+from pipeline.lane_child import make_lane_decoder
 from pipeline.lane_messages import LaneSetup
 from pipeline.screen_images import ImageScreen
 
@@ -101,7 +102,7 @@ class Decoder(GpuImageDecoder):
             batch_size=self.block_rows,
             num_threads=2,
             device_id=None,
-            prefetch_queue_depth=BLOCKS_IN_FLIGHT,
+            prefetch_queue_depth=BLOCKS_IN_DALI,
         )
         return type(self).wrap(graph)
 
@@ -259,7 +260,7 @@ def test_whatever_fails_in_dali_every_block_comes_out(
     class Failing(OnCpu):
         def __init__(self, pipeline: Any) -> None:
             super().__init__(pipeline)
-            self.warm_up = {"schedule_run": 1, "outputs": BLOCKS_IN_FLIGHT}
+            self.warm_up = {"schedule_run": 1, "outputs": BLOCKS_IN_DALI}
             self._schedule = pipeline.schedule_run
             self.schedule_run = lambda: self._call("schedule_run", self._schedule)
 

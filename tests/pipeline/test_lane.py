@@ -150,6 +150,7 @@ def test_a_lane_scores_its_shards_and_ends(
     assert list(times) == ["read", "decode", "infer", "write"]
     assert times["write"].items == plan.num_rows
     assert lane.num_restarts == 0
+    assert lane.rows_begun == plan.num_rows
     assert lane.ceilings is not None
     assert lane.ceilings.engine_per_sec > 0
 
@@ -196,6 +197,7 @@ def test_a_killed_child_is_replaced_and_the_work_is_finished(
     records = lane.score(plan.shards * 1)
     killer.join()
     lane.close()
+    assert lane.rows_begun >= plan.num_rows
     assert [record.shard for record in records] == [shard.index for shard in plan.shards]
     assert sorted(ledger_of(job).records()) == [shard.index for shard in plan.shards]
 

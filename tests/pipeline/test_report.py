@@ -30,6 +30,16 @@ def test_a_report_from_before_devices_were_sampled_reads_back(
     assert report_from_dict(data) == a_report(devices=(), joules_per_1000_rows=None)
 
 
+def test_a_report_from_before_interruptions_were_counted_reads_back(
+    a_report: Callable[..., RunReport],
+) -> None:
+    data = json.loads(a_report().to_json())
+    for name in ("interruptions", "rows_replayed", "replay_is_exact", "replay_s"):
+        del data[name]
+    del data["cost"]["replay_usd"]
+    assert report_from_dict(data) == a_report()
+
+
 def test_json_keeps_foreign_characters_readable(a_report: Callable[..., RunReport]) -> None:
     assert "Zürich" in a_report(device="Zürich 1").to_json()
 

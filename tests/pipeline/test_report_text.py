@@ -53,6 +53,14 @@ def test_the_terminal_report_has_what_the_morning_wants_to_know(a_report: Build)
         assert fact in text
 
 
+def test_interruptions_are_on_the_terminal_and_in_markdown(a_report: Build) -> None:
+    report = a_report(interruptions=2, rows_replayed=2_048, replay_is_exact=False)
+    said = "2 interruptions; at most 2,048 rows scored twice, $0"
+    assert said in printed(report)
+    assert said in render_markdown(report)
+    assert "interruption" not in printed(a_report())
+
+
 def test_the_terminal_report_fits_80_columns_without_colour(a_report: Build) -> None:
     text = printed(a_report())
     assert max(len(line) for line in text.splitlines()) <= 80

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 
 from pipeline import report_words as words
+from pipeline.cost import cost_of
 from pipeline.report import Ceilings, Phases, RunReport, StageTimes
 
 
@@ -105,6 +107,38 @@ def test_costs_per_100k_add_up_to_the_headline(a_report: Callable[..., RunReport
     total = sum(part.amount for part in words.costs_per_100k(report))
     assert total == pytest.approx(report.cost.usd_per_100k)
     assert sum(part.share for part in words.costs_per_100k(report)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, None),
+        ({"interruptions": 1}, "1 interruption; no row scored twice"),
+        (
+            {"interruptions": 2, "rows_replayed": 2_048, "replay_is_exact": False},
+            "2 interruptions; at most 2,048 rows scored twice, $0.000123",
+        ),
+        ({"interruptions": 1, "rows_replayed": 1}, "1 interruption; 1 row scored twice, $0.000123"),
+        ({"rows_replayed": 64}, "none; 64 rows scored twice, $0.000123"),
+    ],
+)
+def test_interruptions_are_one_line_with_what_they_cost(
+    a_report: Callable[..., RunReport], changes: dict[str, object], sentence: str | None
+) -> None:
+    cost = dataclasses.replace(a_report().cost, replay_usd=0.000123)
+    assert words.interruption_sentence(a_report(cost=cost, **changes)) == sentence
+
+
+def test_replay_is_a_part_of_the_costs_when_there_was_any(
+    a_report: Callable[..., RunReport],
+) -> None:
+    cost = cost_of(
+        a_report().cost.price, wall_s=100, score_s=80, build_s=5, rows=4_000, replay_s=20
+    )
+    parts = {part.name: part.share for part in words.costs_per_100k(a_report(cost=cost))}
+    expected = {"scoring": 0.6, "building the engine": 0.05, "other": 0.15, "replay": 0.2}
+    assert parts == pytest.approx(expected)
+    assert "replay" not in {part.name for part in words.costs_per_100k(a_report())}
 
 
 def test_reasons_are_ordered_by_frequency(a_report: Callable[..., RunReport]) -> None:

@@ -24,8 +24,8 @@ from pipeline_cases import (
 
 from engines.build import request_key
 from engines.devices import Gpu, this_cpu
+from pipeline.block_size import BLOCK_ROWS
 from pipeline.config import Job
-from pipeline.decode_features import BLOCK_ROWS
 from pipeline.engine import request_for
 from pipeline.lane_child import make_decoder
 from pipeline.plan import run_id_of
@@ -279,10 +279,10 @@ def test_the_decoder_of_a_lane_takes_threads_and_block_from_the_job(tmp_path: Pa
 def test_blocks_of_features_hold_whole_batches_unless_the_job_says_otherwise(
     tmp_path: Path,
 ) -> None:
-    job = a_job(job_data(tmp_path))
-    assert make_decoder(job, ("f0",), 1, 1).block_rows == BLOCK_ROWS
-    assert make_decoder(job, ("f0",), 1, 1, batch_size=BLOCK_ROWS - 1).block_rows == (
-        2 * (BLOCK_ROWS - 1)
+    job, default = a_job(job_data(tmp_path)), BLOCK_ROWS["features"]
+    assert make_decoder(job, ("f0",), 1, 1).block_rows == default
+    assert make_decoder(job, ("f0",), 1, 1, batch_size=default - 1).block_rows == (
+        2 * (default - 1)
     )
     job = with_settings(job, LaneSettings(block_rows=7))
     assert make_decoder(job, ("f0",), 1, 1, batch_size=4).block_rows == 7

@@ -1,0 +1,200 @@
+"""How a run ends: checked, published and reported, or stopped with a word on what is undone."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+
+from pipeline.config import Job
+from pipeline.cost import cost_of
+from pipeline.engine_facts import engine_facts
+from pipeline.errors import StorageError
+from pipeline.guards import Findings, check_before_publication
+from pipeline.interruptions import earlier_attempts, note_end
+from pipeline.lane import NO_TIME, Lane, add_times
+from pipeline.ledger import CommitRecord, utc_now
+from pipeline.limit import limit_of, sum_of_ceilings
+from pipeline.publish import check_complete, count_reasons, draft_of, publish, write_reports
+from pipeline.quarantine import read_samples
+from pipeline.read import UNREADABLE
+from pipeline.report import DeviceUse, Phases, Price, RunReport, StageTimes, report_from_dict
+from pipeline.run import PreparedRun
+from pipeline.storage import MANIFEST, Storage, open_storage
+from pipeline.telemetry import joules_per_1000
+from pipeline.tuning import settings_of
+from pipeline.versions import Published, find_published, published_folder, settle
+
+
+def finish_run(
+    run: PreparedRun, lanes: Sequence[Lane], price: Price, uses: tuple[DeviceUse, ...]
+) -> RunReport:
+    """Check the ledger, publish, and write the report.
+
+    Args:
+        run: The run; all its shards are committed.
+        lanes: What scored them.
+        price: Of the machine.
+        uses: What the devices did meanwhile.
+
+    Raises:
+        GuardError: A limit of the job was exceeded; nothing was published.
+        VerifyError: The ledger does not account for every row.
+    """
+    run.clock.scored = time.monotonic()
+    output = open_storage(run.job.output.uri)
+    records = run.ledger.records()
+    check_complete(run.plan, records)
+    findings = check_before_publication(run, records, count_reasons(records))
+    report = _make_report(run, lanes, records, price, uses, findings)
+    draft = draft_of(run.job, run.plan, run.ledger, records, report)
+    if not publish(draft, output, run.replaces):
+        if run.replaces is not None:
+            raise StorageError(
+                f"{report.output}: another version was published meanwhile; expected version "
+                f"{run.replaces.version}, run {run.replaces.run_id}. Nothing was changed; look at "
+                "`score status`, and run the same command again if you still want it."
+            )
+        first = find_published(output, run.job.name, run.plan.date)
+        assert first is not None, "somebody was first"
+        return already_published(output, first)
+    write_reports(output, report)
+    return report
+
+
+def already_published(output: Storage, published: Published) -> RunReport:
+    """The report of a version that has been published before, marked as such.
+
+    What a crash right after its publication may have left undone is done.
+    """
+    settle(output, published)
+    report = report_from_dict(published.manifest["report"])
+    write_reports(output, report)
+    return dataclasses.replace(report, status="already_published")
+
+
+def end_run(run: PreparedRun, lanes: Sequence[Lane], error: BaseException) -> None:
+    """Write down that this attempt ends without publishing, and how much it leaves undone.
+
+    Args:
+        run: The run.
+        lanes: Of it; their processes have ended.
+        error: Why.
+    """
+    rows_begun = sum(lane.rows_begun for lane in lanes)
+    note_end(run.ledger, run.attempt, rows_begun, error)
+
+
+def _make_report(
+    run: PreparedRun,
+    lanes: Sequence[Lane],
+    records: Mapping[int, CommitRecord],
+    price: Price,
+    uses: tuple[DeviceUse, ...],
+    findings: Findings,
+) -> RunReport:
+    job, plan, clock = run.job, run.plan, run.clock
+    output = open_storage(job.output.uri)
+    now = time.monotonic()
+    earlier = earlier_attempts(run.ledger, run.attempt, records, plan.num_rows)
+    rows_replayed = earlier.rows_replayed + _rows_repeated(run, lanes, records)
+    wall_s = now - clock.started + earlier.wall_s
+    build_s = run.resolved.build_s if run.resolved.built else 0.0
+    score_s = clock.scored - clock.prepared
+    replay_share = rows_replayed / (rows_replayed + plan.num_rows)
+    replay_s = (score_s + earlier.score_s) * replay_share
+    cost = cost_of(
+        price,
+        wall_s=wall_s,
+        score_s=score_s + earlier.score_s,
+        build_s=build_s + earlier.build_s,
+        rows=plan.num_rows,
+        replay_s=replay_s,
+    )
+    stages = add_times(lane.times() for lane in lanes)
+    ceilings = sum_of_ceilings(lane.ceilings for lane in lanes)
+    num_scored = sum(record.num_scored for record in records.values())
+    folder = f"{output.uri}/{published_folder(job.name, plan.date)}"
+    return RunReport(
+        run_id=run.ledger.run_id,
+        job=job.name,
+        date=plan.date,
+        status="published",
+        rows=plan.num_rows,
+        scored=num_scored,
+        quarantined=plan.num_rows - num_scored,
+        quarantined_by_reason=count_reasons(records),
+        quarantine_samples=read_samples(run.ledger, records, output),
+        shards=len(plan.shards),
+        shards_reused=len(plan.shards) - len(run.todo),
+        attempts=len(run.ledger.attempts()),
+        examples_per_sec=plan.num_rows / wall_s,
+        wall_s=wall_s,
+        phases=Phases(
+            startup_s=clock.ready - clock.started,
+            plan_s=clock.planned - clock.ready,
+            engine_s=clock.prepared - clock.planned,
+            score_s=score_s,
+            publish_s=now - clock.scored,
+        ),
+        usd_per_100k=cost.usd_per_100k,
+        cost=cost,
+        engine=engine_facts(run.resolved, build_s),
+        stages=stages,
+        ceilings=ceilings,
+        bottleneck=bottleneck_of(stages),
+        device=_describe(lanes, run),
+        started_at=run.attempt.started_at,
+        finished_at=utc_now(),
+        output=folder,
+        manifest=f"{folder}/{MANIFEST}",
+        devices=uses,
+        joules_per_1000_rows=joules_per_1000(uses, stages.get("write", NO_TIME).items),
+        settings=settings_of(job).given(),
+        num_lanes=len(lanes),
+        degraded=UNREADABLE in count_reasons(records),
+        drift=findings.drift,
+        distribution=findings.distribution,
+        accepted=run.guards.accepted,
+        interruptions=earlier.num_interruptions,
+        rows_replayed=rows_replayed,
+        replay_is_exact=earlier.is_exact,
+        replay_s=replay_s,
+        limit=limit_of(
+            ceilings,
+            stages,
+            cost,
+            rows=plan.num_rows,
+            num_lanes=len(lanes),
+            num_threads=_num_core_threads(job, lanes),
+        ),
+    )
+
+
+def bottleneck_of(stages: Mapping[str, StageTimes]) -> str:
+    """The stage that was busy for the longest time."""
+    return max(stages, key=lambda name: stages[name].busy_s, default="none")
+
+
+def _num_core_threads(job: Job, lanes: Sequence[Lane]) -> int | None:
+    """Threads of a lane whose stages share the cores; None on a device."""
+    if not lanes or lanes[0].device.gpu is not None:
+        return None
+    return job.lanes.engine_threads or lanes[0].device.num_threads
+
+
+def _rows_repeated(
+    run: PreparedRun, lanes: Sequence[Lane], records: Mapping[int, CommitRecord]
+) -> int:
+    """Rows that this attempt began more often than it committed: its lanes' processes died."""
+    owned = [record for record in records.values() if record.owner == run.attempt.id]
+    committed = sum(record.num_rows for record in owned)
+    return max(0, sum(lane.rows_begun for lane in lanes) - committed)
+
+
+def _describe(lanes: Sequence[Lane], run: PreparedRun) -> str:
+    name = run.resolved.engine.manifest.device.name
+    if not lanes:
+        return f"{name}, nothing left to score"
+    plural = "lanes" if len(lanes) > 1 else "lane"
+    return f"{name}, {len(lanes)} {plural} of {lanes[0].device.num_threads} threads"

@@ -1,0 +1,26 @@
+"""Paths that come from jobs, listings and records must stay below the root that the job names."""
+
+from __future__ import annotations
+
+from pipeline.errors import StorageError
+
+
+def stays_below(path: str) -> bool:
+    """Whether a relative path with `/` leads nowhere but below its root, links aside."""
+    return not path.startswith("/") and ".." not in path.split("/")
+
+
+def checked(path: str, uri: str) -> str:
+    """`path`, which must stay below the root at `uri`: names in records may have been altered.
+
+    Links are followed, as by Spark and pyarrow: whoever may write links there may write data, too.
+
+    Raises:
+        StorageError: It leads out.
+    """
+    if not stays_below(path):
+        raise StorageError(
+            f"{uri}: {path!r} leads out of it; expected a path below it. Somebody has altered a "
+            "record; look who can write there."
+        )
+    return path
