@@ -25,7 +25,7 @@ from pipeline.lane_messages import LaneSetup, PoisonRow, WatchLimits
 from pipeline.ledger import Attempt, CommitRecord, Ledger, utc_now
 from pipeline.limit import limit_of, sum_of_ceilings
 from pipeline.part import OutputLayout
-from pipeline.plan import Plan, Shard, make_plan, run_id_of
+from pipeline.plan import Plan, Shard, make_plan, run_id_of, shuffled
 from pipeline.publish import (
     check_complete,
     count_reasons,
@@ -65,7 +65,7 @@ class PreparedRun:
     ledger: Ledger
     attempt: Attempt
     todo: tuple[Shard, ...]
-    """Shards without a commit record."""
+    """Shards without a commit record, in the order in which this attempt takes them."""
     poison: tuple[PoisonRow, ...]
     """Rows that killed a process of an earlier attempt."""
     clock: RunClock
@@ -122,15 +122,16 @@ def prepare_run(
     clock.prepared = time.monotonic()
     ledger = Ledger(output, job.name, run_id_of(plan, job, resolved.engine.key, class_names))
     attempt = _open_attempt(ledger, job, plan, resolved, clock)
-    done = ledger.records()
+    done = ledger.sound_records()
     todo = tuple(shard for shard in plan.shards if shard.index not in done)
+    is_first = len(ledger.attempts()) == 1
     return PreparedRun(
         job=job,
         plan=plan,
         resolved=resolved,
         ledger=ledger,
         attempt=attempt,
-        todo=todo,
+        todo=todo if is_first else shuffled(todo, attempt.id),
         poison=ledger.poison(),
         clock=clock,
     )
@@ -224,7 +225,7 @@ def finish_run(
     """
     run.clock.scored = time.monotonic()
     output = open_storage(run.job.output.uri)
-    records = run.ledger.records()
+    records = run.ledger.sound_records()
     check_complete(run.plan, records, run.job)
     report = _make_report(run, lanes, records, price, uses)
     if not publish(run.job, run.plan, run.ledger, records, report, output):
