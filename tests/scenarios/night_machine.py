@@ -1,4 +1,4 @@
-"""A state machine over one small night: nights start, crash, fail, sleep, race, and files rot.
+"""A state machine over small nights: they start, crash, fail, sleep, race, and files rot.
 
     python night_machine.py FOLDER NUM_EXAMPLES NUM_STEPS [MUTANT]
 
@@ -36,7 +36,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from night_mutants import MUTANTS
-from pipeline_cases import DATE, a_job, a_plan, job_data, write_input
+from pipeline_cases import a_job, job_data, write_input
 from small_night import (
     BAD_ID,
     IDS,
@@ -58,8 +58,8 @@ from pipeline.verify import verify_published
 
 NUM_VERSIONS = 3
 """Of the input file."""
-MAX_OPERATION = 150
-"""A night has fewer operations on files; with this number it is not disturbed."""
+MAX_OPERATION = 125
+"""A night has a few operations on files less."""
 MAX_ASLEEP = 3
 ROOT = Path(tempfile.gettempdir())
 
@@ -84,19 +84,17 @@ class NightMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(dir=ROOT))
         self.output = self.folder / "out"
-        self.published = self.output / "users" / f"dt={DATE}"
         self.job = a_job(
             job_data(self.folder),
             lanes={"shard_rows": SHARD_ROWS},
             limits={"max_quarantined": 0.5},
         )
-        self.footers: dict[int, str] = {}
-        for self.version in range(1, NUM_VERSIONS + 1):
-            write_input(self.folder / str(self.version), users(self.version), rows_per_group=5)
-            self.put_input(self.version)
-            self.footers[self.version] = a_plan(self.job).files[0].footer_sha256
-        self.version = 1
-        self.put_input(self.version)
+        self.versions = [
+            write_input(self.folder / str(version), users(version), rows_per_group=SHARD_ROWS)
+            for version in range(NUM_VERSIONS)
+        ]
+        self.days = itertools.count(1)
+        self.begin_day()
         self.numbers = itertools.count()
         self.asleep: list[tuple[Started, set[int]]] = []
         """With the versions of the input that they may have met."""
@@ -106,22 +104,36 @@ class NightMachine(RuleBasedStateMachine):
 
     # -- what a night is, and what is known of it
 
+    @property
+    def published(self) -> Path:
+        return self.output / "users" / f"dt={self.date}"
+
+    @property
+    def is_published(self) -> bool:
+        return (self.published / "_MANIFEST.json").exists()
+
     def put_input(self, version: int) -> None:
-        """Make a version the input, with its time stamp."""
-        place = self.folder / "in" / f"dt={DATE}" / "part-0.parquet"
+        """Make a version the input of the date, with its time stamp."""
+        place = self.folder / "in" / f"dt={self.date}" / "part-0.parquet"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
-        place.hardlink_to(self.folder / str(version) / f"dt={DATE}" / "part-0.parquet")
+        place.hardlink_to(self.versions[version])
+
+    def pinned_version(self, files: list[dict[str, Any]]) -> int:
+        """The version of the input that a run or a manifest names."""
+        (file,) = files
+        times = [str(path.stat().st_mtime_ns) for path in self.versions]
+        return times.index(file["version"])
 
     def start(self, *disturbance: Any) -> Started:
-        log = self.folder / f"night-{next(self.numbers)}"
+        log = self.folder / f"{self.date}-{next(self.numbers)}"
         committed = self.committed()
 
         def work() -> None:
             os.fsync = lambda _: None  # a crash of a process loses nothing that was written
             if disturbance:
                 disturb(self.output, *disturbance)
-            night(self.job, log)
+            night(self.job, self.date, log)
 
         pid = fork(work, log.with_suffix(".error"))
         return Started(pid=pid, log=log, committed=committed)
@@ -130,8 +142,8 @@ class NightMachine(RuleBasedStateMachine):
         """Shards of the present input with a record and parts that nobody has cut."""
         found = set()
         for description in self.output.glob("users/_runs/*/run.json"):
-            pinned = json.loads(description.read_text())["files"][0]["footer_sha256"]
-            if pinned != self.footers[self.version]:
+            run = json.loads(description.read_text())
+            if (run["date"], self.pinned_version(run["files"])) != (self.date, self.version):
                 continue
             for path in description.parent.glob("commits/[!.]*.json"):
                 record = {} if path in self.rot.records else json.loads(path.read_text())
@@ -152,23 +164,27 @@ class NightMachine(RuleBasedStateMachine):
         return started, wait(started.pid)
 
     def check_published(self) -> None:
-        assert (self.published / "_MANIFEST.json").exists(), "it is over, and nothing is published"
+        assert self.is_published, "it is over, and nothing is published"
 
     # -- what may happen
 
+    @precondition(lambda self: not self.is_published)
     @rule()
     def a_night_runs(self) -> None:
         self.check_end(*self.run(), 0)
         self.check_published()
 
+    @precondition(lambda self: not self.is_published)
     @rule(number=operations)
     def a_night_crashes(self, number: int) -> None:
         self.check_end(*self.run("exit", number), 0, CRASHED)
 
+    @precondition(lambda self: not self.is_published)
     @rule(number=operations, how=failures)
     def an_operation_fails(self, number: int, how: str) -> None:
         self.check_end(*self.run(how, number), 0, 1)
 
+    @precondition(lambda self: not self.is_published)
     @rule(number=operations, how=st.sampled_from(["exit", "once"]))
     def two_nights_at_once(self, number: int, how: str) -> None:
         whole, other = self.start(), self.start(how, number)
@@ -177,7 +193,7 @@ class NightMachine(RuleBasedStateMachine):
         self.check_end(other, codes[1], 0, 1 if how == "once" else CRASHED)
         self.check_published()
 
-    @precondition(lambda self: len(self.asleep) < MAX_ASLEEP)
+    @precondition(lambda self: not self.is_published and len(self.asleep) < MAX_ASLEEP)
     @rule(number=operations)
     def a_night_falls_asleep(self, number: int) -> None:
         started, code = self.run("stop", number)
@@ -201,12 +217,24 @@ class NightMachine(RuleBasedStateMachine):
         started, _ = self.asleep.pop(which % len(self.asleep))
         end(started.pid)
 
-    @rule(version=st.integers(1, NUM_VERSIONS))
+    @precondition(lambda self: not self.is_published and self.parts())
+    @rule(version=st.integers(0, NUM_VERSIONS - 1))
     def the_input_changes(self, version: int) -> None:
         self.version = version
         self.put_input(version)
         for _, versions in self.asleep:
             versions.add(version)
+
+    @precondition(lambda self: self.is_published and not self.asleep)
+    @rule()
+    def the_published_date_runs_again_and_a_new_day_comes(self) -> None:
+        self.check_end(*self.run(), 0)
+        self.begin_day()
+
+    def begin_day(self) -> None:
+        self.date = f"2026-11-{next(self.days):02d}"
+        self.version = 0
+        self.put_input(self.version)
 
     @precondition(lambda self: self.may_rot(self.parts()))
     @rule(which=choices, at=choices, cut=st.booleans())
@@ -226,15 +254,15 @@ class NightMachine(RuleBasedStateMachine):
 
     def may_rot(self, files: list[Path]) -> bool:
         """Only before publication: a part is then the same file as what was published of it."""
-        return bool(files) and not self.asleep and not self.published.exists()
+        return bool(files) and not self.asleep and not self.is_published
 
     def parts(self) -> list[Path]:
         """Parts that are intact, orphans too."""
-        found = sorted(self.output.glob("users/_runs/*/parts/[!.]*"))
+        found = sorted(self.output.glob(f"users/_runs/{self.date}-*/parts/[!.]*"))
         return [path for path in found if path.name not in self.rot.flipped | self.rot.cut]
 
     def records(self) -> list[Path]:
-        found = sorted(self.output.glob("users/_runs/*/commits/[!.]*"))
+        found = sorted(self.output.glob(f"users/_runs/{self.date}-*/commits/[!.]*"))
         return [path for path in found if path not in self.rot.records]
 
     # -- what must always be so
@@ -242,25 +270,23 @@ class NightMachine(RuleBasedStateMachine):
     @invariant()
     def readers_see_nothing_or_one_whole_run_that_never_changes(self) -> None:
         parts = list(self.published.glob("*.parquet"))
-        is_published = (self.published / "_MANIFEST.json").exists()
-        assert len(parts) == (NUM_SHARDS if is_published else 0), f"{len(parts)} parts are seen"
-        seen = dict(hashes(self.published))
+        assert len(parts) == self.is_published * NUM_SHARDS, f"a reader sees {len(parts)} parts"
+        seen = dict(hashes(self.output / "users", "dt=*/**/[!.]*"))
         changed = {name for name, digest in self.seen.items() if seen.get(name) != digest}
         assert not changed, f"changed under a reader: {changed}"
-        if is_published and not self.seen:
+        if self.is_published and str(self.published / "_MANIFEST.json") not in self.seen:
             self.check_content()
         self.seen = seen
 
     def check_content(self) -> None:
         """The independent recount, the values, and that they are of one version of the input."""
         manifest = json.loads((self.published / "_MANIFEST.json").read_text())
-        (pinned,) = manifest["input"]["files"]
-        (version,) = (v for v, sha256 in self.footers.items() if sha256 == pinned["footer_sha256"])
+        version = self.pinned_version(manifest["input"]["files"])
         names = {path.name for path in self.published.rglob("*.parquet")}
         assert not names & self.rot.cut, "a part that is cut off was published"
         self.put_input(version)
         try:
-            verdict = verify_published(self.job.output.uri, "users", DATE)
+            verdict = verify_published(self.job.output.uri, "users", self.date)
         except VerifyError as error:
             if names & self.rot.flipped:
                 return
@@ -277,8 +303,8 @@ class NightMachine(RuleBasedStateMachine):
 
     @invariant()
     def at_most_one_night_has_published(self) -> None:
-        publishers = list(self.folder.glob("*.published"))
-        assert len(publishers) <= 1, publishers
+        publishers = list(self.folder.glob(f"{self.date}-*.published"))
+        assert len(publishers) <= 1, f"published twice: {publishers}"
 
     def teardown(self) -> None:
         for started, _ in self.asleep:

@@ -70,7 +70,7 @@ def forget_commits() -> None:
 
 def mix_inputs() -> None:
     """One run for a date, whatever its input is."""
-    _changed(pipeline.run).run_id_of = lambda *_: "run"
+    _changed(pipeline.run).run_id_of = lambda plan, *_: f"{plan.date}-run"
 
 
 def trust_parts() -> None:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 import numpy as np
 import pyarrow as pa
 from crash_night import PATIENCE_S
-from pipeline_cases import DATE, SumRunner, scoring_tools
+from pipeline_cases import SumRunner, scoring_tools
 
 import pipeline.run
 from engines.build import ResolvedEngine
@@ -59,20 +59,20 @@ class LoggingRunner(SumRunner):
         return super()._score(batch)
 
 
-def night(job: Job, log: Path) -> None:
+def night(job: Job, date: str, log: Path) -> None:
     """What `flows.night.run_night` does, in one process; says in `<log>.published` that it did."""
     output = open_storage(job.output.uri)
-    if read_manifest(output, job.name, DATE) is not None:
-        already_published(job, DATE)
+    if read_manifest(output, job.name, date) is not None:
+        already_published(job, date)
         return
     device, clock = LaneDevice(name="cpu", num_threads=1), RunClock(started=time.monotonic())
-    run = pipeline.run.prepare_run(job, DATE, device, clock, lambda _: None)
+    run = pipeline.run.prepare_run(job, date, device, clock, lambda _: None)
     runner = LoggingRunner(log)
     tools = scoring_tools(job, run.plan, runner, owner=run.attempt.id, ledger=run.ledger)
     shards = lane_child.pass_over_committed(run.todo, run.ledger, lambda _: None)
     with ShardScoring(shards, tools) as scoring:
         deque(scoring, maxlen=0)
-    report = finish_run(run, [], own_price("here", 1.0, as_of=DATE), ())
+    report = finish_run(run, [], own_price("here", 1.0, as_of=date), ())
     if report.status == "published":
         log.with_suffix(".published").touch()
 
@@ -149,8 +149,8 @@ def damage(path: Path, at: int, *, cut: bool) -> None:
         file.write(data)
 
 
-def hashes(folder: Path) -> Iterator[tuple[str, str]]:
-    """What is there for readers; names with a dot are being made."""
-    for path in folder.rglob("[!.]*"):
+def hashes(folder: Path, pattern: str) -> Iterator[tuple[str, str]]:
+    """Path and sha256 of files."""
+    for path in folder.glob(pattern):
         if path.is_file():
             yield str(path), hashlib.sha256(path.read_bytes()).hexdigest()
