@@ -31,7 +31,7 @@ from pipeline.config import Job
 from pipeline.ledger import Attempt, CommitRecord, Ledger, StoredFile, utc_now
 from pipeline.part import ShardParts
 from pipeline.plan import Plan, Shard, make_plan, run_id_of
-from pipeline.publish import check_complete, publish
+from pipeline.publish import check_complete, draft_of, publish
 from pipeline.report import RunReport
 from pipeline.storage import Storage, open_storage
 
@@ -155,7 +155,7 @@ def _measure_publication(
     with timed(found, "check_s"):
         check_complete(plan, records, job)
     with timed(found, "publish_s"):
-        assert publish(job, plan, ledger, records, _report(plan), output)
+        assert publish(draft_of(job, plan, ledger, records, _report(plan)), output)
     manifest = output.info(f"{job.name}/dt={DATE}/_MANIFEST.json")
     assert manifest is not None
     found["manifest_bytes"] = manifest.num_bytes / len(records)

@@ -36,12 +36,13 @@ from pipeline.decode_windows import WindowDecoder, _ThreadTools
 from pipeline.engine import find_engine, load_class_names, open_store, request_for
 from pipeline.lane_child import keep_freed_memory, make_decoder
 from pipeline.ledger import Ledger
+from pipeline.local_storage import LocalStorage
 from pipeline.part import OutputLayout
 from pipeline.plan import Plan, Shard, make_plan
 from pipeline.score_on_cores import CoreScoring
 from pipeline.score_shards import ScoringTools, ShardScoring
 from pipeline.screen_images import ImageScreen
-from pipeline.storage import LocalStorage, open_storage
+from pipeline.storage import open_storage
 from pipeline.work_marks import WorkMarks
 
 STEPS: dict[str, tuple[Any, str]] = {

@@ -1,7 +1,7 @@
 """The `score` command: its entry point and exit codes; see flows/commands.py for what it does.
 
 Exit codes: 0 done or already published; 1 failed; 2 wrong use or configuration; 3 a guard stopped
-publication; 75 interrupted, resumable by the same command.
+publication; 75 interrupted, or a store is full or out of reach: resumable by the same command.
 
 Light: the process of a lane imports its parent's main module too.
 """
@@ -14,6 +14,7 @@ from typing import NoReturn
 from engines.errors import EngineError, EngineNotFoundError, ModelError
 from pipeline import start_up
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.store_errors import is_outage
 
 EXIT_INTERRUPTED = 75
 
@@ -65,6 +66,8 @@ def exit_code_of(error: Exception) -> int:
     """The exit code for an error that the product raises on purpose."""
     if isinstance(error, PipelineError):
         return error.exit_code
+    if is_outage(error):  # a full disk under the cache of engines, say
+        return EXIT_INTERRUPTED
     return 2 if isinstance(error, (ModelError, EngineNotFoundError)) else 1
 
 

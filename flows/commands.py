@@ -9,6 +9,7 @@ import typer
 from flows.cli_bench import bench
 from flows.cli_engine import engine_app
 from flows.cli_plan import plan
+from flows.cli_versions import gc, rollback
 from flows.terminal import (
     Date,
     JobPath,
@@ -34,19 +35,47 @@ app.command()(bench)
 
 
 @app.command()
-def run(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
+def run(
+    job: JobPath,
+    date: Date,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Score a published date again, and publish a new version."),
+    ] = False,
+    json: Json = False,
+    set: Set = None,
+) -> None:
     """Score one date and publish it; a published date is left as it is."""
+    score_date(load(job, set), date, "all" if force else "no", as_json=json)
+
+
+@app.command()
+def requeue(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
+    """Try the rows of a date that are in quarantine again, and publish the outcome.
+
+    Only shards with such rows are scored. A published date gets a new version.
+    """
+    score_date(load(job, set), date, "quarantine", as_json=json)
+
+
+def score_date(loaded: Any, date: str, again: Any, *, as_json: bool) -> None:
+    """Score a date, and print its report."""
     from flows.devices import start_lanes
     from pipeline.config import parse_date
 
-    loaded, wanted = load(job, set), parse_date(date)
+    wanted = parse_date(date)
     with interruptible():
         lanes = start_lanes(loaded)  # their processes import what they need while this one does
         from flows.night import process_start, run_night
+        from pipeline.run import Night
 
-        seen_by = observer(quiet=json)
-        report = run_night(loaded, wanted, seen_by, started=process_start(), lanes=lanes)
-    show_report(report, as_json=json)
+        report = run_night(
+            Night(job=loaded, date=wanted, again=again),
+            observer(quiet=as_json),
+            started=process_start(),
+            lanes=lanes,
+        )
+    show_report(report, as_json=as_json)
 
 
 def show_report(report: Any, *, as_json: bool) -> None:
@@ -60,6 +89,8 @@ def show_report(report: Any, *, as_json: bool) -> None:
 
 
 app.command()(plan)
+app.command()(rollback)
+app.command()(gc)
 
 
 @app.command()

@@ -10,9 +10,10 @@ from flows.demo_data import write_pictures, write_users
 from flows.night import run_night
 from flows.shipped import shipped_config
 from pipeline.config import Job, load_job
-from pipeline.publish import read_manifest
 from pipeline.report import RunReport
+from pipeline.run import Night
 from pipeline.storage import open_storage
+from pipeline.versions import find_published
 
 FIRST_DATE = datetime.date(2026, 11, 20)
 NUM_PICTURES = 4_000
@@ -51,14 +52,14 @@ def run_demo(folder: str, num_rows: int | None, features: bool, observer: Any) -
         make_features_demo(folder, date, num_rows or NUM_USERS)
     else:
         write_pictures(Path(job.input.uri), date, num_rows=num_rows or NUM_PICTURES)
-    return run_night(job, date, observer)
+    return run_night(Night(job=job, date=date), observer)
 
 
 def next_date(job: Job) -> str:
     """The first date from FIRST_DATE on without a published run."""
     output = open_storage(job.output.uri)
     date = FIRST_DATE
-    while read_manifest(output, job.name, date.isoformat()) is not None:
+    while find_published(output, job.name, date.isoformat()) is not None:
         date += datetime.timedelta(days=1)
     return date.isoformat()
 

@@ -14,9 +14,9 @@ from pipeline.config import Job
 from pipeline.engine import find_engine, load_class_names, open_store, request_for
 from pipeline.ledger import Ledger
 from pipeline.plan import make_plan, run_id_of
-from pipeline.publish import published_folder, read_manifest
 from pipeline.storage import MANIFEST, open_storage
 from pipeline.tuning import find_tuning, with_settings
+from pipeline.versions import KEPT_MANIFEST, find_published, published_folder
 
 Facts = dict[str, Any]
 
@@ -37,7 +37,7 @@ def plan_facts(job: Job, date: str) -> Facts:
     return {
         "job": job.name,
         "date": date,
-        "published": read_manifest(output, job.name, date) is not None,
+        "published": find_published(output, job.name, date) is not None,
         "run_id": run_id,
         "files": len(plan.files),
         "input_bytes": sum(file.num_bytes for file in plan.files),
@@ -95,15 +95,18 @@ def status_facts(job: Job) -> Facts:
     ]
     published = []
     for date in sorted(dates):
-        manifest = read_manifest(output, job.name, date)
-        assert manifest is not None
+        found = find_published(output, job.name, date)
+        assert found is not None
         keys = ("date", "run_id", "rows", "scored", "quarantined", "published_at")
-        published.append({key: manifest[key] for key in keys})
-    finished = {entry["run_id"] for entry in published}
+        facts = {key: found.manifest[key] for key in keys}
+        published.append({**facts, "version": found.version})
+    current = {entry["run_id"] for entry in published}
+    kept = {info.path.split("/")[-2] for info in files if info.path.endswith(f"/{KEPT_MANIFEST}")}
     return {
         "job": job.name,
         "published": published,
-        "unfinished": [run for run in runs if run["run_id"] not in finished],
+        "replaced": [run for run in runs if run["run_id"] in kept - current],
+        "unfinished": [run for run in runs if run["run_id"] not in kept | current],
     }
 
 
@@ -139,9 +142,11 @@ def render_status(facts: Facts) -> RenderableType:
         table.add_column(heading, justify="right" if heading in ("rows", "quarantined") else "left")
     for entry in facts["published"]:
         quarantined = f"{entry['quarantined']:,}"
-        table.add_row(
-            entry["date"], "published", f"{entry['rows']:,}", quarantined, entry["run_id"]
-        )
+        state = "published" if entry["version"] == 1 else f"published, version {entry['version']}"
+        table.add_row(entry["date"], state, f"{entry['rows']:,}", quarantined, entry["run_id"])
+    for entry in facts["replaced"]:
+        rows = f"{entry['rows']:,}"
+        table.add_row(entry["date"], "replaced, kept", rows, "", entry["run_id"])
     for entry in facts["unfinished"]:
         state = f"{entry['shards_done']:,}/{entry['shards']:,} shards"
         rows = f"{entry['rows_done']:,}"

@@ -6,6 +6,7 @@ are handed out (`MapGroups`) and in who is told of the progress (`Observer`).
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
@@ -25,9 +26,9 @@ from pipeline.config import Job
 from pipeline.cost import find_price, load_prices, own_price
 from pipeline.lane import Lane, LaneDevice, add_times
 from pipeline.plan import Shard
-from pipeline.publish import read_manifest
 from pipeline.report import DeviceUse, Price, RunReport, StageTimes
 from pipeline.run import (
+    Night,
     PreparedRun,
     RunClock,
     already_published,
@@ -36,8 +37,10 @@ from pipeline.run import (
     prepare_run,
 )
 from pipeline.storage import open_storage
+from pipeline.store_errors import resumable
 from pipeline.telemetry import Sampler
 from pipeline.tuning import LaneSettings, find_tuning, with_settings
+from pipeline.versions import find_published
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +72,7 @@ class Observer(Protocol):
 
 
 def run_night(
-    job: Job,
-    date: str,
+    night: Night,
     observer: Observer,
     map_groups: MapGroups | None = None,
     started: float | None = None,
@@ -79,8 +81,7 @@ def run_night(
     """Score one date of a job and publish it; a published date is left as it is.
 
     Args:
-        job: The job.
-        date: ISO date.
+        night: A date of a job.
         observer: Is told of the progress.
         map_groups: How groups of shards are handed to lanes; threads by default.
         started: `time.monotonic()` when the process began; now by default.
@@ -92,24 +93,35 @@ def run_night(
     Returns:
         The report; its status says whether this call published.
     """
+    job, date = night.job, night.date
     clock = RunClock(started=started if started is not None else time.monotonic())
 
-    def attempt(lanes: list[Lane], *, force: bool) -> RunReport:
+    def attempt(lanes: list[Lane], *, rebuild: bool) -> RunReport:
         device = lanes[0].device
         with open_lanes(lanes, job.lanes.grace_s, observer), notices(job, observer.say):
             price = price_of(job, date)
-            if read_manifest(open_storage(job.output.uri), job.name, date) is not None:
-                return already_published(job, date)
-            tuned = _tuned(job, device, observer)
-            run = prepare_run(tuned, date, device, clock, observer.say, force=force)
-            uses = _score(run, lanes, observer, map_groups or map_in_threads)
-        return finish_run(run, lanes, price, uses)
+            output = open_storage(job.output.uri)
+            published = find_published(output, job.name, date)
+            if published is not None and night.again == "no":
+                return already_published(output, published)
+            run = prepare_run(
+                dataclasses.replace(night, job=_tuned(job, device, observer)),
+                device,
+                clock,
+                observer.say,
+                replaces=published,
+                rebuild=rebuild,
+            )
+            with resumable():
+                uses = _score(run, lanes, observer, map_groups or map_in_threads)
+        with resumable():
+            return finish_run(run, lanes, price, uses)
 
     try:
-        return attempt(lanes or start_lanes(job), force=False)
+        return attempt(lanes or start_lanes(job), rebuild=False)
     except EngineCorruptError as error:  # its hashes are right, or it would not have been found
         log.warning("%s This run builds a new one.", error)
-    return attempt(start_lanes(job), force=True)
+    return attempt(start_lanes(job), rebuild=True)
 
 
 def _tuned(job: Job, device: LaneDevice, observer: Observer) -> Job:

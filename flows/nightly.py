@@ -26,6 +26,7 @@ from flows.progress import LineProgress
 from pipeline.config import load_job, parse_date
 from pipeline.errors import ConfigError
 from pipeline.report_text import render_markdown
+from pipeline.run import Night
 
 MAX_TASKS_AT_ONCE = 64
 """Threads that only wait for lanes; `run_night` never asks for more than two per lane."""
@@ -120,8 +121,7 @@ def score(
     wanted: dict[str, object] = {"date": date, "days_back": days_back, "timezone": timezone}
     logger = get_run_logger()
     report = run_night(
-        load_job(job),
-        _date_from(wanted),
+        Night(job=load_job(job), date=_date_from(wanted)),
         LineProgress(logger.info, PROGRESS_PERIOD_S),
         map_as_tasks,
     )

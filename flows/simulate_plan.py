@@ -16,12 +16,12 @@ from flows.night import GROUPS_PER_LANE
 from pipeline import report_words as words
 from pipeline.config import Job
 from pipeline.errors import ConfigError
-from pipeline.ledger import Ledger
 from pipeline.publish import find_report
 from pipeline.rates import Rates, measure_rates
 from pipeline.report import Price, RunReport
 from pipeline.simulate import Forecast, fewest_lanes, simulate
 from pipeline.storage import Storage, open_storage
+from pipeline.versions import find_published
 
 Facts = dict[str, Any]
 
@@ -76,7 +76,8 @@ def simulation_facts(job: Job, date: str, request: SimulationRequest) -> Facts:
     facts = plan_facts(job, date)
     output = open_storage(job.output.uri)
     report = latest_report(output, job.name, date)
-    records = Ledger(output, job.name, report.run_id).records()
+    published = find_published(output, job.name, report.date)
+    records = published.records() if published else {}
     build_s = 0.0 if facts["engine"] else report.engine.build_s
     rates = measure_rates(report, records, build_s)
     simulation = {

@@ -2,9 +2,11 @@
 
 PipelineError
 |-- ConfigError            the job file or the command is wrong: exit 2
+|   `-- StoreRefusedError  a store does not let us in: exit 2, or 75 once a run has begun
 |-- InputError             the data is wrong: exit 1
 |   `-- InputChangedError  an input file is not the one that the run started with
-|-- StorageError           the output store refused or broke: exit 1
+|-- StorageError           the store does not keep its promises: exit 1
+|   `-- StoreUnavailableError  it is full or out of reach; the same command resumes: exit 75
 |-- LaneError              a worker process died more often than is allowed: exit 1
 |-- VerifyError            published output does not agree with its input: exit 1
 |-- GuardError             a limit of the job file stopped publication: exit 3
@@ -28,6 +30,10 @@ class ConfigError(PipelineError):
     exit_code = 2
 
 
+class StoreRefusedError(ConfigError):
+    """A disk or a bucket is not there, or forbids what the run needs."""
+
+
 class InputError(PipelineError):
     """The input dataset cannot be scored as it is."""
 
@@ -37,7 +43,13 @@ class InputChangedError(InputError):
 
 
 class StorageError(PipelineError):
-    """The store failed, or cannot promise create-if-absent."""
+    """The store cannot promise create-if-absent."""
+
+
+class StoreUnavailableError(StorageError):
+    """The store is full, broken or out of reach; what is committed stays, the command goes on."""
+
+    exit_code = 75
 
 
 class LaneError(PipelineError):

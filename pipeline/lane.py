@@ -186,8 +186,10 @@ class Lane:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the process to end by itself; whether it did."""
-        self._process.join(timeout_s)
-        return not self._process.is_alive()
+        # By the thread that collects its exit code: of two that wait for a process, one may be told
+        # that there is none, and take it for alive.
+        self._receiver.join(timeout_s)
+        return not self._receiver.is_alive()
 
     def abort(self) -> None:
         """End the process at once. Committed shards stay; the others raise Interrupted."""

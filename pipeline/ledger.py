@@ -21,6 +21,7 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.lane_messages import PoisonRow
@@ -94,12 +95,17 @@ def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat()
 
 
+def run_folder(job: str, run_id: str) -> str:
+    """Where a run's ledger is, below the output's root."""
+    return f"{job}/_runs/{run_id}"
+
+
 class Ledger:
     """Reads and writes the records of one run; any number of processes may do so at once."""
 
     def __init__(self, output: Storage, job: str, run_id: str) -> None:
         self.run_id = run_id
-        self.folder = f"{job}/_runs/{run_id}"
+        self.folder = run_folder(job, run_id)
         self._output = output
 
     def open(self, description: Mapping[str, Any], attempt: Attempt) -> None:
@@ -110,8 +116,7 @@ class Ledger:
 
     def records(self) -> dict[int, CommitRecord]:
         """The last readable commit record of each shard; see `sound_records`."""
-        infos = self._output.list_files(f"{self.folder}/commits")
-        paths = [info.path for info in infos if info.path.endswith(".json")]
+        paths = self._record_paths()
         found = {}
         for path, data in zip(paths, self._output.read_many(paths), strict=True):
             record = self._parsed(path, data)
@@ -162,6 +167,11 @@ class Ledger:
         info = self._output.info(path)
         return None if info is None else info.num_bytes
 
+    def _record_paths(self) -> list[str]:
+        """Of each shard the last one comes last."""
+        infos = self._output.list_files(f"{self.folder}/commits")
+        return [info.path for info in infos if info.path.endswith(".json")]
+
     def _record_path(self, shard: Shard, generation: int) -> str:
         suffix = f"_{generation:02d}" if generation else ""
         return f"{self.folder}/commits/{shard.name}{suffix}.json"
@@ -209,6 +219,30 @@ class Ledger:
             generation += 1  # a damaged record is in our way
         return record
 
+    def adopt(self, record: CommitRecord, files: Mapping[str, str]) -> None:
+        """Take over a shard that another run has scored.
+
+        Args:
+            record: What that run's ledger said of it.
+            files: Where its parts are: name -> path below the output's root.
+        """
+        parts = {f"{self.folder}/parts/{name}": path for name, path in files.items()}
+        self._output.copy(parts)
+        path = f"{self.folder}/commits/{record.shard:05d}.json"
+        self._output.create(path, record.to_json())
+
+    def forget_quarantine(self) -> None:
+        """Let rows in quarantine be tried again: their shards are no longer committed.
+
+        Parts stay behind as orphans. Whoever publishes meanwhile finds that shards are missing.
+        """
+        shards = {record.shard for record in self.records().values() if record.num_quarantined}
+        for path in self._record_paths():
+            if int(PurePosixPath(path).stem.partition("_")[0]) in shards:
+                self._output.delete(path)
+        for info in self._output.list_files(f"{self.folder}/poison"):
+            self._output.delete(info.path)
+
     def note_poison(self, row: PoisonRow) -> None:
         """Write down that a row must not be tried again, in this attempt and in all others."""
         path = f"{self.folder}/poison/{row.shard:05d}-{row.row:08d}.json"
@@ -244,6 +278,11 @@ def _record_from_json(data: bytes) -> CommitRecord | None:
             return None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+    return record_from_dict(fields)
+
+
+def record_from_dict(fields: Mapping[str, Any]) -> CommitRecord:
+    """The inverse of `dataclasses.asdict`."""
     quarantine = fields["quarantine"]
     return CommitRecord(
         **{

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.config import Job
 from pipeline.errors import ConfigError, InputError, one_line
 from pipeline.storage import FileInfo, Storage
+from pipeline.store_errors import named
 
 FOOTER_GUESS_BYTES = 1 << 16
 """Read at once from a file's end; most footers fit, so that one request is enough."""
@@ -131,11 +132,14 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
     )
 
 
-def run_id_of(plan: Plan, job: Job, engine_key: str, class_names: Sequence[str] = ()) -> str:
+def run_id_of(
+    plan: Plan, job: Job, engine_key: str, class_names: Sequence[str] = (), version: int = 1
+) -> str:
     """The id of a run: a function of job, date and all that decides what its output says.
 
     A run that was interrupted finds its ledger under this id; another input, engine or output
-    layout gives another id, so that versions are never mixed.
+    layout gives another id, so that they are never mixed. A forced run of a published date has the
+    `version` that it will be: it must not find the ledger of what it replaces.
     """
     pins = {
         "job": plan.job,
@@ -149,6 +153,7 @@ def run_id_of(plan: Plan, job: Job, engine_key: str, class_names: Sequence[str] 
         # Decoders differ by a level here and there.
         "decoders": [job.lanes.gpu_decode.enabled, job.lanes.cpu_decoder],
         "class_names": list(class_names),
+        **({"version": version} if version > 1 else {}),
     }
     return f"{plan.date}-{_digest(pins)[:12]}"
 
@@ -184,7 +189,7 @@ class _Footer:
 
 def _read_footer(source: Storage, info: FileInfo) -> tuple[_Footer, pa.Schema]:
     where = f"{source.uri}/{info.path}"
-    with source.open(info.path) as file:
+    with named(where), source.open(info.path) as file:
         footer = _footer_bytes(file, info.num_bytes, FOOTER_GUESS_BYTES, where)
     try:
         # The metadata are at the end: a footer alone, between magic bytes, parses as a file.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.config import Job
@@ -14,27 +14,19 @@ from pipeline.ledger import CommitRecord, Ledger, StoredFile, utc_now
 from pipeline.plan import Plan
 from pipeline.report import RunReport, report_from_dict
 from pipeline.report_html import render_html
-from pipeline.storage import MANIFEST, Storage
+from pipeline.storage import Storage
+from pipeline.versions import (
+    REPORT_HTML,
+    REPORT_JSON,
+    Published,
+    find_published,
+    published_folder,
+    replace,
+)
 
 MANIFEST_FORMAT = 1
 QUARANTINE_FOLDER = "_quarantine"
 """Readers ignore names that begin with `_`, so that `dt=*/*.parquet` is one schema."""
-REPORT_JSON = "_report.json"
-REPORT_HTML = "_report.html"
-
-
-def published_folder(job: str, date: str) -> str:
-    """Where readers find a run, below the output's root."""
-    return f"{job}/dt={date}"
-
-
-def read_manifest(output: Storage, job: str, date: str) -> dict[str, Any] | None:
-    """The manifest of a published run, or None when the date is not published."""
-    data = output.read(f"{published_folder(job, date)}/{MANIFEST}")
-    if data is None:
-        return None
-    manifest: dict[str, Any] = json.loads(data)
-    return manifest
 
 
 def read_report(output: Storage, job: str, date: str) -> RunReport:
@@ -43,13 +35,13 @@ def read_report(output: Storage, job: str, date: str) -> RunReport:
     Raises:
         InputError: The date is not published.
     """
-    manifest = read_manifest(output, job, date)
-    if manifest is None:
+    published = find_published(output, job, date)
+    if published is None:
         raise InputError(
             f"{output.uri}/{published_folder(job, date)}: not published; expected a finished run. "
             f"Run `score run JOB --date {date}` first."
         )
-    return report_from_dict(manifest["report"])
+    return report_from_dict(published.manifest["report"])
 
 
 def find_report(output: Storage, job: str, date: str) -> RunReport | None:
@@ -99,19 +91,22 @@ def count_reasons(records: Mapping[int, CommitRecord]) -> dict[str, int]:
     return dict(total.most_common())
 
 
-def publish(
-    job: Job,
-    plan: Plan,
-    ledger: Ledger,
-    records: Mapping[int, CommitRecord],
-    report: RunReport,
-    output: Storage,
-) -> bool:
-    """Make the run appear for readers; False when another run of the date was first."""
-    folder = published_folder(job.name, plan.date)
-    parts = [_manifest_entry(records[shard.index]) for shard in plan.shards]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """A version of a date, ready to be published."""
+
+    manifest: dict[str, Any]
+    files: dict[str, str]
+    """Path in the published folder -> where the part is, below the output's root."""
+
+
+def draft_of(
+    job: Job, plan: Plan, ledger: Ledger, records: Mapping[int, CommitRecord], report: RunReport
+) -> Draft:
+    """What is published of a run that is complete."""
     manifest = {
         "format": MANIFEST_FORMAT,
+        "version": 1,
         "run_id": ledger.run_id,
         "job": job.name,
         "date": plan.date,
@@ -121,7 +116,7 @@ def publish(
         "quarantined": report.quarantined,
         "input": {"uri": job.input.uri, "files": [asdict(file) for file in plan.files]},
         "passthrough": list(job.input.passthrough),
-        "parts": parts,
+        "parts": [_manifest_entry(records[shard.index]) for shard in plan.shards],
         "report": report.to_dict(),
     }
     files = {
@@ -129,6 +124,19 @@ def publish(
         for record in records.values()
         for path, file in _published_files(record)
     }
+    return Draft(manifest=manifest, files=files)
+
+
+def publish(draft: Draft, output: Storage, replaces: Published | None = None) -> bool:
+    """Make a run appear for readers, in the place of `replaces` where that is given.
+
+    Returns:
+        False when another run of the date was first.
+    """
+    manifest, files = draft.manifest, draft.files
+    if replaces is not None:
+        return replace(output, replaces, manifest, files)
+    folder = published_folder(manifest["job"], manifest["date"])
     # Without indentation: with it Python's slow encoder is used, for seconds in 100,000 shards.
     return output.publish(files, json.dumps(manifest).encode(), folder)
 
@@ -151,5 +159,4 @@ def _manifest_entry(record: CommitRecord) -> dict[str, Any]:
     entry = asdict(record)
     for (path, _), key in zip(_published_files(record), ("part", "quarantine"), strict=False):
         entry[key]["path"] = path
-        del entry[key]["name"]
     return entry

@@ -13,6 +13,7 @@ from pipeline.blocks import BadRow, Block
 from pipeline.errors import InputChangedError, InputError, one_line
 from pipeline.plan import Plan, Shard
 from pipeline.storage import Storage
+from pipeline.store_errors import named
 
 UNREADABLE = "row_group_unreadable"
 
@@ -41,6 +42,7 @@ def read_blocks(
     shard then begins anew with row 0: pyarrow may have delivered wrong rows before it noticed.
 
     Raises:
+        StoreUnavailableError: The bytes of a file cannot be had for now.
         InputChangedError: A file's size or version is not the planned one.
         InputError: A file cannot be read, or has other rows than its footer promised.
     """
@@ -78,7 +80,7 @@ def _read_group_by_group(
     where = f"{source.uri}/{shard.file.path}"
     _check_pin(shard, source)  # another file is not a damaged one
     try:
-        with source.open(shard.file.path) as file:
+        with named(where), source.open(shard.file.path) as file:
             parquet = _open(file)
             sizes = [parquet.metadata.row_group(group).num_rows for group in shard.row_groups]
             if sum(sizes) != shard.num_rows:
@@ -109,7 +111,7 @@ def _read_group_by_group(
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{where}: it cannot be read ({one_line(error)}); expected the Parquet file that was "
-            "planned. Look at the store, and run the same command again."
+            "planned. Write it again."
         ) from error
 
 
@@ -156,7 +158,7 @@ def sample_rows(
         if sum(len(table) for table in sampled) >= num_rows:
             break
         try:
-            with source.open(pinned.path) as file:
+            with named(f"{source.uri}/{pinned.path}"), source.open(pinned.path) as file:
                 table = _open(file).read_row_group(group, columns=list(columns))
         except (pa.ArrowException, OSError) as error:  # who scores it quarantines it
             damaged = error

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from engines.build import ResolvedEngine
 from engines.gate import Accuracy
@@ -19,7 +19,7 @@ from engines.model import fingerprint_model
 from pipeline.config import Job
 from pipeline.cost import cost_of
 from pipeline.engine import get_engine, load_class_names, request_for
-from pipeline.errors import GuardError
+from pipeline.errors import GuardError, StorageError
 from pipeline.lane import NO_TIME, Lane, LaneDevice, add_times
 from pipeline.lane_messages import LaneSetup, PoisonRow, WatchLimits
 from pipeline.ledger import Attempt, CommitRecord, Ledger, utc_now
@@ -29,9 +29,8 @@ from pipeline.plan import Plan, Shard, make_plan, run_id_of, shuffled
 from pipeline.publish import (
     check_complete,
     count_reasons,
+    draft_of,
     publish,
-    published_folder,
-    read_report,
     write_reports,
 )
 from pipeline.quarantine import read_samples
@@ -44,15 +43,32 @@ from pipeline.report import (
     Price,
     RunReport,
     StageTimes,
+    report_from_dict,
 )
-from pipeline.storage import MANIFEST, open_storage, probe
+from pipeline.requeue import requeue
+from pipeline.storage import MANIFEST, Storage, open_storage, probe
 from pipeline.telemetry import joules_per_1000
 from pipeline.tuning import settings_of
+from pipeline.versions import Published, find_published, published_folder, settle
 from pipeline.watchdog import memory_share
 
 GIB = 2**30
+Again = Literal["no", "all", "quarantine"]
+"""What of a date is scored although it was scored before: nothing, or these rows."""
 SLOWEST_ENGINE_PER_S = 1.0
 """Rows per second of an engine whose ladder does not tell its rate."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Night:
+    """What is asked for."""
+
+    job: Job
+    date: str
+    """ISO date."""
+    again: Again = "no"
+    """What of a published date is scored anew, for a new version of it. `quarantine` is for a date
+    that is not published, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +84,8 @@ class PreparedRun:
     """Shards without a commit record, in the order in which this attempt takes them."""
     poison: tuple[PoisonRow, ...]
     """Rows that killed a process of an earlier attempt."""
+    replaces: Published | None
+    """The version that is published, and will be replaced; None: the date is not published."""
     clock: RunClock
 
 
@@ -84,26 +102,27 @@ class RunClock:
 
 
 def prepare_run(
-    job: Job,
-    date: str,
+    night: Night,
     device: LaneDevice,
     clock: RunClock,
     say: Callable[[str], None],
     *,
-    force: bool = False,
+    replaces: Published | None = None,
+    rebuild: bool = False,
 ) -> PreparedRun:
     """Plan the date, check the store, get the engine and open the ledger.
 
     Args:
-        job: The job.
-        date: ISO date of the run.
+        night: What is asked for.
         device: What the lanes run on; decides the engine.
         clock: Gets the times of the phases.
         say: Is told in a few words what takes long.
-        force: Build a new engine even when there is one, because that one does not open. The time
-            that it took to find out counts as the engine's.
+        replaces: The version that is published and will be replaced.
+        rebuild: Build a new engine even when there is one, because that one does not open. The
+            time that it took to find out counts as the engine's.
     """
     clock.ready = clock.ready or time.monotonic()
+    job, date = night.job, night.date
     source, output = open_storage(job.input.uri), open_storage(job.output.uri)
     class_names = load_class_names(job.model.class_names)
     plan = make_plan(job, date, source)
@@ -118,10 +137,14 @@ def prepare_run(
     fingerprint = fingerprint_model(request.model)
     # Whatever is wrong with the job has been found by now: from here on the output is written to.
     probe(output, f"{job.name}/_runs")
-    resolved = get_engine(job, plan, request, fingerprint, say, force=force)
+    resolved = get_engine(job, plan, request, fingerprint, say, force=rebuild)
     clock.prepared = time.monotonic()
-    ledger = Ledger(output, job.name, run_id_of(plan, job, resolved.engine.key, class_names))
+    version = replaces.version + 1 if replaces else 1
+    run_id = run_id_of(plan, job, resolved.engine.key, class_names, version)
+    ledger = Ledger(output, job.name, run_id)
     attempt = _open_attempt(ledger, job, plan, resolved, clock)
+    if night.again == "quarantine":
+        requeue(ledger, plan, resolved.engine.key, replaces)
     done = ledger.sound_records()
     todo = tuple(shard for shard in plan.shards if shard.index not in done)
     is_first = len(ledger.attempts()) == 1
@@ -133,6 +156,7 @@ def prepare_run(
         attempt=attempt,
         todo=todo if is_first else shuffled(todo, attempt.id),
         poison=ledger.poison(),
+        replaces=replaces,
         clock=clock,
     )
 
@@ -228,17 +252,29 @@ def finish_run(
     records = run.ledger.sound_records()
     check_complete(run.plan, records, run.job)
     report = _make_report(run, lanes, records, price, uses)
-    if not publish(run.job, run.plan, run.ledger, records, report, output):
-        return already_published(run.job, run.plan.date)
+    draft = draft_of(run.job, run.plan, run.ledger, records, report)
+    if not publish(draft, output, run.replaces):
+        if run.replaces is not None:
+            raise StorageError(
+                f"{report.output}: another version was published meanwhile; expected version "
+                f"{run.replaces.version}, run {run.replaces.run_id}. Nothing was changed; look at "
+                "`score status`, and run the same command again if you still want it."
+            )
+        first = find_published(output, run.job.name, run.plan.date)
+        assert first is not None, "somebody was first"
+        return already_published(output, first)
     write_reports(output, report)
     return report
 
 
-def already_published(job: Job, date: str) -> RunReport:
-    """The report of a date that has been published before, marked as such."""
-    output = open_storage(job.output.uri)
-    report = read_report(output, job.name, date)
-    write_reports(output, report)  # a crash after publication may have left them out
+def already_published(output: Storage, published: Published) -> RunReport:
+    """The report of a version that has been published before, marked as such.
+
+    What a crash right after its publication may have left undone is done.
+    """
+    settle(output, published)
+    report = report_from_dict(published.manifest["report"])
+    write_reports(output, report)
     return dataclasses.replace(report, status="already_published")
 
 

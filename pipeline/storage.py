@@ -1,4 +1,4 @@
-"""Create-only storage: its protocol, and a local disk. See object_storage.py for S3.
+"""Create-only storage: what a run needs of a disk or a bucket.
 
 One promise matters: `create` makes an object whole or not at all, and never replaces one. Commit
 records and manifests rest on it; see ARCHITECTURE.md, "Commit protocol".
@@ -6,20 +6,12 @@ records and manifests rest on it; see ARCHITECTURE.md, "Commit protocol".
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
-import stat
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol
 
-import pyarrow as pa
-
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, StorageError, StoreRefusedError
 from pipeline.store_errors import why
 
 
@@ -37,7 +29,12 @@ class FileInfo:
 
 
 class Storage(Protocol):
-    """A tree of immutable files below one root. Paths are relative to the root, with `/`."""
+    """A tree of immutable files below one root. Paths are relative to the root, with `/`.
+
+    Raises:
+        StoreUnavailableError: By any method: full, broken or out of reach; nothing is torn.
+        StoreRefusedError: By any method: no permission, read-only, no such bucket.
+    """
 
     uri: str
 
@@ -66,6 +63,24 @@ class Storage(Protocol):
     def delete(self, path: str) -> None:
         """Remove a file that we know nobody needs; missing is fine."""
 
+    def delete_many(self, paths: Sequence[str]) -> None:
+        """The same for many files, and for the folders that this leaves empty."""
+
+    def copy(self, files: Mapping[str, str]) -> None:
+        """Make files appear under more paths (new path -> existing one), as links or copies.
+
+        A path that exists is left as it is: whoever made it copied the same file.
+        """
+
+    def unfinished_uploads(self, prefix: str) -> list[UnfinishedUpload]:
+        """Uploads below the folder `prefix` that were begun and neither completed nor aborted.
+
+        They are invisible and cost money. A local disk has none.
+        """
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        """Drop what was uploaded; gone is fine."""
+
     def publish(self, files: dict[str, str], manifest: bytes, target: str) -> bool:
         """Make the folder `target` appear: links or copies of `files`, then `_MANIFEST.json`.
 
@@ -78,9 +93,33 @@ class Storage(Protocol):
             False when somebody else has published `target`.
         """
 
+    def swap(self, files: dict[str, str], manifest: bytes, target: str, expected: bytes) -> bool:
+        """Like `publish`, but in the place of the version whose manifest is `expected`.
+
+        On a local disk one folder takes the other's place at once. On an object store `_SUCCESS`
+        goes first, then files are copied, then the manifest is replaced on condition that nobody
+        else has (If-Match); what the old version leaves behind is the caller's to remove.
+
+        Returns:
+            False when `target` has another manifest by now.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnfinishedUpload:
+    """A multipart upload that nobody completed."""
+
+    path: str
+    upload_id: str
+    started_at: float
+    """Unix time in s, by the store's clock."""
+
 
 MANIFEST = "_MANIFEST.json"
 SUCCESS = "_SUCCESS"
+STAGING_PREFIX = "_publishing-"
+"""Of folders that are being made, and of versions that have just been replaced."""
+PROBE_PREFIX = "_probe-"
 
 
 def open_storage(uri: str) -> Storage:
@@ -89,6 +128,8 @@ def open_storage(uri: str) -> Storage:
     Credentials and endpoint of an object store come from the environment (`AWS_ACCESS_KEY_ID`,
     `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`).
     """
+    from pipeline.local_storage import LocalStorage
+
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return LocalStorage(uri)
@@ -106,14 +147,15 @@ def probe(storage: Storage, folder: str) -> None:
 
     Raises:
         StorageError: The store replaces existing objects or does not show what was written.
+        StoreUnavailableError: It is full or out of reach.
         ConfigError: The folder cannot be written at all.
     """
-    path = f"{folder}/_probe-{uuid.uuid4().hex}"
+    path = f"{folder}/{PROBE_PREFIX}{uuid.uuid4().hex}"
     first, second = uuid.uuid4().bytes, uuid.uuid4().bytes
     where = f"{storage.uri}/{folder}"
     try:
         created = storage.create(path, first)
-    except (OSError, StorageError) as error:
+    except (OSError, StoreRefusedError) as error:
         raise ConfigError(
             f"{where}: cannot be written ({why(error)}); expected a writable output. "
             "Check `output.uri` and its permissions."
@@ -127,111 +169,3 @@ def probe(storage: Storage, folder: str) -> None:
             )
     finally:
         storage.delete(path)
-
-
-class LocalStorage:
-    """A folder of a local file system that supports hard links."""
-
-    def __init__(self, root: str) -> None:
-        self.uri = root.rstrip("/") or "/"
-        self._root = Path(os.path.abspath(root))
-
-    def list_files(self, prefix: str) -> list[FileInfo]:
-        # Plain strings: with a Path for each file a ledger of 100,000 takes seconds to list.
-        found = []
-        for parent, _, names in os.walk(self._root / prefix):
-            for name in names:
-                path = os.path.join(parent, name)
-                with suppress(FileNotFoundError):  # somebody's temporary file, gone since
-                    found.append(self._info(path, os.stat(path)))
-        return sorted(found, key=lambda info: info.path)
-
-    def info(self, path: str) -> FileInfo | None:
-        full = self._root / path
-        try:
-            status = full.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return self._info(str(full), status) if stat.S_ISREG(status.st_mode) else None
-
-    def _info(self, path: str, status: os.stat_result) -> FileInfo:
-        return FileInfo(
-            path=path.removeprefix(os.path.join(self._root, "")),
-            num_bytes=status.st_size,
-            version=str(status.st_mtime_ns),
-            modified_at=status.st_mtime,
-        )
-
-    def open(self, path: str) -> BinaryIO:
-        # Arrow's own file: its readers then need no Python, and no lock, for each column chunk.
-        return cast("BinaryIO", pa.OSFile(str(self._root / path)))
-
-    def read(self, path: str) -> bytes | None:
-        try:
-            return (self._root / path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        return [(self._root / path).read_bytes() for path in paths]
-
-    def create(self, path: str, data: bytes) -> bool:
-        # Not open("xb"): a full disk leaves a torn file. Not rename: it replaces silently.
-        final = self._root / path
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.link(temporary, final)
-            except FileExistsError:
-                return False
-            return True
-        finally:
-            temporary.unlink(missing_ok=True)
-            _sync_folder(final.parent)
-
-    def delete(self, path: str) -> None:
-        (self._root / path).unlink(missing_ok=True)
-
-    def publish(self, files: dict[str, str], manifest: bytes, target: str) -> bool:
-        final = self._root / target
-        if (final / MANIFEST).exists():
-            return False
-        staged = final.with_name(f"_publishing-{uuid.uuid4().hex}")
-        try:
-            inner = {Path(folder) for folder in map(os.path.dirname, files)}
-            folders = {staged / each for folder in inner for each in (folder, *folder.parents)}
-            folders.add(staged)
-            for folder in folders:
-                folder.mkdir(parents=True, exist_ok=True)
-            for name, source in files.items():
-                os.link(f"{self._root}/{source}", f"{staged}/{name}")
-            for name, data in ((MANIFEST, manifest), (SUCCESS, b"")):
-                with (staged / name).open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            for folder in folders:
-                _sync_folder(folder)
-            try:
-                os.rename(staged, final)  # fails when `final` has files: somebody was first
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                    return False
-                raise
-            _sync_folder(final.parent)
-            return True
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

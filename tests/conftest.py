@@ -131,6 +131,17 @@ def s3_folder(weed_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://night/{uuid.uuid4().hex}"
 
 
+@pytest.fixture
+def s3_proxy(s3_folder: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A proxy that makes faults, which this process and its children take for the object store."""
+    from tests.s3_fault_proxy import fault_proxy
+
+    assert s3_folder
+    with fault_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        yield proxy
+
+
 @dataclass(frozen=True)
 class Ended:
     """A command that has ended."""
@@ -150,9 +161,9 @@ class Ended:
 class Running:
     """A `score` command in a process group of its own."""
 
-    def __init__(self, arguments: tuple[str, ...]) -> None:
+    def __init__(self, arguments: tuple[str, ...], prefix: tuple[str, ...] = ()) -> None:
         self._process = subprocess.Popen(
-            [SCORE, *arguments],
+            [*prefix, SCORE, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -214,8 +225,8 @@ def start_score() -> Iterator[Callable[..., Running]]:
     """Starts the installed `score` command; what is still alive at the end is killed."""
     started: list[Running] = []
 
-    def start(*arguments: object) -> Running:
-        started.append(Running(tuple(map(str, arguments))))
+    def start(*arguments: object, prefix: tuple[str, ...] = ()) -> Running:
+        started.append(Running(tuple(map(str, arguments)), prefix))
         return started[-1]
 
     yield start

@@ -24,8 +24,9 @@ from engines.keys import digest
 from engines.manifest import StoredEngine
 from engines.store import EngineStore, StoreOptions
 from engines.upkeep import collect_garbage, roll_back
+from pipeline.local_storage import LocalStorage
 from pipeline.object_storage import ObjectStorage
-from pipeline.storage import FileInfo, LocalStorage, open_storage
+from pipeline.storage import FileInfo, open_storage
 from tests.engines.small_stores import a_manifest
 
 REQUEST = digest("request")

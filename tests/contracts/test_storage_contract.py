@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import os
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.object_storage import ObjectStorage
-from pipeline.storage import MANIFEST, SUCCESS, LocalStorage, Storage, open_storage, probe
+from pipeline.local_storage import LocalStorage, exchange
+from pipeline.object_storage import DEADLINE_VARIABLE, ObjectStorage
+from pipeline.storage import MANIFEST, SUCCESS, Storage, open_storage, probe
 
 NUM_WRITERS = 16
 
@@ -252,7 +257,7 @@ def test_a_store_that_shows_something_else_is_refused(
         def read(self, path: str) -> bytes | None:
             return None if "_probe-" in path else super().read(path)
 
-    monkeypatch.setattr(ObjectStorage, "RETRY_PAUSES_S", (0.01,))
+    monkeypatch.setenv(DEADLINE_VARIABLE, "0.1")
     with pytest.raises(StorageError, match=r"expected (conditional|a) write"):
         probe(Stale(uri), "job")
 
@@ -266,7 +271,6 @@ def test_an_output_below_a_file_cannot_be_written(tmp_path: Path) -> None:
 def test_an_object_store_that_does_not_know_us_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, s3_folder: str
 ) -> None:
-    monkeypatch.setattr(ObjectStorage, "RETRY_PAUSES_S", ())
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(ConfigError, match=r"cannot be written \(.+\); expected a writable output"):
         probe(open_storage(s3_folder), "job")
@@ -290,3 +294,149 @@ def test_a_torn_write_never_has_the_final_name(tmp_path: Path) -> None:
     (tmp_path / f".part.{uuid.uuid4().hex}.tmp").write_bytes(b"half")
     assert storage.create("part", b"whole")
     assert storage.read("part") == b"whole"
+
+
+def test_copies_appear_beside_and_leave_alone_what_is_there(storage: Storage) -> None:
+    storage.create("from/one", b"1")
+    storage.create("from/two", b"2")
+    storage.copy({"to/a/one": "from/one", "to/two": "from/two"})
+    storage.copy({"to/two": "from/two"})
+    assert [storage.read(path) for path in ("to/a/one", "to/two", "from/one")] == [b"1", b"2", b"1"]
+
+
+def test_many_files_go_at_once_and_missing_ones_are_fine(storage: Storage) -> None:
+    paths = [f"a/{number % 7}/{number}" for number in range(50)]
+    for path in paths:
+        storage.create(path, b"x")
+    storage.create("a/stays", b"x")
+    storage.delete_many([*paths, "a/never/was"])
+    storage.delete_many([])
+    assert [info.path for info in storage.list_files("")] == ["a/stays"]
+
+
+def test_deleting_many_leaves_no_empty_folders(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path / "store"))
+    storage.create("a/b/c/file", b"x")
+    storage.create("a/other", b"x")
+    storage.delete_many(["a/b/c/file"])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "other", "store"]
+
+
+class TestSwap:
+    """One version in the place of another."""
+
+    @pytest.fixture(autouse=True)
+    def _publish(self, storage: Storage) -> None:
+        for name in ("one", "two", "three"):
+            storage.create(f"parts/{name}", name.encode())
+        assert storage.publish({"x/one": "parts/one"}, b"first", "dt=1")
+
+    def test_it_takes_the_place_of_the_expected_version(self, storage: Storage) -> None:
+        assert storage.swap({"x/two": "parts/two"}, b"second", "dt=1", b"first")
+        assert storage.read(f"dt=1/{MANIFEST}") == b"second"
+        assert storage.read("dt=1/x/two") == b"two"
+        assert [info.path for info in storage.list_files("")][-1] == "parts/two"
+
+    def test_another_version_stays(self, storage: Storage) -> None:
+        before = storage.list_files("")
+        assert not storage.swap({"two": "parts/two"}, b"third", "dt=1", b"second")
+        assert not storage.swap({"two": "parts/two"}, b"third", "dt=2", b"second")
+        assert storage.list_files("") == before
+
+    def test_of_many_that_expect_the_same_version_one_wins(
+        self, uri: str, storage: Storage
+    ) -> None:
+        storages = [open_storage(uri) for _ in range(NUM_WRITERS)]
+        start = threading.Barrier(NUM_WRITERS)
+
+        def swap(writer: int) -> bool:
+            start.wait(30)
+            files = {f"two-{writer}": "parts/two"}
+            return storages[writer].swap(files, b"by %d" % writer, "dt=1", b"first")
+
+        with ThreadPoolExecutor(NUM_WRITERS) as pool:
+            won = [writer for writer, did in enumerate(pool.map(swap, range(NUM_WRITERS))) if did]
+        assert len(won) == 1
+        assert storage.read(f"dt=1/{MANIFEST}") == b"by %d" % won[0]
+        assert storage.read(f"dt=1/two-{won[0]}") == b"two"
+
+
+def test_on_a_disk_a_swapped_folder_has_nothing_of_the_version_before(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    storage.create("parts/one", b"1")
+    storage.create("parts/two", b"2")
+    storage.publish({"one": "parts/one"}, b"first", "dt=1")
+    storage.swap({"two": "parts/two"}, b"second", "dt=1", b"first")
+    assert sorted(path.name for path in (tmp_path / "dt=1").iterdir()) == sorted(
+        [MANIFEST, SUCCESS, "two"]
+    )
+    assert not list(tmp_path.glob("_publishing-*"))
+
+
+def test_an_object_store_is_told_whole_only_once_the_caller_has_tidied_up(s3_folder: str) -> None:
+    storage = open_storage(s3_folder)
+    storage.create("parts/one", b"1")
+    storage.publish({"one": "parts/one"}, b"first", "dt=1")
+    assert storage.info(f"dt=1/{SUCCESS}") is not None
+    storage.swap({"two": "parts/one"}, b"second", "dt=1", b"first")
+    assert storage.info(f"dt=1/{SUCCESS}") is None
+
+
+def test_what_a_publisher_that_died_has_copied_is_no_part_of_what_is_published(
+    s3_folder: str,
+) -> None:
+    storage = open_storage(s3_folder)
+    storage.create("parts/one", b"1")
+    storage.create("dt=1/stray.parquet", b"of another run")
+    time.sleep(1.1)  # the store's clock has whole seconds
+    assert storage.publish({"one": "parts/one"}, b"first", "dt=1")
+    names = sorted(info.path for info in storage.list_files("dt=1"))
+    assert names == [f"dt=1/{MANIFEST}", f"dt=1/{SUCCESS}", "dt=1/one"]
+
+
+def test_an_upload_that_nobody_completed_is_found_and_dropped(s3_folder: str) -> None:
+    import s3fs
+
+    storage = open_storage(s3_folder)
+    assert isinstance(storage, ObjectStorage)
+    bucket, _, prefix = s3_folder.removeprefix("s3://").partition("/")
+    fs = s3fs.S3FileSystem(
+        endpoint_url=os.environ["AWS_ENDPOINT_URL"],
+        skip_instance_cache=True,
+        config_kwargs={"s3": {"addressing_style": "path"}},
+    )
+    begun = fs.call_s3("create_multipart_upload", Bucket=bucket, Key=f"{prefix}/job/big")
+    fs.call_s3("create_multipart_upload", Bucket=bucket, Key=f"{prefix}/jobless/big")
+    (found,) = storage.unfinished_uploads("job")
+    assert (found.path, found.upload_id) == ("job/big", begun["UploadId"])
+    assert abs(found.started_at - time.time()) < 60
+    storage.abort_upload(found)
+    storage.abort_upload(found)
+    assert storage.unfinished_uploads("job") == []
+
+
+def test_a_disk_has_no_uploads(tmp_path: Path) -> None:
+    assert open_storage(str(tmp_path)).unfinished_uploads("job") == []
+
+
+def test_a_file_system_that_cannot_exchange_folders_is_told_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # as on macOS
+    with pytest.raises(StorageError, match=r"cannot exchange two folders at once; expected Linux"):
+        exchange(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_lock_that_is_not_given_back_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = LocalStorage(str(tmp_path))
+    storage.create("job/parts/one", b"1")
+    storage.publish({"one": "job/parts/one"}, b"first", "job/dt=1")
+    monkeypatch.setattr("pipeline.local_storage.LOCK_TIMEOUT_S", 0.2)
+    descriptor = os.open(tmp_path / "job", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(StorageError, match=r"locked by another process for 0\.2 s"):
+        storage.swap({"one": "job/parts/one"}, b"second", "job/dt=1", b"first")
+    os.close(descriptor)
+    assert storage.swap({"one": "job/parts/one"}, b"second", "job/dt=1", b"first")

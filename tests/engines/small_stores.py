@@ -16,7 +16,7 @@ from engines.load import make_runner, probe_answer
 from engines.manifest import EngineManifest, Rung
 from engines.runner import TensorSpec
 from engines.store import EngineStore
-from pipeline.storage import LocalStorage
+from pipeline.local_storage import LocalStorage
 
 INPUT = TensorSpec(name="x", dtype="float32", shape=(4, 8))
 OUTPUT = TensorSpec(name="y", dtype="float32", shape=(4, 1))

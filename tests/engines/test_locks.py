@@ -13,7 +13,8 @@ import pytest
 
 from engines.errors import EngineError, LockTimeoutError
 from engines.locks import Patience, lease
-from pipeline.storage import FileInfo, LocalStorage
+from pipeline.local_storage import LocalStorage
+from pipeline.storage import FileInfo
 
 LEASE_S = 0.3
 FOLDER = "locks/request"

@@ -19,7 +19,8 @@ from engines.load import open_runner
 from engines.manifest import EngineManifest, Rung, StoredEngine, parse_manifest
 from engines.runner import TensorSpec
 from engines.store import EngineStore, StoreOptions, default_cache
-from pipeline.storage import LocalStorage
+from pipeline.errors import StoreUnavailableError
+from pipeline.local_storage import LocalStorage
 from tests.engines.small_devices import H200
 from tests.engines.small_models import (
     feature_sample,
@@ -137,7 +138,7 @@ def test_a_full_disk_leaves_nothing_that_is_served(
     manifest = a_manifest()
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.storage.os.link", refuse)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(StoreUnavailableError, match="No space"):
             store.publish(manifest, b"graph", {})
     assert store.find(manifest.request_key) is None
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []

@@ -16,6 +16,7 @@ from flows.progress import LineProgress
 from pipeline.config import Job, load_job
 from pipeline.engine import build_engine, open_store, request_for
 from pipeline.plan import make_plan
+from pipeline.run import Night
 from pipeline.storage import open_storage
 from tests.conftest import DATE
 
@@ -42,7 +43,7 @@ def test_a_stored_engine_that_does_not_open_is_built_anew_once(
     assert found.manifest.probe == wrong
 
     with caplog.at_level(logging.WARNING):
-        report = run_night(job, DATE, LineProgress(lambda _: None))
+        report = run_night(Night(job=job, date=DATE), LineProgress(lambda _: None))
     assert (report.status, report.engine.built) == ("published", True)
     assert report.phases.engine_s > report.engine.build_s
     (warning,) = [r.getMessage() for r in caplog.records if "probe batch" in r.getMessage()]

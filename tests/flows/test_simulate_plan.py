@@ -12,7 +12,7 @@ import pytest
 from flows.demo_data import write_users
 from flows.simulate_plan import latest_report, parse_counts
 from pipeline.errors import ConfigError
-from pipeline.storage import LocalStorage
+from pipeline.local_storage import LocalStorage
 
 SHARD_ROWS = 1_000
 SMALL, LARGE = ("2026-11-20", 40_000), ("2026-11-22", 240_000)

@@ -160,7 +160,7 @@ def publish_night(job: Job, report: Any) -> Path:
     """Score the job's date with `SumRunner` and publish it; the published folder."""
     import dataclasses
 
-    from pipeline.publish import publish
+    from pipeline.publish import draft_of, publish
     from pipeline.score_shards import ShardScoring
 
     plan = a_plan(job)
@@ -175,5 +175,5 @@ def publish_night(job: Job, report: Any) -> Path:
     }
     named = dataclasses.replace(report, job=job.name, date=plan.date, **numbers)
     output = open_storage(job.output.uri)
-    assert publish(job, plan, tools.ledger, records, named, output)
+    assert publish(draft_of(job, plan, tools.ledger, records, named), output)
     return Path(job.output.uri, job.name, f"dt={plan.date}")

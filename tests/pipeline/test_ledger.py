@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.ledger import Attempt, Ledger
+from pipeline.local_storage import LocalStorage
 from pipeline.part import ShardParts
 from pipeline.plan import PinnedFile, Shard
-from pipeline.storage import LocalStorage
 
 FILE = PinnedFile(path="a.parquet", num_bytes=1, version="v", footer_sha256="f", num_rows=99)
 

@@ -41,6 +41,7 @@ from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.poison import keep_poison_out
 from pipeline.read import read_blocks
+from pipeline.run import Night
 from pipeline.storage import open_storage
 from pipeline.verify import verify_published
 
@@ -214,7 +215,7 @@ def test_a_whole_night_with_a_poison_row_is_published_and_verified(
         def stop(self) -> None: ...
 
     job = with_poison(demo, tmp_path, {8: CRASH})
-    report = run_night(job, DATE, Silent(), lanes=[Lane(DEVICE, AHEAD)])
+    report = run_night(Night(job=job, date=DATE), Silent(), lanes=[Lane(DEVICE, AHEAD)])
     assert report.quarantined_by_reason == {"crashed": 1}
     assert report.scored == NUM_ROWS - 1
     (sample,) = report.quarantine_samples

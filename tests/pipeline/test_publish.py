@@ -28,14 +28,15 @@ from pipeline.plan import Plan
 from pipeline.publish import (
     check_complete,
     count_reasons,
+    draft_of,
     publish,
-    read_manifest,
     read_report,
     write_reports,
 )
 from pipeline.report import RunReport
 from pipeline.score_shards import ShardScoring
 from pipeline.storage import open_storage
+from pipeline.versions import find_published
 
 Records = dict[int, CommitRecord]
 
@@ -117,7 +118,7 @@ def test_a_second_publication_changes_nothing(
     before = {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
     tools = scoring_tools(job, plan, SumRunner())
     output = open_storage(job.output.uri)
-    assert not publish(job, plan, tools.ledger, records, a_report(), output)
+    assert not publish(draft_of(job, plan, tools.ledger, records, a_report()), output)
     assert before == {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
 
 
@@ -142,6 +143,6 @@ def test_reports_are_written_once(job: Job, a_report: Callable[..., RunReport]) 
 
 def test_what_is_not_published_has_no_manifest_and_no_report(job: Job) -> None:
     output = open_storage(job.output.uri)
-    assert read_manifest(output, job.name, DATE) is None
+    assert find_published(output, job.name, DATE) is None
     with pytest.raises(InputError, match="not published; expected a finished run"):
         read_report(output, job.name, DATE)

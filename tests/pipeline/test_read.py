@@ -14,10 +14,11 @@ from pipeline_cases import DATE, a_job, a_plan, job_data, users, write_input
 
 from pipeline.blocks import Block
 from pipeline.config import Job
-from pipeline.errors import InputChangedError, InputError
+from pipeline.errors import InputChangedError, InputError, StoreUnavailableError
+from pipeline.local_storage import LocalStorage
 from pipeline.plan import Plan
 from pipeline.read import read_blocks, sample_rows
-from pipeline.storage import LocalStorage, open_storage
+from pipeline.storage import open_storage
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_a_store_that_cannot_be_read_costs_no_row(job: Job) -> None:
 
             return Failing()
 
-    with pytest.raises(InputError, match=r"Input/output error.*run the same command again"):
+    with pytest.raises(StoreUnavailableError, match=r"Input/output error.*same command goes on"):
         list(read_blocks(plan.shards, Broken(job.input.uri), ["user_id"], 5))
 
 

@@ -21,12 +21,12 @@ from pipeline.blocks import Array, Block
 from pipeline.config import Job
 from pipeline.decode_features import FeatureDecoder
 from pipeline.ledger import CommitRecord
+from pipeline.local_storage import LocalStorage
 from pipeline.plan import Plan
 from pipeline.read import read_blocks
 from pipeline.report import Ceilings
 from pipeline.score_on_cores import MEASURED_BLOCKS, CoreScoring
 from pipeline.score_shards import ScoringTools, ShardScoring
-from pipeline.storage import LocalStorage
 
 pytestmark = pytest.mark.timeout(30)
 THREADS = 3

@@ -20,9 +20,9 @@ from pipeline_cases import SumRunner, a_job, a_plan, job_data, scoring_tools, us
 from pipeline.config import Job
 from pipeline.decode_features import FeatureDecoder
 from pipeline.ledger import CommitRecord
+from pipeline.local_storage import LocalStorage
 from pipeline.plan import Plan
 from pipeline.score_shards import ScoringTools, ShardScoring, measure_ceilings
-from pipeline.storage import LocalStorage
 
 pytestmark = pytest.mark.timeout(30)
 

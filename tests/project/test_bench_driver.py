@@ -454,7 +454,7 @@ def test_memory_that_grows_by_more_than_a_tenth_is_said_to(peak_mib: int, verdic
         for rows, mib in sizes.items()
     }
     text = scaling.to_markdown(found, "here", "abc", 1)
-    assert "| memory | photos | 100 | 2 | 50 | 2.00 | 10 |" in text
+    assert "| memory | photos | 100 | 1 x 2 | 50 | 2.00 | 10 |" in text
     assert text.endswith(f": {verdict}.\n")
 
 

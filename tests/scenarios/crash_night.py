@@ -37,10 +37,11 @@ from pipeline_cases import DATE, SumRunner, a_job, a_plan, job_data, scoring_too
 
 from pipeline.config import Job
 from pipeline.ledger import Attempt, Ledger, utc_now
-from pipeline.publish import check_complete, publish, published_folder, read_manifest
+from pipeline.publish import check_complete, draft_of, publish
 from pipeline.score_shards import ShardScoring
 from pipeline.storage import open_storage, probe
 from pipeline.verify import verify_published
+from pipeline.versions import find_published, published_folder
 
 NUM_ROWS, NUM_SHARDS, BAD_ROW = 100, 10, 37
 RUN = "run"
@@ -68,7 +69,7 @@ def job_in(folder: Path, output: Path) -> Job:
 def night(job: Job) -> None:
     """Score what has no commit record, and publish: the steps of `pipeline/run.py`."""
     output = open_storage(job.output.uri)
-    if read_manifest(output, job.name, DATE) is not None:
+    if find_published(output, job.name, DATE) is not None:
         return
     plan = a_plan(job)
     probe(output, f"{job.name}/_runs")
@@ -86,7 +87,7 @@ def night(job: Job) -> None:
     num_scored = sum(record.num_scored for record in records.values())
     facts = {"rows": NUM_ROWS, "scored": num_scored, "quarantined": NUM_ROWS - num_scored}
     report: Any = SimpleNamespace(**facts, to_dict=dict)
-    publish(job, plan, ledger, records, report, output)
+    publish(draft_of(job, plan, ledger, records, report), output)
 
 
 def disturb(folder: Path, how: str, number: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pipeline.run
 from pipeline import lane_child
 from pipeline.ledger import Ledger
-from pipeline.storage import LocalStorage
+from pipeline.local_storage import LocalStorage
 
 
 def write_in_place() -> None:

@@ -29,10 +29,10 @@ from pipeline import lane_child
 from pipeline.config import Job
 from pipeline.cost import own_price
 from pipeline.lane import LaneDevice
-from pipeline.publish import read_manifest
-from pipeline.run import RunClock, already_published, finish_run
+from pipeline.run import Again, Night, RunClock, already_published, finish_run
 from pipeline.score_shards import ShardScoring
 from pipeline.storage import open_storage
+from pipeline.versions import find_published
 from tests.engines.small_stores import a_manifest
 
 NUM_SHARDS, SHARD_ROWS, BAD_ID = 4, 5, 8
@@ -59,14 +59,16 @@ class LoggingRunner(SumRunner):
         return super()._score(batch)
 
 
-def night(job: Job, date: str, log: Path) -> None:
+def night(job: Job, date: str, log: Path, again: Again = "no") -> None:
     """What `flows.night.run_night` does, in one process; says in `<log>.published` that it did."""
     output = open_storage(job.output.uri)
-    if read_manifest(output, job.name, date) is not None:
-        already_published(job, date)
+    published = find_published(output, job.name, date)
+    if published is not None and again == "no":
+        already_published(output, published)
         return
+    wanted = Night(job=job, date=date, again=again)
     device, clock = LaneDevice(name="cpu", num_threads=1), RunClock(started=time.monotonic())
-    run = pipeline.run.prepare_run(job, date, device, clock, lambda _: None)
+    run = pipeline.run.prepare_run(wanted, device, clock, lambda _: None, replaces=published)
     runner = LoggingRunner(log)
     tools = scoring_tools(job, run.plan, runner, owner=run.attempt.id, ledger=run.ledger)
     shards = lane_child.pass_over_committed(run.todo, run.ledger, lambda _: None)

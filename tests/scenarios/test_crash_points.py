@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).parent / "crash_night.py"
+BUCKET_SCRIPT = SCRIPT.with_name("crash_bucket.py")
 NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "200"))
 STEP = 1 if "TORTURE_KILLS" in os.environ else 3
 """Of failing operations every third is enough for CI; all crash points are tried."""
+BUCKET_STEP = 1 if "TORTURE_KILLS" in os.environ else 16
+"""In a bucket a trial takes a second."""
 SEED = int(os.environ.get("TORTURE_SEED", "1"))
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(NUM_KILLS + 600)]
 
 
-def trials(folder: Path, *arguments: object) -> list[dict[str, Any]]:
-    command = [sys.executable, str(SCRIPT), str(folder), *map(str, arguments)]
+def trials(folder: Path, *arguments: object, script: Path = SCRIPT) -> list[dict[str, Any]]:
+    command = [sys.executable, str(script), str(folder), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -44,6 +47,28 @@ def test_an_operation_that_fails_loses_nothing(tmp_path: Path, how: str) -> None
     assert sum(trial["code"] == 1 for trial in found) > 20
 
 
+@pytest.mark.parametrize(
+    ("how", "first", "codes"),
+    [
+        ("exit-before", 1, {9}),
+        ("exit-after", 4, {9}),
+        ("once", 7, {0}),
+        ("lost", 10, {0}),
+        ("forever", 13, {75}),
+    ],
+)
+def test_a_crash_or_fault_at_any_request_to_a_bucket_loses_nothing(
+    tmp_path: Path, s3_folder: str, how: str, first: int, codes: set[int]
+) -> None:
+    first = 1 if BUCKET_STEP == 1 else first  # together they try many points
+    arguments = (s3_folder, how, first, 10_000, BUCKET_STEP)
+    *found, last = trials(tmp_path, *arguments, script=BUCKET_SCRIPT)
+    assert [trial for trial in found if trial["problem"]] == []
+    assert {trial["code"] for trial in found} == codes
+    assert (last["code"], last["problem"]) == (40, None)  # more requests than a night has
+    assert last["number"] > 80
+
+
 def test_random_kills_lose_nothing(tmp_path: Path) -> None:
     found = trials(tmp_path, "kill", SEED, NUM_KILLS)
     assert [trial for trial in found if trial["problem"]] == []
@@ -61,7 +86,7 @@ import os, shutil, sys
 from pathlib import Path
 sys.path.insert(0, {str(SCRIPT.parent)!r})
 import crash_night
-from pipeline.storage import LocalStorage
+from pipeline.local_storage import LocalStorage
 
 def create(self, path, data):
     final = Path(self.uri) / path

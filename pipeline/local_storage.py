@@ -1,0 +1,256 @@
+"""Create-only storage on a local disk, with hard links; see pipeline/storage.py."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Concatenate, ParamSpec, TypeVar, cast
+
+import pyarrow as pa
+
+from pipeline.errors import StorageError
+from pipeline.storage import MANIFEST, STAGING_PREFIX, SUCCESS, FileInfo, UnfinishedUpload
+from pipeline.store_errors import named
+
+LOCK_TIMEOUT_S = 60.0
+LOCK_POLL_S = 0.1
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+def _named(
+    method: Callable[Concatenate[LocalStorage, Params], Result],
+) -> Callable[Concatenate[LocalStorage, Params], Result]:
+    """Let a method say what errors of the disk mean, and at which path."""
+
+    @functools.wraps(method)
+    def call(self: LocalStorage, /, *args: Params.args, **kwargs: Params.kwargs) -> Result:
+        paths = [argument for argument in args if isinstance(argument, str)]
+        with named("/".join((self.uri, *paths[:1]))):
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+class LocalStorage:
+    """A folder of a local file system that supports hard links."""
+
+    def __init__(self, root: str) -> None:
+        self.uri = root.rstrip("/") or "/"
+        self._root = Path(os.path.abspath(root))
+
+    @_named
+    def list_files(self, prefix: str) -> list[FileInfo]:
+        # Plain strings: with a Path for each file a ledger of 100,000 takes seconds to list.
+        found = []
+        for parent, _, names in os.walk(self._root / prefix, onerror=_unless_missing):
+            for name in names:
+                path = os.path.join(parent, name)
+                with suppress(FileNotFoundError):  # somebody's temporary file, gone since
+                    found.append(self._info(path, os.stat(path)))
+        return sorted(found, key=lambda info: info.path)
+
+    @_named
+    def info(self, path: str) -> FileInfo | None:
+        full = self._root / path
+        try:
+            status = full.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return self._info(str(full), status) if stat.S_ISREG(status.st_mode) else None
+
+    def _info(self, path: str, status: os.stat_result) -> FileInfo:
+        return FileInfo(
+            path=path.removeprefix(os.path.join(self._root, "")),
+            num_bytes=status.st_size,
+            version=str(status.st_mtime_ns),
+            modified_at=status.st_mtime,
+        )
+
+    @_named
+    def open(self, path: str) -> BinaryIO:
+        # Arrow's own file: its readers then need no Python, and no lock, for each column chunk.
+        return cast("BinaryIO", pa.OSFile(str(self._root / path)))
+
+    @_named
+    def read(self, path: str) -> bytes | None:
+        try:
+            return (self._root / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    @_named
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        return [(self._root / path).read_bytes() for path in paths]
+
+    @_named
+    def create(self, path: str, data: bytes) -> bool:
+        # Not open("xb"): a full disk leaves a torn file. Not rename: it replaces silently.
+        final = self._root / path
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(temporary, final)
+            except FileExistsError:
+                return False
+            return True
+        finally:
+            temporary.unlink(missing_ok=True)
+            _sync_folder(final.parent)
+
+    @_named
+    def delete(self, path: str) -> None:
+        (self._root / path).unlink(missing_ok=True)
+
+    def delete_many(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            self.delete(path)
+        folders = {parent for path in paths for parent in (self._root / path).parents}
+        for folder in sorted(folders, key=lambda each: len(each.parts), reverse=True):
+            if self._root in folder.parents:
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
+
+    @_named
+    def copy(self, files: Mapping[str, str]) -> None:
+        folders = {(self._root / path).parent for path in files}
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        for path, source in files.items():
+            with suppress(FileExistsError):
+                os.link(self._root / source, self._root / path)
+        for folder in folders:
+            _sync_folder(folder)
+
+    def unfinished_uploads(self, prefix: str) -> list[UnfinishedUpload]:  # noqa: ARG002
+        return []
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:  # pragma: no cover
+        raise AssertionError(f"{upload.path}: a local disk has no uploads")
+
+    @_named
+    def publish(self, files: dict[str, str], manifest: bytes, target: str) -> bool:
+        final = self._root / target
+        if (final / MANIFEST).exists():
+            return False
+        with self._staged(files, manifest, final) as staged:
+            try:
+                os.rename(staged, final)  # fails when `final` has files: somebody was first
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    return False
+                raise
+            _sync_folder(final.parent)
+            return True
+
+    @_named
+    def swap(self, files: dict[str, str], manifest: bytes, target: str, expected: bytes) -> bool:
+        final = self._root / target
+        with _locked(final.parent):
+            if self.read(f"{target}/{MANIFEST}") != expected:
+                return False
+            with self._staged(files, manifest, final) as staged:
+                exchange(staged, final)
+                _sync_folder(final.parent)
+                return True
+
+    @contextmanager
+    def _staged(self, files: dict[str, str], manifest: bytes, final: Path) -> Iterator[Path]:
+        """A folder beside `final` with all that it shall have; what is left of it goes at last."""
+        staged = final.with_name(f"{STAGING_PREFIX}{uuid.uuid4().hex}")
+        try:
+            inner = {Path(folder) for folder in map(os.path.dirname, files)}
+            folders = {staged / each for folder in inner for each in (folder, *folder.parents)}
+            folders.add(staged)
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            for name, source in files.items():
+                os.link(f"{self._root}/{source}", f"{staged}/{name}")
+            for name, data in ((MANIFEST, manifest), (SUCCESS, b"")):
+                with (staged / name).open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for folder in folders:
+                _sync_folder(folder)
+            yield staged
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the kernel's lock on a folder: it is freed when its owner dies.
+
+    Raises:
+        StorageError: Somebody else has held it for too long.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"{folder}: locked by another process for {LOCK_TIMEOUT_S:g} s; expected "
+                        "it to put its version in place. Look for a hanging `score` process."
+                    ) from None
+                time.sleep(LOCK_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Two folders take each other's place at once (renameat2 with RENAME_EXCHANGE, Linux 3.15).
+
+    Raises:
+        StorageError: The system or the file system cannot do that.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, both = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, linux/fcntl.h and linux/fs.h
+    if renameat2 is None:
+        code = errno.ENOSYS
+    elif renameat2(here, os.fsencode(one), here, os.fsencode(other), both) == 0:
+        return
+    else:
+        code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        raise StorageError(
+            f"{other}: its file system cannot exchange two folders at once; expected Linux and a "
+            "local disk. Readers would see a date vanish: nothing was changed."
+        )
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _unless_missing(error: OSError) -> None:
+    """Without it a folder that cannot be read would be listed as an empty one."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

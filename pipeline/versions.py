@@ -1,0 +1,238 @@
+"""Versions of a published date: a forced re-run takes the last one's place, and can be taken back.
+
+    <job>/dt=<date>/                        the current version, all that readers see
+    <job>/_runs/<run_id>/manifest.json      one that was replaced, as it was published
+    <job>/_runs/<run_id>/parts/             its files
+
+A manifest says its `version` (1, 2, ...) and which run it `replaces`. Going back makes another
+version, too: numbers only grow, so that nothing ever has to be guessed about who was first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline.errors import InputError, StorageError
+from pipeline.ledger import CommitRecord, record_from_dict, run_folder, utc_now
+from pipeline.storage import MANIFEST, SUCCESS, Storage
+
+REPORT_JSON = "_report.json"
+REPORT_HTML = "_report.html"
+KEPT_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """A published version of a date."""
+
+    job: str
+    date: str
+    manifest: dict[str, Any]
+    data: bytes
+    """The manifest as it is stored: what a swap is conditional on."""
+
+    @property
+    def run_id(self) -> str:
+        return str(self.manifest["run_id"])
+
+    @property
+    def version(self) -> int:
+        return int(self.manifest.get("version", 1))
+
+    @property
+    def engine_key(self) -> str:
+        return str(self.manifest["report"]["engine"]["key"])
+
+    @property
+    def folder(self) -> str:
+        """Where readers find it, below the output's root."""
+        return published_folder(self.job, self.date)
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Of each file its path in `folder`, and its name in the run's `parts/`."""
+        for part in self.manifest["parts"]:
+            for file in (part["part"], part["quarantine"]):
+                if file is not None:
+                    yield file["path"], file["name"]
+
+    def records(self) -> dict[int, CommitRecord]:
+        """What its ledger said, by shard; the ledger itself may be gone (see pipeline/gc.py)."""
+        found = {}
+        for part in self.manifest["parts"]:
+            files = {kind: _without_path(part[kind]) for kind in ("part", "quarantine")}
+            found[part["shard"]] = record_from_dict({**part, **files})
+        return found
+
+    def kept_path(self, name: str) -> str:
+        """Where a file of this version is in the ledger of its run."""
+        return f"{run_folder(self.job, self.run_id)}/parts/{name}"
+
+
+def _without_path(file: dict[str, Any] | None) -> dict[str, Any] | None:
+    return file and {key: value for key, value in file.items() if key != "path"}
+
+
+def published_folder(job: str, date: str) -> str:
+    """Where readers find a date, below the output's root."""
+    return f"{job}/dt={date}"
+
+
+def find_published(output: Storage, job: str, date: str) -> Published | None:
+    """The current version of a date, or None when it is not published."""
+    return _read(output, job, date, f"{published_folder(job, date)}/{MANIFEST}")
+
+
+def find_kept(output: Storage, job: str, date: str, run_id: str) -> Published | None:
+    """A version that was replaced, or None when it is not kept."""
+    return _read(output, job, date, f"{run_folder(job, run_id)}/{KEPT_MANIFEST}")
+
+
+def _read(output: Storage, job: str, date: str, path: str) -> Published | None:
+    data = output.read(path)
+    if data is None:
+        return None
+    return Published(job=job, date=date, manifest=json.loads(data), data=data)
+
+
+def replace(
+    output: Storage, current: Published, manifest: dict[str, Any], files: dict[str, str]
+) -> bool:
+    """Put another version in the place of `current`, which is kept.
+
+    Args:
+        output: Where both are.
+        current: The version that is expected to be published.
+        manifest: Of the new one; gets its number, and new names for its files: no name ever means
+            two versions' files, so that nobody can remove another one's.
+        files: Path in the published folder, as in `manifest` -> existing path.
+
+    Returns:
+        False when another version has been published meanwhile; nothing has changed then.
+    """
+    _keep(output, current)
+    version = current.version + 1
+    parts = [
+        {
+            **part,
+            **{kind: _renamed(part[kind], version) for kind in ("part", "quarantine")},
+        }
+        for part in manifest["parts"]
+    ]
+    number = {"version": version, "replaces": current.run_id, "published_at": utc_now()}
+    new = {**manifest, "parts": parts, **number}
+    numbered = {_numbered(path, version): source for path, source in files.items()}
+    data = json.dumps(new).encode()
+    if not output.swap(numbered, data, current.folder, current.data):
+        _remove_losers(output, current, set(numbered))
+        return False
+    settle(output, Published(job=current.job, date=current.date, manifest=new, data=data))
+    return True
+
+
+def _renamed(file: dict[str, Any] | None, version: int) -> dict[str, Any] | None:
+    return file and {**file, "path": _numbered(file["path"], version)}
+
+
+def _numbered(path: str, version: int) -> str:
+    """`part-00017-1f2e.parquet` as `part-00017-1f2e-v2.parquet`."""
+    whole = PurePosixPath(path)
+    stem, _, number = whole.stem.rpartition("-v")
+    return str(whole.with_stem(f"{stem if number.isdigit() else whole.stem}-v{version}"))
+
+
+def _keep(output: Storage, current: Published) -> None:
+    """Make the ledger of a version's run hold all that publishing it again takes."""
+    folder = run_folder(current.job, current.run_id)
+    there = {info.path for info in output.list_files(f"{folder}/parts")}
+    wanted = {current.kept_path(name): path for path, name in current.files()}
+    missing = wanted.keys() - there
+    output.copy({kept: f"{current.folder}/{wanted[kept]}" for kept in missing})
+    output.create(f"{folder}/{KEPT_MANIFEST}", current.data)
+
+
+def _remove_losers(output: Storage, current: Published, ours: set[str]) -> None:
+    """On an object store the files of a version that was not published are there; ours, too."""
+    now = find_published(output, current.job, current.date)
+    named = {path for path, _ in now.files()} if now else set()
+    output.delete_many([f"{current.folder}/{path}" for path in sorted(ours - named)])
+    if now:
+        settle(output, now)
+
+
+def settle(output: Storage, published: Published) -> None:
+    """Remove what the version before left in the published folder, then say that it is whole.
+
+    Does nothing on a local disk. On an object store it may be done again at any time, by anybody:
+    names of files are never used twice. Where files of yet another version are appearing, it is
+    whoever copies them that ends this; should they have died, `score gc` does.
+    """
+    done = f"{published.folder}/{SUCCESS}"
+    if output.info(done) is not None:
+        return
+    named = {path for path, _ in published.files()}
+    replaces = published.manifest.get("replaces")
+    before = find_kept(output, published.job, published.date, replaces) if replaces else None
+    stale = _numbers_before(before, published.version) - named if before else set()
+    found = output.list_files(published.folder)
+    present = {info.path.removeprefix(f"{published.folder}/") for info in found}
+    reports = {REPORT_JSON, REPORT_HTML} if before else set()
+    output.delete_many([f"{published.folder}/{name}" for name in present & (stale | reports)])
+    if present <= {*named, *stale, *reports, REPORT_JSON, REPORT_HTML, MANIFEST}:
+        output.create(done, b"")
+
+
+def _numbers_before(before: Published, version: int) -> set[str]:
+    """The names that files of a run may have had in versions up to `version`."""
+    paths = [path for path, _ in before.files()]
+    return {*paths, *(_numbered(path, version - 1) for path in paths)}
+
+
+def roll_back(output: Storage, job: str, date: str, to: str | None = None) -> Published:
+    """Publish an earlier version again, as a new version.
+
+    Args:
+        output: Where the job's output is.
+        job: Name of the job.
+        date: ISO date.
+        to: Run id of that version; None: the one that the current one replaced.
+
+    Raises:
+        InputError: The date is not published, or has no such version.
+        StorageError: Another version was published meanwhile.
+    """
+    current = find_published(output, job, date)
+    where = f"{output.uri}/{published_folder(job, date)}"
+    if current is None:
+        raise InputError(f"{where}: not published; expected a published date.")
+    wanted = to or current.manifest.get("replaces")
+    if wanted is None:
+        raise InputError(f"{where}: there is only one version; expected an earlier one.")
+    is_name = "/" not in wanted and wanted != current.run_id
+    earlier = find_kept(output, job, date, wanted) if is_name else None
+    if earlier is None:
+        known = ", ".join(kept_versions(output, job, date, besides=current.run_id)) or "none"
+        raise InputError(f"{where}: no earlier version {wanted}; expected one of: {known}.")
+    files = {path: earlier.kept_path(name) for path, name in earlier.files()}
+    if not replace(output, current, earlier.manifest, files):
+        raise StorageError(
+            f"{where}: another version was published meanwhile; nothing was changed. Look at "
+            "`score status`, and run the same command again if you still want it."
+        )
+    now = find_published(output, job, date)
+    assert now is not None
+    return now
+
+
+def kept_versions(output: Storage, job: str, date: str, *, besides: str) -> list[str]:
+    """Run ids of a date's replaced versions that can be had back."""
+    files = output.list_files(f"{job}/_runs")
+    ids = [
+        info.path.split("/")[-2]
+        for info in files
+        if info.path.endswith(f"/{KEPT_MANIFEST}") and info.path.count("/") == job.count("/") + 3
+    ]
+    return [run_id for run_id in ids if run_id.startswith(f"{date}-") and run_id != besides]

@@ -1,0 +1,360 @@
+"""A published date, published again: the version before is kept, and can be had back."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pipeline_cases import (
+    DATE,
+    SumRunner,
+    a_job,
+    a_plan,
+    job_data,
+    scoring_tools,
+    users,
+    write_input,
+)
+
+from pipeline.config import Job
+from pipeline.errors import InputError, StorageError
+from pipeline.gc import Garbage, GcRules, collect, find_garbage, summary
+from pipeline.ledger import Ledger
+from pipeline.publish import draft_of, publish, write_reports
+from pipeline.report import RunReport
+from pipeline.requeue import requeue
+from pipeline.score_shards import ShardScoring
+from pipeline.storage import SUCCESS, Storage, open_storage
+from pipeline.verify import verify_published
+from pipeline.versions import (
+    Published,
+    find_kept,
+    find_published,
+    kept_versions,
+    replace,
+    roll_back,
+    settle,
+)
+
+NAMES = [f"{DATE}-one", f"{DATE}-two", f"{DATE}-three"]
+
+
+@dataclasses.dataclass
+class Dated:
+    """One date of a job, which runs of several names score."""
+
+    job: Job
+    output: Storage
+    report: RunReport
+
+    def score(self, run_id: str, job: Job | None = None) -> bool:
+        """Score and publish as `run_id`, in the place of whatever is published now."""
+        replaces = find_published(self.output, self.job.name, DATE)
+        return self.publish(run_id, replaces, job)
+
+    def publish(self, run_id: str, replaces: Published | None, job: Job | None = None) -> bool:
+        job = job or self.job
+        plan = a_plan(job)
+        ledger = Ledger(self.output, job.name, run_id)
+        todo = [shard for shard in plan.shards if shard.index not in ledger.records()]
+        with ShardScoring(todo, scoring_tools(job, plan, SumRunner(), ledger=ledger)) as scoring:
+            list(scoring)
+        records = ledger.records()
+        num_scored = sum(record.num_scored for record in records.values())
+        report = dataclasses.replace(
+            self.report,
+            run_id=run_id,
+            job=job.name,
+            date=DATE,
+            rows=plan.num_rows,
+            scored=num_scored,
+            quarantined=plan.num_rows - num_scored,
+        )
+        done = publish(draft_of(job, plan, ledger, records, report), self.output, replaces)
+        if done:
+            write_reports(self.output, report)
+        return done
+
+    @property
+    def now(self) -> Published:
+        found = find_published(self.output, self.job.name, DATE)
+        assert found is not None
+        return found
+
+    def verify(self) -> dict[str, Any]:
+        return verify_published(self.output.uri, self.job.name, DATE)
+
+    def files(self) -> dict[str, bytes]:
+        """All published files, with their contents."""
+        infos = self.output.list_files(self.now.folder)
+        return {info.path: self.output.read(info.path) or b"" for info in infos}
+
+
+@pytest.fixture(params=["local", "object"])
+def dated(
+    request: pytest.FixtureRequest, tmp_path: Path, a_report: Callable[[], RunReport]
+) -> Dated:
+    table = users(100)
+    f1 = [None if row in (5, 50) else 1.0 for row in range(100)]
+    write_input(tmp_path / "in", table.set_column(2, "f1", pa.array(f1, pa.float32())))
+    is_object = request.param == "object"
+    uri = str(request.getfixturevalue("s3_folder")) if is_object else str(tmp_path / "out")
+    job = a_job(job_data(tmp_path), output={"uri": uri})
+    return Dated(job=job, output=open_storage(uri), report=a_report())
+
+
+def test_a_version_takes_the_place_of_the_one_before_which_is_kept(dated: Dated) -> None:
+    for run_id in NAMES:
+        assert dated.score(run_id)
+        assert dated.verify()["run_id"] == run_id
+    assert dated.now.version == 3
+    assert dated.now.manifest["replaces"] == NAMES[1]
+    assert dated.output.info(f"{dated.now.folder}/{SUCCESS}") is not None
+    for run_id, version in zip(NAMES, (1, 2), strict=False):
+        kept = find_kept(dated.output, dated.job.name, DATE, run_id)
+        assert kept is not None
+        assert kept.version == version
+
+
+def test_readers_see_the_files_of_one_version_only(dated: Dated) -> None:
+    for run_id in NAMES[:2]:
+        dated.score(run_id)
+    parts = [path for path in dated.files() if path.endswith(".parquet")]
+    assert sorted(parts) == sorted(f"{dated.now.folder}/{path}" for path, _ in dated.now.files())
+    assert all("-v2.parquet" in path for path in parts)
+
+
+def test_rolling_back_publishes_the_version_before_as_a_new_one(dated: Dated) -> None:
+    dated.score(NAMES[0])
+    first = {path: table_of(data) for path, data in dated.files().items() if "part-" in path}
+    dated.score(NAMES[1])
+    for version, run_id in ((3, NAMES[0]), (4, NAMES[1]), (5, NAMES[0])):  # there and back
+        now = roll_back(dated.output, dated.job.name, DATE)
+        assert (now.version, now.run_id) == (version, run_id)
+        assert dated.verify()["run_id"] == run_id
+    again = {path: table_of(data) for path, data in dated.files().items() if "part-" in path}
+    assert list(again.values()) == list(first.values())
+
+
+def test_any_kept_version_can_be_named(dated: Dated) -> None:
+    for run_id in NAMES:
+        dated.score(run_id)
+    assert roll_back(dated.output, dated.job.name, DATE, to=NAMES[0]).run_id == NAMES[0]
+    assert dated.verify()["run_id"] == NAMES[0]
+
+
+def test_without_an_earlier_version_there_is_no_way_back(dated: Dated) -> None:
+    with pytest.raises(InputError, match=r"dt=2026-11-20: not published"):
+        roll_back(dated.output, dated.job.name, DATE)
+    dated.score(NAMES[0])
+    with pytest.raises(InputError, match=r"there is only one version"):
+        roll_back(dated.output, dated.job.name, DATE)
+    dated.score(NAMES[1])
+    for wrong in (NAMES[1], "2026-11-20-nonsense", "../../etc"):
+        with pytest.raises(InputError, match=rf"no earlier version .*: {NAMES[0]}\."):
+            roll_back(dated.output, dated.job.name, DATE, to=wrong)
+
+
+def test_who_expected_another_version_changes_nothing(dated: Dated) -> None:
+    dated.score(NAMES[0])
+    expected = dated.now
+    dated.score(NAMES[1])
+    before = dated.files()
+    assert not dated.publish(NAMES[2], expected)
+    assert dated.files() == before
+    assert dated.verify()["run_id"] == NAMES[1]
+
+
+def test_a_swap_that_was_cut_short_is_finished_by_whoever_comes_next(
+    dated: Dated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dated.score(NAMES[0])
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.versions.settle", lambda *_: None)  # killed right after the swap
+        dated.score(NAMES[1])
+    settle(dated.output, dated.now)
+    assert dated.verify()["run_id"] == NAMES[1]
+    settle(dated.output, dated.now)
+    assert dated.output.info(f"{dated.now.folder}/{SUCCESS}") is not None
+    assert roll_back(dated.output, dated.job.name, DATE).run_id == NAMES[0]
+
+
+def test_rolling_back_loses_against_a_newer_version(
+    dated: Dated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dated.score(NAMES[0])
+    dated.score(NAMES[1])
+    seen = dated.now
+    dated.score(NAMES[2])
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.versions.find_published", lambda *_: seen)
+        with pytest.raises(StorageError, match=r"another version was published meanwhile"):
+            roll_back(dated.output, dated.job.name, DATE)
+    assert dated.verify()["run_id"] == NAMES[2]
+
+
+def test_while_another_versions_files_appear_nobody_says_that_a_date_is_whole(
+    dated: Dated, s3_folder: str
+) -> None:
+    if not dated.output.uri.startswith(s3_folder):
+        pytest.skip("on a disk a version appears at once")
+    dated.score(NAMES[0])
+    dated.output.delete(f"{dated.now.folder}/{SUCCESS}")
+    stray = f"{dated.now.folder}/part-00000-other-v2.parquet"
+    dated.output.create(stray, b"of a run that copies, or has died")
+    settle(dated.output, dated.now)
+    assert dated.output.info(f"{dated.now.folder}/{SUCCESS}") is None
+    collect(dated.output, garbage(dated))
+    assert dated.output.info(stray) is None
+    assert dated.output.info(f"{dated.now.folder}/{SUCCESS}") is not None
+
+
+def table_of(data: bytes) -> pa.Table:
+    return pq.read_table(pa.BufferReader(data))
+
+
+class TestRequeue:
+    """Rows in quarantine, tried again."""
+
+    def test_where_nothing_is_published_their_shards_are_scored_again(self, dated: Dated) -> None:
+        plan = a_plan(dated.job)
+        ledger = Ledger(dated.output, dated.job.name, NAMES[0])
+        tools = scoring_tools(dated.job, plan, SumRunner(), ledger=ledger)
+        with ShardScoring(plan.shards, tools) as scoring:
+            list(scoring)
+        requeue(ledger, plan, "key", None)
+        assert sorted(ledger.records()) == [1, 3, 4]  # rows 5 and 50 were in shards 0 and 2
+        assert dated.score(NAMES[0])
+        assert dated.verify()["quarantined"] == 2
+
+    def test_a_published_dates_new_version_takes_over_all_other_shards(self, dated: Dated) -> None:
+        dated.score(NAMES[0])
+        before = dated.now
+        ledger = Ledger(dated.output, dated.job.name, NAMES[1])
+        requeue(ledger, a_plan(dated.job), before.engine_key, before)
+        assert sorted(ledger.records()) == [1, 3, 4]
+        assert dated.score(NAMES[1])
+        assert dated.verify()["rows"] == 100
+
+    def test_scores_of_another_engine_are_not_taken_over(self, dated: Dated) -> None:
+        dated.score(NAMES[0])
+        ledger = Ledger(dated.output, dated.job.name, NAMES[1])
+        requeue(ledger, a_plan(dated.job), "another", dated.now)
+        assert ledger.records() == {}
+
+
+ALL = GcRules(before=float("inf"), keep_versions=1, unfinished=False)
+
+
+def garbage(dated: Dated, **changes: Any) -> Garbage:
+    return find_garbage(dated.output, dated.job.name, dataclasses.replace(ALL, **changes))
+
+
+def reasons(found: Garbage) -> dict[str, int]:
+    return {why: entry["num_files"] for why, entry in summary(found)["by_reason"].items()}
+
+
+class TestGarbage:
+    """What nobody needs goes, and nothing else."""
+
+    def test_a_published_run_stands_by_itself(self, dated: Dated) -> None:
+        dated.score(NAMES[0])
+        before = dated.files()
+        found = garbage(dated)
+        assert list(reasons(found)) == ["ledgers of published runs"]
+        collect(dated.output, found)
+        assert dated.files() == before
+        assert dated.output.list_files(f"{dated.job.name}/_runs") == []
+        assert reasons(garbage(dated)) == {}
+        dated.score(NAMES[1])  # the version that is replaced is kept, although its ledger is gone
+        assert roll_back(dated.output, dated.job.name, DATE).run_id == NAMES[0]
+        assert dated.verify()["rows"] == 100
+
+    def test_what_is_young_stays(self, dated: Dated) -> None:
+        dated.score(NAMES[0])
+        assert garbage(dated, before=time.time() - 3600) == Garbage(files=(), uploads=())
+
+    def test_the_last_replaced_version_is_kept_and_older_ones_go(self, dated: Dated) -> None:
+        for run_id in NAMES:
+            dated.score(run_id)
+        collect(dated.output, garbage(dated))
+        assert kept_versions(dated.output, dated.job.name, DATE, besides="") == [NAMES[1]]
+        assert roll_back(dated.output, dated.job.name, DATE).run_id == NAMES[1]
+        collect(dated.output, garbage(dated, keep_versions=0))
+        assert kept_versions(dated.output, dated.job.name, DATE, besides="") == []
+        assert dated.verify()["run_id"] == NAMES[1]
+
+    def test_of_an_unfinished_run_only_orphans_go(self, dated: Dated) -> None:
+        plan = a_plan(dated.job)
+        ledger = Ledger(dated.output, dated.job.name, NAMES[0])
+        tools = scoring_tools(dated.job, plan, SumRunner(), ledger=ledger)
+        with ShardScoring(plan.shards[:2], tools) as scoring:
+            list(scoring)
+        dated.output.create(f"{ledger.folder}/parts/part-00002-dead.parquet", b"never committed")
+        found = garbage(dated)
+        assert [(info.path.rpartition("/")[2], why) for info, why in found.files] == [
+            ("part-00002-dead.parquet", "parts that no record names")
+        ]
+        collect(dated.output, found)
+        assert dated.score(NAMES[0])
+        assert dated.verify()["rows"] == 100
+
+    def test_an_unfinished_run_goes_when_it_is_asked_for(self, dated: Dated) -> None:
+        dated.output.create(f"{dated.job.name}/_runs/{NAMES[0]}/run.json", b"{}")
+        assert reasons(garbage(dated)) == {}
+        assert reasons(garbage(dated, unfinished=True)) == {"runs that were never published": 1}
+
+    def test_a_run_that_another_one_overtook_goes(self, dated: Dated) -> None:
+        dated.output.create(f"{dated.job.name}/_runs/{NAMES[1]}/run.json", b"{}")
+        dated.score(NAMES[0])
+        assert reasons(garbage(dated))["runs of dates that another run published"] == 1
+
+    def test_leftovers_of_processes_that_died_go(self, dated: Dated) -> None:
+        name = dated.job.name
+        dated.score(NAMES[0])
+        for path in ("_runs/_probe-1", "_publishing-1/part", "_publishing-1/.x.1.tmp"):
+            dated.output.create(f"{name}/{path}", b"x")
+        dated.output.create(f"{name}/dt={DATE}/stray.parquet", b"of a version that lost")
+        assert reasons(garbage(dated)) | {"ledgers of published runs": 0} == {
+            "ledgers of published runs": 0,
+            "temporary files and folders": 3,
+            "files in published folders that no manifest names": 1,
+        }
+        collect(dated.output, garbage(dated))
+        assert dated.verify()["rows"] == 100
+
+    def test_records_go_before_the_parts_that_they_name(
+        self, dated: Dated, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        dated.score(NAMES[0])
+        calls: list[list[str]] = []
+        found = garbage(dated)
+        monkeypatch.setattr(type(dated.output), "delete_many", lambda _, paths: calls.append(paths))
+        collect(dated.output, found)
+        assert all("/commits/" in path for path in calls[0])
+        assert not any("/commits/" in path for path in calls[1])
+
+
+def test_a_folder_that_is_being_published_is_left_alone(dated: Dated) -> None:
+    path = f"{dated.job.name}/dt={DATE}/part-00000-x.parquet"
+    dated.output.create(path, b"its manifest comes last")
+    assert reasons(garbage(dated)) == {}
+
+
+def test_replacing_never_uses_a_name_twice(dated: Dated) -> None:
+    dated.score(NAMES[0])
+    names: set[str] = set()
+    for _ in range(3):
+        now = dated.now
+        found = {path for path, _ in now.files()}
+        assert not names & found
+        names |= found
+        files = {path: f"{now.folder}/{path}" for path in found}
+        assert replace(dated.output, now, now.manifest, files)
+    dated.verify()
