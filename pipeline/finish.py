@@ -43,7 +43,7 @@ def finish_run(
     """
     run.clock.scored = time.monotonic()
     output = open_storage(run.job.output.uri)
-    records = run.ledger.records()
+    records = run.ledger.sound_records()
     check_complete(run.plan, records)
     findings = check_before_publication(run, records, count_reasons(records))
     report = _make_report(run, lanes, records, price, uses, findings)

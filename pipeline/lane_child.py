@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 
@@ -25,7 +25,7 @@ from pipeline.lane_messages import (
     Message,
     Progress,
 )
-from pipeline.ledger import Ledger
+from pipeline.ledger import CommitRecord, Ledger
 from pipeline.plan import Shard
 from pipeline.poison import try_suspects
 from pipeline.score_shards import (
@@ -181,8 +181,11 @@ def _score(setup: LaneSetup, inbox: Inbox, send: SendMessage, marks: WorkMarks) 
             return
         if tools.core_threads is None:
             send(Measured(measure_ceilings(first, tools)))
+        shards = pass_over_committed(
+            inbox.stream(first), tools.ledger, lambda record: send(Committed(record))
+        )
         scoring = opened.enter_context(
-            ShardScoring(inbox.stream(first), tools, lambda ceilings: send(Measured(ceilings)))
+            ShardScoring(shards, tools, lambda ceilings: send(Measured(ceilings)))
         )
         stopped = threading.Event()
         reporter = threading.Thread(target=_report, args=(scoring, send, stopped), daemon=True)
@@ -227,6 +230,27 @@ class Inbox:
             if self._shards.empty():
                 yield None
             shard = self.get()
+
+
+def pass_over_committed(
+    shards: Iterable[Shard | None], ledger: Ledger, on_found: Callable[[CommitRecord], None]
+) -> Iterator[Shard | None]:
+    """The shards that nobody has committed when their turn comes (R4).
+
+    Somebody else may be at the same run; or the process before this one died after a commit and
+    before its parent heard of it.
+
+    Args:
+        shards: As they come; None is passed on.
+        ledger: Of the run.
+        on_found: Is told the record of each shard that is left out.
+    """
+    for shard in shards:
+        record = None if shard is None else ledger.record_of(shard)
+        if record is None:
+            yield shard
+        else:
+            on_found(record)
 
 
 def _receive(connection: Connection, inbox: Inbox) -> None:

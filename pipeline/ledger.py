@@ -6,9 +6,11 @@
                          parts/part-00017-<token>.parquet
                          parts/quarantine-00017-<token>.parquet
                          commits/00017.json           makes shard 17's parts count
+                         commits/00017_01.json        does so instead, where that one is damaged
                          poison/00017-00000230.json   a row that killed its process: not tried again
 
-A part without a commit record is an orphan that nobody reads.
+A part without a commit record is an orphan that nobody reads. A record that is damaged, or whose
+parts are gone or cut off, makes nothing count: its shard is scored again, and has another record.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.lane_messages import PoisonRow
@@ -27,6 +31,10 @@ from pipeline.plan import Shard
 from pipeline.storage import Storage
 
 END = ".end.json"
+log = logging.getLogger(__name__)
+
+SELF_CHECK = "check"
+"""Key of a record's own sha256 in its JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +69,15 @@ class CommitRecord:
     scores: str = ""
     """How the part's scores are distributed, as text; see pipeline/distribution.py."""
 
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        """The part, and the quarantine part if there is one."""
+        return (self.part,) if self.quarantine is None else (self.part, self.quarantine)
+
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode()
+        """With a checksum of itself."""
+        fields = asdict(self)
+        return json.dumps({**fields, SELF_CHECK: _digest(fields)}, indent=1).encode()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,11 +139,66 @@ class Ledger:
         self._output.create(f"{self.folder}/attempts/{attempt.id}.json", attempt.to_json())
 
     def records(self) -> dict[int, CommitRecord]:
-        """All commit records, by shard."""
+        """The last readable commit record of each shard; see `sound_records`."""
+        paths = self._record_paths()
+        found = {}
+        for path, data in zip(paths, self._output.read_many(paths), strict=True):
+            record = self._parsed(path, data)
+            if record is not None:
+                found[record.shard] = record
+        return found
+
+    def sound_records(self) -> dict[int, CommitRecord]:
+        """The records that count, by shard: their parts are there, and as long as committed.
+
+        Flipped bytes are not looked for: that would be to read the whole output once more. Readers
+        and `score verify` find them.
+        """
+        records = self.records()
+        infos = self._output.list_files(f"{self.folder}/parts") if records else []
+        sizes = {info.path: info.num_bytes for info in infos}
+        return {
+            shard: record for shard, record in records.items() if self._is_sound(record, sizes.get)
+        }
+
+    def record_of(self, shard: Shard) -> CommitRecord | None:
+        """The record that makes the shard's parts count, if it has one now."""
+        generation = 0
+        while (data := self._output.read(path := self._record_path(shard, generation))) is not None:
+            record = self._parsed(path, data)
+            if record is not None and self._is_sound(record, self._size_of):
+                return record
+            generation += 1
+        return None
+
+    def _parsed(self, path: str, data: bytes) -> CommitRecord | None:
+        record = _record_from_json(data)
+        if record is None:
+            log.warning("%s: damaged; its shard is scored again.", path)
+        return record
+
+    def _is_sound(self, record: CommitRecord, size_of: Callable[[str], int | None]) -> bool:
+        for file in record.files:
+            path = self.part_path(file)
+            found = size_of(path) or 0
+            if found != file.num_bytes:
+                what = "%s: %d of %d bytes; its shard is scored again."
+                log.warning(what, path, found, file.num_bytes)
+                return False
+        return True
+
+    def _size_of(self, path: str) -> int | None:
+        info = self._output.info(path)
+        return None if info is None else info.num_bytes
+
+    def _record_paths(self) -> list[str]:
+        """Of each shard the last one comes last."""
         infos = self._output.list_files(f"{self.folder}/commits")
-        paths = [info.path for info in infos if info.path.endswith(".json")]
-        records = map(_record_from_json, self._output.read_many(paths))
-        return {record.shard: record for record in records}
+        return [info.path for info in infos if info.path.endswith(".json")]
+
+    def _record_path(self, shard: Shard, generation: int) -> str:
+        suffix = f"_{generation:02d}" if generation else ""
+        return f"{self.folder}/commits/{shard.name}{suffix}.json"
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first."""
@@ -178,13 +248,15 @@ class Ledger:
             committed_at=utc_now(),
             scores=parts.scores,
         )
-        path = f"{self.folder}/commits/{shard.name}.json"
-        if self._output.create(path, record.to_json()):
-            return record
-        for orphan in (part, quarantine):  # somebody was first: ours are named by no record
-            if orphan is not None:
-                self._output.delete(self.part_path(orphan))
-        return _record_from_json(self._output.read_many([path])[0])
+        generation = 0
+        while not self._output.create(self._record_path(shard, generation), record.to_json()):
+            winner = self.record_of(shard)
+            if winner is not None:  # somebody was first: ours are named by no record
+                for orphan in record.files:
+                    self._output.delete(self.part_path(orphan))
+                return winner
+            generation += 1  # a damaged record is in our way
+        return record
 
     def adopt(self, record: CommitRecord, files: Mapping[str, str]) -> None:
         """Take over a shard that another run has scored.
@@ -203,9 +275,10 @@ class Ledger:
 
         Parts stay behind as orphans. Whoever publishes meanwhile finds that shards are missing.
         """
-        for record in self.records().values():
-            if record.num_quarantined:
-                self._output.delete(f"{self.folder}/commits/{record.shard:05d}.json")
+        shards = {record.shard for record in self.records().values() if record.num_quarantined}
+        for path in self._record_paths():
+            if int(PurePosixPath(path).stem.partition("_")[0]) in shards:
+                self._output.delete(path)
         for info in self._output.list_files(f"{self.folder}/poison"):
             self._output.delete(info.path)
 
@@ -232,8 +305,19 @@ class Ledger:
         return file
 
 
-def _record_from_json(data: bytes) -> CommitRecord:
-    return record_from_dict(json.loads(data))
+def _digest(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+
+def _record_from_json(data: bytes) -> CommitRecord | None:
+    """What `CommitRecord.to_json` wrote; None when a byte of it has changed."""
+    try:
+        fields = json.loads(data)
+        if fields.pop(SELF_CHECK) != _digest(fields):
+            return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record_from_dict(fields)
 
 
 def record_from_dict(fields: Mapping[str, Any]) -> CommitRecord:

@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import hashlib
 import json
+import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -155,6 +156,16 @@ def run_id_of(
         **({"version": version} if version > 1 else {}),
     }
     return f"{plan.date}-{_digest(pins)[:12]}"
+
+
+def shuffled(shards: Sequence[Shard], seed: str) -> tuple[Shard, ...]:
+    """The shards in an order of one's own, for one of several attempts at a run.
+
+    Attempts that work at once then rarely meet at a shard, and pass over what others committed:
+    two scored 414 of 400 shards, and sixteen 576, with three in work at a time each. In the same
+    order, or from different points of a circle, they meet and go on side by side to the end.
+    """
+    return tuple(random.Random(seed).sample(shards, len(shards)))
 
 
 def _digest(value: Any) -> str:

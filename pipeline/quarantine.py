@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.errors import one_line
 from pipeline.ledger import CommitRecord, Ledger
+from pipeline.part import QUARANTINE_SCHEMA
 from pipeline.report import QuarantineSample
 from pipeline.storage import Storage
 
+log = logging.getLogger(__name__)
+
 SAMPLES_PER_REASON = 2
+COLUMNS = ["file", "row", "reason", "message"]
 BY_PLACE = [("file", "ascending"), ("row", "ascending")]
 MAX_PARTS_READ = 64
 """A night with thousands of bad shards needs no thousand downloads for a few examples."""
@@ -26,13 +32,20 @@ def read_samples(
     paths = [ledger.part_path(file) for file in files if file is not None][:MAX_PARTS_READ]
     if not paths:
         return ()
-    rows = pa.concat_tables(
-        pq.read_table(pa.BufferReader(data), columns=["file", "row", "reason", "message"])
-        for data in output.read_many(paths)
-    )
+    tables = [_read(path, data) for path, data in zip(paths, output.read_many(paths), strict=True)]
+    rows = pa.concat_tables(tables)
     samples: list[QuarantineSample] = []
     for reason in sorted(rows["reason"].unique().to_pylist()):
         of_reason = rows.filter(pc.field("reason") == reason).sort_by(BY_PLACE)
         chosen = of_reason.slice(0, SAMPLES_PER_REASON).to_pylist()
         samples.extend(QuarantineSample(**row) for row in chosen)
     return tuple(samples)
+
+
+def _read(path: str, data: bytes) -> pa.Table:
+    """Rows of a quarantine part; none of a damaged one, for which no report should fail."""
+    try:
+        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).select(COLUMNS)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        log.warning("%s: %s; the report gives no examples of its rows.", path, one_line(error))
+        return QUARANTINE_SCHEMA.empty_table().select(COLUMNS)

@@ -23,7 +23,7 @@ from pipeline.lane import LaneDevice
 from pipeline.lane_messages import LaneSetup, PoisonRow, WatchLimits
 from pipeline.ledger import Attempt, CommitRecord, Ledger
 from pipeline.part import OutputLayout
-from pipeline.plan import Plan, Shard, make_plan, run_id_of
+from pipeline.plan import Plan, Shard, make_plan, run_id_of, shuffled
 from pipeline.report import Price
 from pipeline.requeue import requeue
 from pipeline.storage import open_storage, probe
@@ -61,7 +61,7 @@ class PreparedRun:
     ledger: Ledger
     attempt: Attempt
     todo: tuple[Shard, ...]
-    """Shards without a commit record."""
+    """Shards without a commit record, in the order in which this attempt takes them."""
     poison: tuple[PoisonRow, ...]
     """Rows that killed a process of an earlier attempt."""
     replaces: Published | None
@@ -124,15 +124,16 @@ def prepare_run(
     attempt = _open_attempt(ledger, job, plan, resolved, devices, clock)
     if night.again == "quarantine":
         requeue(ledger, plan, resolved.engine.key, replaces, output)
-    done = ledger.records()
+    done = ledger.sound_records()
     todo = tuple(shard for shard in plan.shards if shard.index not in done)
+    is_first = len(ledger.attempts()) == 1
     return PreparedRun(
         job=job,
         plan=plan,
         resolved=resolved,
         ledger=ledger,
         attempt=attempt,
-        todo=todo,
+        todo=todo if is_first else shuffled(todo, attempt.id),
         poison=ledger.poison(),
         replaces=replaces,
         clock=clock,

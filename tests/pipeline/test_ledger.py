@@ -106,3 +106,89 @@ def test_attempts_are_listed_oldest_first(ledger: Ledger) -> None:
         attempt = Attempt(id=str(day), started_at=f"2026-11-0{day}", host="h", pid=day)
         ledger.open({"run_id": "run-1"}, attempt)
     assert [attempt.pid for attempt in ledger.attempts()] == [1, 2, 3]
+
+
+def record_files(storage: LocalStorage) -> list[str]:
+    return [info.path for info in storage.list_files("job/_runs/run-1/commits")]
+
+
+def overwrite(storage: LocalStorage, path: str, data: bytes) -> None:
+    (Path(storage.uri) / path).write_bytes(data)
+
+
+def test_any_flipped_byte_of_a_record_is_noticed(ledger: Ledger, storage: LocalStorage) -> None:
+    record = ledger.commit(shard(0), parts(bad=True), "me")
+    (path,) = record_files(storage)
+    data = storage.read(path)
+    assert data is not None
+    for position in range(len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 1
+        overwrite(storage, path, bytes(flipped))
+        assert ledger.records() == {}, position
+        assert ledger.record_of(shard(0)) is None
+    overwrite(storage, path, data)
+    assert ledger.records() == {0: record}
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b"7", b"{}", b'"text"', b"\xff\xfe"])
+def test_a_shard_whose_record_is_damaged_is_committed_again_and_nothing_is_replaced(
+    ledger: Ledger, storage: LocalStorage, damaged: bytes
+) -> None:
+    ledger.commit(shard(0), parts(b"lost"), "a")
+    (path,) = record_files(storage)
+    overwrite(storage, path, damaged)
+    assert ledger.sound_records() == {}
+    again = ledger.commit(shard(0), parts(b"again"), "b")
+    assert ledger.record_of(shard(0)) == again
+    assert ledger.sound_records() == ledger.records() == {0: again}
+    assert storage.read(path) == damaged
+    assert ledger.commit(shard(0), parts(b"late"), "c") == again
+
+
+@pytest.mark.parametrize("which", ["part", "quarantine"])
+@pytest.mark.parametrize("how", ["cut off", "gone"])
+def test_a_record_whose_parts_are_not_whole_makes_nothing_count(
+    ledger: Ledger,
+    storage: LocalStorage,
+    caplog: pytest.LogCaptureFixture,
+    which: str,
+    how: str,
+) -> None:
+    first = ledger.commit(shard(0), parts(bad=True), "a")
+    other = ledger.commit(shard(1), parts(), "a")
+    path = ledger.part_path(getattr(first, which))
+    if how == "gone":
+        storage.delete(path)
+    else:
+        overwrite(storage, path, b"p")
+    assert ledger.sound_records() == {1: other}
+    assert ledger.record_of(shard(0)) is None
+    assert ledger.record_of(shard(1)) == other
+    assert f"{path}: {0 if how == 'gone' else 1} of" in caplog.text
+    again = ledger.commit(shard(0), parts(bad=True), "b")
+    assert ledger.sound_records() == {0: again, 1: other}
+
+
+def test_of_many_commits_over_a_damaged_record_one_wins_and_all_agree(
+    ledger: Ledger, storage: LocalStorage
+) -> None:
+    ledger.commit(shard(0), parts(b"lost"), "a")
+    overwrite(storage, record_files(storage)[0], b"")
+    start = threading.Barrier(8)
+
+    def commit(owner: int) -> object:
+        start.wait(10)
+        return ledger.commit(shard(0), parts(b"%d" % owner), str(owner))
+
+    with ThreadPoolExecutor(8) as pool:
+        records = list(pool.map(commit, range(8)))
+    assert len({repr(record) for record in records}) == 1
+    assert ledger.sound_records() == {0: records[0]}
+
+
+def test_a_shard_without_a_record_has_none(ledger: Ledger) -> None:
+    assert ledger.record_of(shard(0)) is None
+    record = ledger.commit(shard(0), parts(), "me")
+    assert ledger.record_of(shard(0)) == record
+    assert ledger.record_of(shard(1)) is None

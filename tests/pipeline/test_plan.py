@@ -11,7 +11,7 @@ from pipeline_cases import DATE, a_job, a_plan, images_data, job_data, users, wr
 
 from pipeline.config import Job
 from pipeline.errors import ConfigError, InputError
-from pipeline.plan import make_plan, run_id_of
+from pipeline.plan import Shard, make_plan, run_id_of, shuffled
 from pipeline.storage import open_storage
 
 
@@ -280,3 +280,41 @@ def test_images_must_be_binary(tmp_path: Path) -> None:
 def test_images_may_be_binary_of_either_size(tmp_path: Path, kind: pa.DataType) -> None:
     write_input(tmp_path / "in", pa.table({"user_id": [1], "image": pa.array([b"x"], kind)}))
     assert a_plan(a_job(images_data(tmp_path))).num_features == 0
+
+
+@pytest.fixture
+def many_shards(tmp_path: Path) -> tuple[Shard, ...]:
+    write_input(tmp_path / "in", users(400), rows_per_group=1)
+    return a_plan(a_job(job_data(tmp_path), lanes={"shard_rows": 1})).shards
+
+
+def test_every_attempt_takes_every_shard_once_in_an_order_of_its_own(
+    many_shards: tuple[Shard, ...],
+) -> None:
+    orders = {shuffled(many_shards, seed) for seed in "abcd"}
+    assert len(orders) == 4
+    assert {frozenset(order) for order in orders} == {frozenset(many_shards)}
+    assert shuffled(many_shards, "a") in orders
+    assert shuffled((), "a") == ()
+
+
+@pytest.mark.parametrize(("num_attempts", "most"), [(1, 400), (2, 440), (4, 480), (16, 650)])
+def test_attempts_at_once_share_the_work(
+    many_shards: tuple[Shard, ...], num_attempts: int, most: int
+) -> None:
+    """Each has three shards in work, and passes over what is committed when it begins one."""
+    orders = [list(shuffled(many_shards, str(number))) for number in range(num_attempts)]
+    in_work: list[list[int]] = [[] for _ in orders]
+    committed: set[int] = set()
+    num_scored = 0
+    while len(committed) < len(many_shards):
+        for order, busy in zip(orders, in_work, strict=True):
+            while order and len(busy) < 3:
+                shard = order.pop(0)
+                if shard.index not in committed:
+                    busy.append(shard.index)
+                    num_scored += 1
+        for busy in in_work:
+            committed.update(busy[:1])
+            del busy[:1]
+    assert num_scored <= most

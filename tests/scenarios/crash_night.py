@@ -91,13 +91,15 @@ def night(job: Job) -> None:
 
 
 def disturb(folder: Path, how: str, number: int) -> None:
-    """From the `number`-th operation that changes files below a folder on: exit there, or fail."""
+    """From the `number`-th operation that changes files below a folder on: exit, stop or fail."""
     count = itertools.count(1)
 
     def operation(what: str) -> None:
         at = next(count)
         if how == "exit" and at == number:
             os._exit(CRASHED)
+        if how == "stop" and at == number:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if (how == "once" and at == number) or (how == "forever" and at >= number):
             raise OSError(errno.ENOSPC, "No space left on device", what)
 
