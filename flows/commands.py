@@ -76,7 +76,7 @@ def verify(job: JobPath, date: Date, json: Json = False, set: Set = None) -> Non
         console.print(
             f"[bold green]verified[/] {verdict['rows']:,} rows = {verdict['scored']:,} scored + "
             f"{verdict['quarantined']:,} quarantined, {verdict['parts']:,} parts, "
-            f"run {verdict['run_id']}",
+            f"{verdict['unreadable_files']:,} unreadable files, run {verdict['run_id']}",
             highlight=False,
         )
 

@@ -152,6 +152,9 @@ class LimitsSection(Section):
     """Share of rows that may be quarantined."""
     min_rows: Annotated[int, Field(ge=0)] = 0
     """Rows that a date has at least; with fewer, something is missing upstream."""
+    max_group_gib: Annotated[float, Field(gt=0)] | None = None
+    """Row groups whose columns, those of the job, promise more than this are quarantined unread;
+    null: half of a lane's memory, and at most 4."""
 
 
 class GpuDecodeSection(Section):

@@ -80,15 +80,24 @@ def check_complete(plan: Plan, records: Mapping[int, CommitRecord], job: Job) ->
                 f"{shard.num_rows} of {shard.file.path}. Report this: it is a defect."
             )
     num_quarantined = sum(record.num_quarantined for record in records.values())
-    share = num_quarantined / plan.num_rows
+    num_unreadable = plan.num_unreadable_rows
+    share = (num_quarantined + num_unreadable) / (plan.num_rows + num_unreadable)
     if share > job.limits.max_quarantined:
         reasons = count_reasons(records)
-        worst = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+        worst = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none"
         raise GuardError(
-            f"{num_quarantined:,} of {plan.num_rows:,} rows ({share:.2%}) are in quarantine "
-            f"({worst}); expected at most {job.limits.max_quarantined:.2%}. Nothing was "
-            "published; look at the input, or raise `limits.max_quarantined` and run again."
+            f"{num_quarantined:,} of {plan.num_rows:,} rows{_unreadable(plan)} ({share:.2%}) are "
+            f"in quarantine ({worst}); expected at most {job.limits.max_quarantined:.2%}. Nothing "
+            "was published; look at the input, or raise `limits.max_quarantined` and run again."
         )
+
+
+def _unreadable(plan: Plan) -> str:
+    """How the guard speaks of rows that nobody has counted."""
+    num_files = len(plan.unreadable)
+    if not num_files:
+        return ""
+    return f", with about {plan.num_unreadable_rows:,} in {num_files} files that cannot be read,"
 
 
 def count_reasons(records: Mapping[int, CommitRecord]) -> dict[str, int]:
@@ -119,7 +128,11 @@ def publish(
         "rows": report.rows,
         "scored": report.scored,
         "quarantined": report.quarantined,
-        "input": {"uri": job.input.uri, "files": [asdict(file) for file in plan.files]},
+        "input": {
+            "uri": job.input.uri,
+            "files": [asdict(file) for file in plan.files],
+            "unreadable": [asdict(file) for file in plan.unreadable],
+        },
         "passthrough": list(job.input.passthrough),
         "parts": parts,
         "report": report.to_dict(),

@@ -13,6 +13,7 @@ from pipeline.report import QuarantineSample
 from pipeline.storage import Storage
 
 SAMPLES_PER_REASON = 2
+SHOWN = ["file", "row", "reason", "message", "num_rows"]
 BY_PLACE = [("file", "ascending"), ("row", "ascending")]
 MAX_PARTS_READ = 64
 """A night with thousands of bad shards needs no thousand downloads for a few examples."""
@@ -27,8 +28,7 @@ def read_samples(
     if not paths:
         return ()
     rows = pa.concat_tables(
-        pq.read_table(pa.BufferReader(data), columns=["file", "row", "reason", "message"])
-        for data in output.read_many(paths)
+        pq.read_table(pa.BufferReader(data), columns=SHOWN) for data in output.read_many(paths)
     )
     samples: list[QuarantineSample] = []
     for reason in sorted(rows["reason"].unique().to_pylist()):

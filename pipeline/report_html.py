@@ -36,6 +36,7 @@ def render_html(report: RunReport) -> str:
         _cost(report),
         _engine(report),
         _quarantine(report),
+        _unreadable(report),
         _run(report),
     ]
     style = resources.files("pipeline").joinpath("report.css").read_text(encoding="utf-8")
@@ -203,6 +204,19 @@ def _quarantine(report: RunReport) -> Markup:
         f"{words.count(report.quarantined)} of {words.plural(report.rows, 'row')} could not be "
         "scored; each is kept apart with its reason.",
         *content,
+    )
+
+
+def _unreadable(report: RunReport) -> Markup:
+    if not report.unreadable_files:
+        return Markup()
+    columns = {"file": "", "bytes": "number", "rows": "", "message": "message"}
+    return section(
+        "What could not be read",
+        f"{words.plural(len(report.unreadable_files), 'file')} of the date cannot be read as "
+        "Parquet. Their rows are in none of the figures above; once repaired, score the date "
+        "again.",
+        table("", columns, tables.unreadable_rows(report), class_="stack"),
     )
 
 

@@ -20,6 +20,7 @@ from pipeline.config import Job
 from pipeline.cost import cost_of
 from pipeline.engine import get_engine, load_class_names, request_for
 from pipeline.errors import GuardError
+from pipeline.footers import check_pin
 from pipeline.lane import NO_TIME, Lane, LaneDevice, add_times
 from pipeline.lane_messages import LaneSetup, PoisonRow, WatchLimits
 from pipeline.ledger import Attempt, CommitRecord, Ledger, utc_now
@@ -35,7 +36,6 @@ from pipeline.publish import (
     write_reports,
 )
 from pipeline.quarantine import read_samples
-from pipeline.read import UNREADABLE
 from pipeline.report import (
     DeviceUse,
     EngineFacts,
@@ -45,6 +45,7 @@ from pipeline.report import (
     RunReport,
     StageTimes,
 )
+from pipeline.row_groups import DAMAGES
 from pipeline.storage import MANIFEST, open_storage, probe
 from pipeline.telemetry import joules_per_1000
 from pipeline.tuning import settings_of
@@ -154,6 +155,7 @@ def _open_attempt(
         "job": job.model_dump(mode="json"),
         "engine": resolved.engine.key,
         "files": [asdict(file) for file in plan.files],
+        "unreadable": [asdict(file) for file in plan.unreadable],
         "num_shards": len(plan.shards),
     }
     ledger.open(description, attempt)
@@ -221,9 +223,12 @@ def finish_run(
     Raises:
         GuardError: A limit of the job was exceeded; nothing was published.
         VerifyError: The ledger does not account for every row.
+        InputChangedError: A file that could not be read has been written again.
     """
     run.clock.scored = time.monotonic()
-    output = open_storage(run.job.output.uri)
+    source, output = open_storage(run.job.input.uri), open_storage(run.job.output.uri)
+    for file in run.plan.unreadable:
+        check_pin(file, source)  # perhaps it was only being written when the run was planned
     records = run.ledger.records()
     check_complete(run.plan, records, run.job)
     report = _make_report(run, lanes, records, price, uses)
@@ -300,7 +305,8 @@ def _make_report(
         joules_per_1000_rows=joules_per_1000(uses, stages.get("write", NO_TIME).items),
         settings=settings_of(job).given(),
         num_lanes=len(lanes),
-        degraded=UNREADABLE in count_reasons(records),
+        degraded=bool(plan.unreadable or DAMAGES & count_reasons(records).keys()),
+        unreadable_files=plan.unreadable,
         limit=limit_of(
             ceilings,
             stages,

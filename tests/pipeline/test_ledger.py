@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.footers import PinnedFile
 from pipeline.ledger import Attempt, Ledger
 from pipeline.part import ShardParts
-from pipeline.plan import PinnedFile, Shard
+from pipeline.plan import Shard
 from pipeline.storage import LocalStorage
 
 FILE = PinnedFile(path="a.parquet", num_bytes=1, version="v", footer_sha256="f", num_rows=99)

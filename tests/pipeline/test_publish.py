@@ -33,7 +33,7 @@ from pipeline.publish import (
     read_report,
     write_reports,
 )
-from pipeline.report import RunReport
+from pipeline.report import RunReport, UnreadableFile
 from pipeline.score_shards import ShardScoring
 from pipeline.storage import open_storage
 
@@ -70,6 +70,25 @@ def test_more_bad_rows_than_the_limit_stop_publication(plan: Plan, records: Reco
         check_complete(plan, records, strict)
 
 
+def test_rows_of_unreadable_files_count_by_their_bytes(
+    job: Job, plan: Plan, records: Records
+) -> None:
+    (file,) = plan.files
+    torn = UnreadableFile(
+        path="torn.parquet", num_bytes=file.num_bytes, version="v", message="0 bytes"
+    )
+    with_torn = dataclasses.replace(plan, unreadable=(torn,))
+    with pytest.raises(
+        GuardError,
+        match=r"2 of 100 rows, with about 100 in 1 files that cannot be read, \(51\.00%\) are in",
+    ):
+        check_complete(with_torn, records, job)
+    lax = a_job(job_data(Path("x")), limits={"max_quarantined": 0.51})
+    check_complete(with_torn, records, lax)
+    empty = dataclasses.replace(torn, num_bytes=0)
+    check_complete(dataclasses.replace(plan, unreadable=(empty,)), records, job)
+
+
 def test_a_shard_without_a_record_stops_publication(job: Job, plan: Plan, records: Records) -> None:
     del records[2]
     with pytest.raises(VerifyError, match=r"1 of 5 shards have no commit record \(first: 00002\)"):
@@ -93,6 +112,7 @@ def test_the_manifest_names_every_part_and_pins_the_input(
     assert (manifest["rows"], manifest["scored"], manifest["quarantined"]) == (100, 98, 2)
     assert len(manifest["parts"]) == len(plan.shards) == 5
     assert manifest["input"]["files"] == [dataclasses.asdict(file) for file in plan.files]
+    assert manifest["input"]["unreadable"] == []
     for part in manifest["parts"]:
         assert (folder / part["part"]["path"]).stat().st_size == part["part"]["num_bytes"]
         if part["quarantine"]:
