@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,12 @@ from pipeline.storage import FileInfo, Storage
 FOOTER_GUESS_BYTES = 1 << 16
 """Read at once from a file's end; most footers fit, so that one request is enough."""
 MAX_FOOTER_BYTES = 64 << 20
-"""Parsing takes some hundred times as much memory when a footer is made to be harmful."""
+"""One that is made to be harmful takes up to a thousand times its size in memory, in structures of
+three bytes each; a true one takes about ten times."""
+LARGE_FOOTER_BYTES = 1 << 18
+"""Larger ones are parsed one after the other."""
+MAX_LIST_ITEMS = 1_000_000
+"""Row groups of a file, or columns of a row group: Arrow's own limit."""
 PARQUET_MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 NUM_FOOTER_READERS = 16
 
@@ -44,6 +51,9 @@ class Footer:
     group_rows: tuple[int, ...]
     schema: pa.Schema
     """The same object for files that have equal ones."""
+
+
+_one_large_footer = threading.Lock()
 
 
 class _DamagedError(Exception):
@@ -88,27 +98,36 @@ def check_pin(pinned: PinnedFile | UnreadableFile, source: Storage) -> None:
 def _read_footer(source: Storage, info: FileInfo, schemas: dict[pa.Schema, pa.Schema]) -> Footer:
     with source.open(info.path) as file:
         footer = _footer_bytes(file, info, FOOTER_GUESS_BYTES, source.uri)
-    try:
-        # The metadata are at the end: a footer alone, between magic bytes, parses as a file.
-        # Its `schema` would make a cycle with the metadata, and so keep megabytes for a while.
-        with pq.ParquetFile(pa.BufferReader(PARQUET_MAGIC + footer)) as parquet:
-            metadata, schema = parquet.metadata, parquet.schema_arrow.remove_metadata()
-        sizes = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        schema.names  # noqa: B018  # names that are no text are found here, and not at night
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise _DamagedError(f"damaged footer ({one_line(error)})") from None
-    if min(sizes, default=0) < 0 or sum(sizes) != metadata.num_rows:
-        raise _DamagedError(
-            f"damaged footer ({metadata.num_rows} rows, and {sum(sizes)} in its row groups)"
-        )
+    with _one_large_footer if len(footer) > LARGE_FOOTER_BYTES else nullcontext():
+        num_rows, sizes, schema = _parse(footer)
+    if min(sizes, default=0) < 0 or sum(sizes) != num_rows:
+        raise _DamagedError(f"damaged footer ({num_rows} rows, and {sum(sizes)} in its row groups)")
     pinned = PinnedFile(
         path=info.path,
         num_bytes=info.num_bytes,
         version=info.version,
         footer_sha256=hashlib.sha256(footer).hexdigest(),
-        num_rows=metadata.num_rows,
+        num_rows=num_rows,
     )
     return Footer(file=pinned, group_rows=sizes, schema=schemas.setdefault(schema, schema))
+
+
+def _parse(footer: bytes) -> tuple[int, tuple[int, ...], pa.Schema]:
+    """Rows of the file, those of each row group, and the schema."""
+    try:
+        # The metadata are at the end: a footer alone, between magic bytes, parses as a file.
+        # Its `schema` would make a cycle with the metadata, and so keep megabytes for a while.
+        with pq.ParquetFile(
+            pa.BufferReader(PARQUET_MAGIC + footer),
+            # Memory for a list is taken before its items are there: some hundred bytes for each.
+            thrift_container_size_limit=min(len(footer), MAX_LIST_ITEMS),
+        ) as parquet:
+            metadata, schema = parquet.metadata, parquet.schema_arrow.remove_metadata()
+        sizes = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        schema.names  # noqa: B018  # names that are no text are found here, and not at night
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise _DamagedError(f"damaged footer ({one_line(error)})") from None
+    return metadata.num_rows, sizes, schema
 
 
 def _footer_bytes(file: Any, info: FileInfo, guess_bytes: int, root: str) -> bytes:

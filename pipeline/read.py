@@ -15,7 +15,14 @@ from pipeline.blocks import BadRow, Block
 from pipeline.errors import InputError, one_line
 from pipeline.footers import check_pin
 from pipeline.plan import LostRows, Plan, Shard
-from pipeline.row_groups import MAX_GROUP_BYTES, open_parquet, why_lost, why_too_large
+from pipeline.row_groups import (
+    MAX_GROUP_BYTES,
+    PARQUET_ERRORS,
+    batches,
+    open_parquet,
+    why_lost,
+    why_too_large,
+)
 from pipeline.storage import Storage
 
 STAGE = "read"
@@ -100,13 +107,13 @@ class _ShardReader:
                     if why_too_large(parquet, group, self.columns, self.max_group_bytes):
                         return False
                 for rows in self._batches(parquet, shard.row_groups):
+                    if num_rows + rows.num_rows > shard.num_rows:
+                        return False
                     if held is not None:
                         yield held
                     held = Block(shard=shard, first_row=num_rows, rows=rows)
                     num_rows += rows.num_rows
-                    if num_rows > shard.num_rows:
-                        return False
-        except (pa.ArrowException, OSError):
+        except PARQUET_ERRORS:
             return False  # what is wrong comes out later; pyarrow also ends early without an error
         if held is None or num_rows != shard.num_rows:
             return False
@@ -141,7 +148,7 @@ class _ShardReader:
                     first_row += num_rows
                 judged = dataclasses.replace(shard, lost=tuple(lost))
                 yield from self._rest(parquet, judged, good)
-        except (pa.ArrowException, OSError) as error:
+        except PARQUET_ERRORS as error:
             raise InputError(
                 f"{where}: it cannot be read ({one_line(error)}); expected the Parquet file that "
                 "was planned. Look at the store, and run the same command again."
@@ -158,13 +165,7 @@ class _ShardReader:
                 first_row += rows.num_rows
 
     def _batches(self, parquet: pq.ParquetFile, groups: Sequence[int]) -> Iterator[pa.RecordBatch]:
-        batches = parquet.iter_batches(
-            self.block_rows,
-            row_groups=list(groups),
-            columns=self.columns,
-            use_threads=self.use_threads,
-        )
-        return (rows for rows in batches if rows.num_rows)
+        return batches(parquet, groups, self.columns, self.block_rows, use_threads=self.use_threads)
 
 
 def groups_of(shard: Shard, source: Storage) -> list[Shard]:
@@ -224,7 +225,7 @@ def sample_rows(
                 if too_large := why_too_large(parquet, group, columns, max_group_bytes):
                     raise pa.ArrowInvalid(too_large)
                 sampled.append(_some_rows(parquet, group, columns, per_group, rng))
-        except (pa.ArrowException, OSError) as error:  # who scores it quarantines it
+        except PARQUET_ERRORS as error:  # who scores it quarantines it
             damaged = error
     if not sampled:
         raise InputError(
@@ -247,7 +248,7 @@ def _some_rows(
     chosen = np.sort(rng.choice(promised, min(num_rows, promised), replace=False, shuffle=False))
     taken: list[pa.RecordBatch] = []
     first = 0
-    for rows in parquet.iter_batches(SAMPLED_AT_ONCE, row_groups=[group], columns=list(columns)):
+    for rows in batches(parquet, [group], columns, SAMPLED_AT_ONCE):
         end = first + rows.num_rows
         inside = chosen[(first <= chosen) & (chosen < end)] - first
         taken.append(rows.take(pa.array(inside)))

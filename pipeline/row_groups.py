@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -40,6 +40,27 @@ def max_group_bytes(max_group_gib: float | None, lane_bytes: int) -> int:
 def open_parquet(file: Any) -> pq.ParquetFile:
     """A Parquet file whose pages are checked against their checksums, where they have some."""
     return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+
+
+def batches(
+    parquet: pq.ParquetFile,
+    groups: Sequence[int],
+    columns: Sequence[str],
+    num_rows: int,
+    *,
+    use_threads: bool = False,
+) -> Iterator[pa.RecordBatch]:
+    """Rows of some row groups, at most `num_rows` at a time and never none.
+
+    Text must be UTF-8: damage that no checksum tells would end up in parts, which other programs
+    then cannot read.
+    """
+    for rows in parquet.iter_batches(
+        num_rows, row_groups=list(groups), columns=list(columns), use_threads=use_threads
+    ):
+        if rows.num_rows:
+            rows.validate(full=True)
+            yield rows
 
 
 def why_too_large(
@@ -91,9 +112,7 @@ def why_lost(
 def _what_is_wrong(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> str | None:
     num_rows, promised = 0, parquet.metadata.row_group(group).num_rows
     try:
-        for rows in parquet.iter_batches(
-            TRIAL_ROWS, row_groups=[group], columns=list(columns), use_threads=False
-        ):
+        for rows in batches(parquet, [group], columns, TRIAL_ROWS):
             num_rows += rows.num_rows
     except PARQUET_ERRORS as error:
         return one_line(error)

@@ -22,8 +22,8 @@ MAX_JPEG_SCANS = 100
 """A progressive JPEG of 156 kB with 2,000 scans took 28 s to decode."""
 MAX_SEGMENTS = 1_000
 """Of a JPEG, before its pixels; cameras write some dozens. Others are empty, and millions."""
-MAX_PNG_CHUNKS = 50_000
-"""Enough for 40 megapixels in chunks of 4 KiB."""
+MAX_PNG_CHUNKS = 20_000
+"""Enough for 40 megapixels in chunks of 8 KiB, which is how libpng writes them."""
 JPEG_MARKER, JPEG_SCAN, JPEG_SEQUENTIAL = 0xFF, 0xDA, (0xC0, 0xC1)
 START_OF_SCAN = 0xDAFF
 """Bytes FF DA as a little-endian word."""
@@ -57,7 +57,8 @@ def screen(encoded: npt.NDArray[np.uint8], max_pixels: int) -> Header | Refusal:
     is_png = head == PNG_SIGNATURE
     if not is_png and not head.startswith(JPEG_SIGNATURE):
         return Refusal("format_not_accepted", f"begins with {head!r}; expected JPEG or PNG")
-    if is_png and (wrong := _wrong_chunks(encoded.tobytes())):
+    wrong = _wrong_chunks(encoded.tobytes()) if is_png else _wrong_segments(encoded)
+    if wrong:
         return wrong
     try:
         header = nvimgcodec.CodeStream(encoded)
@@ -90,6 +91,13 @@ def segments(jpeg: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
         if marker == JPEG_SCAN:
             return
         position += 2 + (data[position + 2] << 8 | data[position + 3])
+
+
+def _wrong_segments(jpeg: npt.NDArray[np.uint8]) -> Refusal | None:
+    """None: they are not too many. All else is for the decoder to judge."""
+    if sum(1 for _ in segments(jpeg)) < MAX_SEGMENTS:
+        return None
+    return Refusal("too_many_jpeg_segments", f"at least {MAX_SEGMENTS} before the pixels")
 
 
 def _has_one_scan(jpeg: npt.NDArray[np.uint8]) -> bool:

@@ -178,9 +178,9 @@ def bombs(jpeg: bytes, tiny_png: bytes) -> dict[str, bytes]:
     inside = {
         "length_of_palette": png(7, 7, png_chunk(b"PLTE", b"abc", LIE)),
         "length_of_exif": png(7, 7, png_chunk(b"eXIf", b"MM\0*", LIE)),
-        "profile": png(8, 8, png_chunk(b"iCCP", b"x\0\0" + zeros(200 << 20)), idat),
-        "text": png(8, 8, *[png_chunk(b"zTXt", b"x\0\0" + zeros(50 << 20))] * 4, idat),
-        "many_chunks": png(8, 8, *[png_chunk(b"tEXt", b"a\0b")] * 300_000, idat),
+        "profile": png(8, 8, png_chunk(b"iCCP", b"x\0\0" + zeros(100 << 20)), idat),
+        "text": png(8, 8, *[png_chunk(b"zTXt", b"x\0\0" + zeros(25 << 20))] * 4, idat),
+        "many_chunks": png(8, 8, *[png_chunk(b"tEXt", b"a\0b")] * 100_000, idat),
     }
     pixels = {
         "square_of_bits": black_png(30_000, 30_000),
@@ -189,7 +189,7 @@ def bombs(jpeg: bytes, tiny_png: bytes) -> dict[str, bytes]:
         "deep": black_png(4_000, 4_000, depth=16, colour=6),
         "wide": black_png(39_999_999, 1),
         "tall": black_png(1, 1_000_000),
-        "data_beyond_the_pixels": png(8, 8, png_chunk(b"IDAT", zeros(300 << 20))),
+        "data_beyond_the_pixels": png(8, 8, png_chunk(b"IDAT", zeros(150 << 20))),
         "no_pixels": png(0, 0),
         "most_pixels": png(2**31 - 1, 2**31 - 1, idat),
     }
@@ -206,7 +206,7 @@ def bombs(jpeg: bytes, tiny_png: bytes) -> dict[str, bytes]:
         "exif_loop": jpeg_with(jpeg, exif((0x8769, 4, 1, 8), next_offset=8)),
         "exif_turned": jpeg_with(jpeg, exif((0x0112, 3, 1, 6 << 16))),
         "comment": jpeg[:2] + b"\xff\xfe\xff\xff" * 2_000 + jpeg[2:],
-        "empty_segments": jpeg[:2] + b"\xff\xfe\0\2" * 1_000_000 + jpeg[2:],
+        "empty_segments": jpeg[:2] + b"\xff\xfe\0\2" * 400_000 + jpeg[2:],
         "fill_bytes": jpeg[:2] + b"\xff" * 2_000_000 + jpeg[2:],
     }
     return inside | pixels | jpegs

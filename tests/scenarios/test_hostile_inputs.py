@@ -122,7 +122,10 @@ def hostile_files(real: list[bytes], rng: np.random.Generator) -> Iterator[bytes
     while num_made < NUM_FILES:
         images = [real[index] for index in rng.integers(len(real), size=ROWS_OF_A_MUTANT)]
         ids = [f"file-{num_made:04d}-{row}" for row in range(ROWS_OF_A_MUTANT)]
-        whole = parquet_bytes(table_of(ids, list(images)), ROWS_OF_A_MUTANT // 2)
+        has_checksums = bool(rng.integers(2))
+        whole = parquet_bytes(
+            table_of(ids, list(images)), ROWS_OF_A_MUTANT // 2, write_page_checksum=has_checksums
+        )
         data = mutant_parquet(whole, other, rng)
         if has_other_columns(data):
             continue
@@ -333,6 +336,7 @@ def check_reasons(report: dict[str, Any]) -> None:
         "null",
         "png_chunk_length",
         "too_many_jpeg_scans",
+        "too_many_jpeg_segments",
         "too_many_pixels",
         "too_many_png_chunks",
     ):
