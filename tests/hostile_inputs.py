@@ -130,7 +130,7 @@ def png(
 
 def zeros(num_bytes: int) -> bytes:
     """Deflated: a thousandth of them."""
-    packer, pieces = zlib.compressobj(9), []
+    packer, pieces = zlib.compressobj(6), []
     for start in range(0, num_bytes, 1 << 20):
         pieces.append(packer.compress(bytes(min(1 << 20, num_bytes - start))))
     return b"".join((*pieces, packer.flush()))
@@ -178,18 +178,18 @@ def bombs(jpeg: bytes, tiny_png: bytes) -> dict[str, bytes]:
     inside = {
         "length_of_palette": png(7, 7, png_chunk(b"PLTE", b"abc", LIE)),
         "length_of_exif": png(7, 7, png_chunk(b"eXIf", b"MM\0*", LIE)),
-        "profile": png(8, 8, png_chunk(b"iCCP", b"x\0\0" + zeros(100 << 20)), idat),
+        "profile": png(8, 8, png_chunk(b"iCCP", b"x\0\0" + zeros(50 << 20)), idat),
         "text": png(8, 8, *[png_chunk(b"zTXt", b"x\0\0" + zeros(25 << 20))] * 4, idat),
         "many_chunks": png(8, 8, *[png_chunk(b"tEXt", b"a\0b")] * 100_000, idat),
     }
     pixels = {
-        "square_of_bits": black_png(30_000, 30_000),
+        "square_of_bits": png(30_000, 30_000, idat, depth=1, colour=0),
         "square_of_bits_below_the_cap": black_png(6_300, 6_300),
         "interlaced": black_png(6_000, 6_000, interlaced=1),
-        "deep": black_png(4_000, 4_000, depth=16, colour=6),
+        "deep": black_png(2_000, 2_000, depth=16, colour=6),
         "wide": black_png(39_999_999, 1),
         "tall": black_png(1, 1_000_000),
-        "data_beyond_the_pixels": png(8, 8, png_chunk(b"IDAT", zeros(150 << 20))),
+        "data_beyond_the_pixels": png(8, 8, png_chunk(b"IDAT", zeros(60 << 20))),
         "no_pixels": png(0, 0),
         "most_pixels": png(2**31 - 1, 2**31 - 1, idat),
     }

@@ -191,7 +191,8 @@ def job(tmp_path: Path) -> Path:
             },
             "output": {"uri": str(tmp_path / "scores")},
             "limits": {"max_quarantined": 1, "max_group_gib": 0.25},
-            "lanes": {"shard_rows": 350, "memory_gib": 1.5},
+            # Nothing here hangs; a machine with other work may only be slow.
+            "lanes": {"shard_rows": 350, "memory_gib": 1.5, "hang_s": 10},
             "cost": {"instance": "c6i.large"},
         },
     )
