@@ -122,7 +122,7 @@ def _column(values: Array) -> pa.Array:
 
 def _quarantine_entries(shard: Shard, blocks: Sequence[ScoredBlock]) -> list[dict[str, Any]]:
     """By row; a range of lost rows is one entry, however many rows its footer promises."""
-    entries = [
+    entries: list[dict[str, Any]] = [
         {
             "row": lost.first_row,
             "num_rows": lost.num_rows,

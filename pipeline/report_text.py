@@ -73,8 +73,10 @@ def render_markdown(report: RunReport) -> str:
                 _md_table(("file", "row", "reason", "message"), tables.sample_rows(report))
             )
     if report.unreadable_files:
-        heads = ("file", "bytes", "rows", "message")
-        blocks += ["## Unreadable files", _md_table(heads, tables.unreadable_rows(report))]
+        blocks += [
+            "## Unreadable files",
+            _md_table(("file", "bytes", "rows", "message"), tables.unreadable_rows(report)),
+        ]
     blocks += ["## This run", _md_table(("", ""), _places(report))]
     return "\n\n".join(blocks) + "\n"
 

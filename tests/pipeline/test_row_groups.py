@@ -156,7 +156,7 @@ def test_passthrough_columns_can_be_bombs_too(job: Job) -> None:
         update={"input": job.input.model_copy(update={"passthrough": ("user_id", "note")})}
     )
     folder = Path(job.input.uri, f"dt={DATE}")
-    for name in "abd":
+    for name in ("a", "b", "d"):
         (folder / f"{name}.parquet").unlink()
     plan = a_plan(bold)
     tools = scoring_tools(bold, plan, SumRunner(), max_group_bytes=32 << 20)
