@@ -117,7 +117,7 @@ def verify(job: JobPath, date: Date, json: Json = False, set: Set = None) -> Non
         said = (
             f" {verdict['rows']:,} rows = {verdict['scored']:,} scored + "
             f"{verdict['quarantined']:,} quarantined, {verdict['parts']:,} parts, "
-            f"run {verdict['run_id']}"
+            f"{verdict['unreadable_files']:,} unreadable files, run {verdict['run_id']}"
         )
         console.print(Text.assemble(("verified", "bold green"), said))
 

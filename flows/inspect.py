@@ -42,6 +42,7 @@ def plan_facts(job: Job, date: str) -> Facts:
         "run_id": run_id,
         "files": len(plan.files),
         "input_bytes": sum(file.num_bytes for file in plan.files),
+        "unreadable_files": [asdict(file) for file in plan.unreadable],
         "rows": plan.num_rows,
         "shards": len(plan.shards),
         "shards_done": len(done),
@@ -69,6 +70,8 @@ def render_plan(facts: Facts) -> RenderableType:
     table.add_row(
         "input", f"{facts['rows']:,} rows, {facts['files']:,} files, {facts['input_bytes']:,} bytes"
     )
+    for file in facts["unreadable_files"]:
+        table.add_row("unreadable", Text(f"{file['path']}: {file['message']}"))
     sizes = f"{facts['smallest_shard_rows']:,} to {facts['largest_shard_rows']:,} rows each"
     table.add_row("shards", f"{facts['shards']:,} ({sizes}), {facts['shards_done']:,} done")
     if facts["engine"]:

@@ -44,6 +44,11 @@ class Block:
     poison: Mapping[int, BadRow] = field(default_factory=dict)
     """Position in the block -> why it is not tried; its columns for the decoder are null."""
 
+    @property
+    def is_last(self) -> bool:
+        """Whether no row comes after it that is not lost."""
+        return self.first_row + int(self.rows.num_rows) >= self.shard.end_row
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodedBlock:
@@ -75,6 +80,11 @@ class ScoredBlock:
     @property
     def num_rows(self) -> int:
         return int(self.passthrough.num_rows)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no row comes after it that is not lost."""
+        return self.first_row + self.num_rows >= self.shard.end_row
 
 
 class Decoder(Protocol):

@@ -172,6 +172,9 @@ class LimitsSection(Section):
     """Population stability index of a night's scores against those of the last seven nights of the
     same model, besides what chance explains. Above 0.25 is a major shift by the usual reading
     (Siddiqi, Credit Risk Scorecards, 2006). Null: only reported."""
+    max_group_gib: Annotated[float, Field(gt=0)] | None = None
+    """Row groups whose columns, those of the job, promise more than this are quarantined unread;
+    null: half of a lane's memory, and at most 4."""
 
 
 class GpuDecodeSection(Section):

@@ -30,7 +30,9 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.lane_child import make_decoder
 from pipeline.plan import Plan
 from pipeline.read import sample_rows
+from pipeline.row_groups import max_group_bytes
 from pipeline.storage import Storage, open_storage
+from pipeline.watchdog import memory_share
 
 Say = Callable[[str], None]
 
@@ -152,7 +154,9 @@ def decoded_sample(
     decoder = make_decoder(job, plan.feature_columns, plan.num_features, num_threads)
     label = job.engine.gate.label
     columns = (*decoder.columns, *([label] if label else []))
-    table = sample_rows(plan, source, tuple(dict.fromkeys(columns)), num_rows, seed)
+    most_bytes = max_group_bytes(job.limits.max_group_gib, memory_share(job.lanes.count))
+    columns = tuple(dict.fromkeys(columns))
+    table = sample_rows(plan, source, columns, num_rows, seed, most_bytes)
     good: list[Array] = []
     labels: list[Array] = []
     with decoder:

@@ -10,6 +10,7 @@ from pipeline.config import Job
 from pipeline.cost import cost_of
 from pipeline.engine_facts import engine_facts
 from pipeline.errors import StorageError
+from pipeline.footers import check_pin
 from pipeline.guards import Findings, check_before_publication
 from pipeline.interruptions import earlier_attempts, note_end
 from pipeline.lane import NO_TIME, Lane, add_times
@@ -17,8 +18,8 @@ from pipeline.ledger import CommitRecord, utc_now
 from pipeline.limit import limit_of, sum_of_ceilings
 from pipeline.publish import check_complete, count_reasons, draft_of, publish, write_reports
 from pipeline.quarantine import read_samples
-from pipeline.read import UNREADABLE
 from pipeline.report import DeviceUse, Phases, Price, RunReport, StageTimes, report_from_dict
+from pipeline.row_groups import DAMAGES
 from pipeline.run import PreparedRun
 from pipeline.storage import MANIFEST, Storage, open_storage
 from pipeline.telemetry import joules_per_1000
@@ -40,9 +41,12 @@ def finish_run(
     Raises:
         GuardError: A limit of the job was exceeded; nothing was published.
         VerifyError: The ledger does not account for every row.
+        InputChangedError: A file that could not be read has been written again.
     """
     run.clock.scored = time.monotonic()
-    output = open_storage(run.job.output.uri)
+    source, output = open_storage(run.job.input.uri), open_storage(run.job.output.uri)
+    for file in run.plan.unreadable:
+        check_pin(file, source)  # perhaps it was only being written when the run was planned
     records = run.ledger.sound_records()
     check_complete(run.plan, records)
     findings = check_before_publication(run, records, count_reasons(records))
@@ -152,7 +156,8 @@ def _make_report(
         joules_per_1000_rows=joules_per_1000(uses, stages.get("write", NO_TIME).items),
         settings=settings_of(job).given(),
         num_lanes=len(lanes),
-        degraded=UNREADABLE in count_reasons(records),
+        degraded=bool(plan.unreadable or DAMAGES & count_reasons(records).keys()),
+        unreadable_files=plan.unreadable,
         drift=findings.drift,
         distribution=findings.distribution,
         accepted=run.guards.accepted,

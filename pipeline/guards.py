@@ -14,6 +14,7 @@ from pipeline.drift_sample import CommittedParts, DriftSampler, Sampled
 from pipeline.errors import GuardError, known_guards
 from pipeline.last_nights import compare_with, last_nights, scores_of_night
 from pipeline.ledger import CommitRecord
+from pipeline.plan import Plan
 from pipeline.report import Drift, ScoreDistribution
 from pipeline.report_words import usd
 from pipeline.storage import open_storage
@@ -24,6 +25,29 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-9
 """Of a share of rows: 0.29 * 100 is less than 29."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LostFiles:
+    """Input files that cannot be read."""
+
+    num_files: int
+    num_rows: int
+    """Estimated: nobody has counted them."""
+
+    def __str__(self) -> str:
+        if not self.num_files:
+            return ""
+        what = "file that cannot" if self.num_files == 1 else "files that cannot"
+        return f", with about {self.num_rows:,} in {self.num_files:,} {what} be read,"
+
+
+NO_FILES = LostFiles(num_files=0, num_rows=0)
+
+
+def lost_files(plan: Plan) -> LostFiles:
+    """The files of a plan that cannot be read."""
+    return LostFiles(num_files=len(plan.unreadable), num_rows=plan.num_unreadable_rows)
 
 
 class Guards:
@@ -71,15 +95,24 @@ class Guards:
                 "Nothing was scored; wait for the rest",
             )
 
-    def check_quarantine(self, job: Job, num_rows: int, reasons: Mapping[str, int]) -> None:
-        """Whether few enough of a date's `num_rows` rows are in quarantine, by reason."""
+    def check_quarantine(
+        self, job: Job, num_rows: int, reasons: Mapping[str, int], lost: LostFiles = NO_FILES
+    ) -> None:
+        """Whether few enough of a date's `num_rows` rows are in quarantine, by reason.
+
+        Rows of files that cannot be read count as quarantined, as many as their bytes make likely.
+        """
         limits, num_bad = job.limits, sum(reasons.values())
-        allowed = max(limits.probation_rows, int(limits.max_quarantined * num_rows + ROUNDING))
-        if num_bad > allowed:
-            worst = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+        share = (num_bad + lost.num_rows) / (num_rows + lost.num_rows)
+        allowed = max(
+            limits.probation_rows,
+            int(limits.max_quarantined * (num_rows + lost.num_rows) + ROUNDING),
+        )
+        if num_bad + lost.num_rows > allowed:
+            worst = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none"
             self.stop(
                 "quarantine",
-                f"{num_bad:,} of {num_rows:,} rows ({num_bad / num_rows:.2%}) are in quarantine "
+                f"{num_bad:,} of {num_rows:,} rows{lost} ({share:.2%}) are in quarantine "
                 f"({worst}); expected at most {allowed:,} (limits.max_quarantined "
                 f"{limits.max_quarantined:.2%}, limits.probation_rows {limits.probation_rows:,}).",
                 "Nothing was published, and what is scored is kept; look at the input, or raise a "
@@ -137,6 +170,7 @@ class NightWatch:
         num_rows: Of the date.
         done: Records of earlier attempts.
         spent_usd: What the run has cost until now.
+        lost: Files that cannot be read.
     """
 
     def __init__(
@@ -146,10 +180,12 @@ class NightWatch:
         num_rows: int,
         done: Iterable[CommitRecord],
         spent_usd: Callable[[], float],
+        lost: LostFiles = NO_FILES,
     ) -> None:
         self._guards = guards
         self._job = job
         self._num_rows = self._num_left = num_rows
+        self._lost = lost
         self._spent_usd = spent_usd
         self._reasons: Counter[str] = Counter()
         self._lock = Lock()
@@ -170,7 +206,7 @@ class NightWatch:
         """GuardError when a limit is passed."""
         with self._lock:
             reasons = dict(self._reasons.most_common())
-        self._guards.check_quarantine(self._job, self._num_rows, reasons)
+        self._guards.check_quarantine(self._job, self._num_rows, reasons, self._lost)
         self._guards.check_budget(self._job, self._spent_usd(), self._num_left)
 
 
@@ -191,7 +227,7 @@ def check_before_publication(
         GuardError: One of them is not content.
         VerifyError: A part is not what was committed.
     """
-    run.guards.check_quarantine(run.job, run.plan.num_rows, reasons)
+    run.guards.check_quarantine(run.job, run.plan.num_rows, reasons, lost_files(run.plan))
     distribution = _distribution(run, records)
     if distribution is not None:
         run.guards.check_scores(run.job, distribution)

@@ -283,7 +283,12 @@ class Lane:
         """What the dead process was at, of shards that are not committed."""
         marks, pending = self._marks.in_work(), self._pending
         return [
-            Suspect(shard=pending[mark.shard][0], first_row=mark.first_row, num_rows=mark.num_rows)
+            Suspect(
+                shard=pending[mark.shard][0],
+                first_row=mark.first_row,
+                num_rows=mark.num_rows,
+                is_read=mark.is_read,
+            )
             for mark in marks
             if mark.shard in pending
         ]

@@ -28,6 +28,7 @@ from pipeline.lane_messages import (
 from pipeline.ledger import CommitRecord, Ledger
 from pipeline.plan import Shard
 from pipeline.poison import try_suspects
+from pipeline.row_groups import max_group_bytes
 from pipeline.score_shards import (
     ScoringTools,
     ShardScoring,
@@ -167,6 +168,7 @@ def _score(setup: LaneSetup, inbox: Inbox, send: SendMessage, marks: WorkMarks) 
             core_threads=_core_threads(setup),
             marks=marks,
             poison=setup.poison,
+            max_group_bytes=max_group_bytes(job.limits.max_group_gib, setup.limits.max_rss_bytes),
         )
         for row in setup.poison:
             tools.ledger.note_poison(row)  # before anything is tried again: a resume must know

@@ -22,6 +22,8 @@ class Suspect:
     first_row: int
     """Within the shard."""
     num_rows: int
+    is_read: bool = False
+    """Whether it was reading the shard that they are of: then each row group is tried alone."""
 
     def halves(self) -> tuple[Suspect, Suspect]:
         """The first half and the rest."""
@@ -44,6 +46,8 @@ class PoisonRow:
     """`crashed`, `hung` or `out_of_memory`."""
     message: str
     """What was seen of it."""
+    group_rows: int | None = None
+    """Rows of the row group that begins there, if to read it does the harm; None: to score it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,6 +46,7 @@ class StoredFile:
     num_bytes: int
     sha256: str
     num_rows: int
+    """Of the input that it accounts for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -284,7 +285,8 @@ class Ledger:
 
     def note_poison(self, row: PoisonRow) -> None:
         """Write down that a row must not be tried again, in this attempt and in all others."""
-        path = f"{self.folder}/poison/{row.shard:05d}-{row.row:08d}.json"
+        kind = "" if row.group_rows is None else "-group"
+        path = f"{self.folder}/poison/{row.shard:05d}-{row.row:08d}{kind}.json"
         self._output.create(path, json.dumps(asdict(row), indent=1).encode())
 
     def poison(self) -> tuple[PoisonRow, ...]:

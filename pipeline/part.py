@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.blocks import Array, BadRow, ScoredBlock
+from pipeline.blocks import Array, ScoredBlock
 from pipeline.distribution import count_scores, stride_for
 from pipeline.plan import Shard
 
@@ -19,13 +20,16 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("file", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
+        pa.field("num_rows", pa.int64(), nullable=False),
         pa.field("stage", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
     ]
 )
-"""Fixed, so that a night without messages reads like any other. `row` counts within `file`."""
+"""Fixed, so that a night without messages reads like any other. `row` counts within `file`.
+
+One row of it is one of the input, or the first of `num_rows` that cannot be read."""
 
 DELTAS = "DELTA_BINARY_PACKED"
 """Parquet's encoding of integers by their differences; all readers know it (Spark since 3.3)."""
@@ -59,16 +63,22 @@ class ShardParts:
 
 
 def build_parts(shard: Shard, blocks: Sequence[ScoredBlock], layout: OutputLayout) -> ShardParts:
-    """Turn all blocks of a shard into its part and its quarantine part, in memory."""
-    tables = [_scored_rows(block, layout) for block in blocks]
-    bad = {block.first_row + slot: row for block in blocks for slot, row in block.bad_rows.items()}
-    scored = pa.Table.from_batches(tables)
+    """Turn all blocks of a shard into its part and its quarantine part, in memory.
+
+    `shard` is that of the blocks: it knows which of its rows are lost.
+    """
+    scored = pa.Table.from_batches([_scored_rows(block, layout) for block in blocks])
+    entries = _quarantine_entries(shard, blocks)
+    reasons: Counter[str] = Counter()
+    for entry in entries:
+        reasons[entry["reason"]] += entry["num_rows"]
+    quarantine = pa.Table.from_pylist(entries, schema=QUARANTINE_SCHEMA)
     return ShardParts(
         part=_to_parquet(scored, layout),
-        quarantine=_to_parquet(_quarantined_rows(shard, bad), layout) if bad else None,
+        quarantine=_to_parquet(quarantine, layout) if entries else None,
         num_scored=scored.num_rows,
-        num_quarantined=len(bad),
-        reasons=dict(Counter(row.reason for row in bad.values())),
+        num_quarantined=reasons.total(),
+        reasons=dict(reasons),
         scores=_count_scores(blocks),
     )
 
@@ -135,20 +145,36 @@ def _column(values: Array) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(_arrow(values.reshape(-1)), values.shape[1])
 
 
-def _quarantined_rows(shard: Shard, bad: Mapping[int, BadRow]) -> pa.Table:
-    rows = [
+def _quarantine_entries(shard: Shard, blocks: Sequence[ScoredBlock]) -> list[dict[str, Any]]:
+    """By row; a range of lost rows is one entry, however many rows its footer promises."""
+    entries: list[dict[str, Any]] = [
         {
-            "file": shard.file.path,
-            "shard": shard.index,
-            "row": shard.first_row + position,
-            "stage": row.stage,
-            "reason": row.reason,
-            "message": row.message,
-            "sha256": row.sha256,
+            "row": lost.first_row,
+            "num_rows": lost.num_rows,
+            "stage": "read",
+            "reason": lost.reason,
+            "message": lost.message,
+            "sha256": "",
         }
-        for position, row in sorted(bad.items())
+        for lost in shard.lost
     ]
-    return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
+    if shard.end_row > 0:  # else the only row of the only block is none of the shard
+        entries += [
+            {
+                "row": block.first_row + slot,
+                "num_rows": 1,
+                "stage": bad.stage,
+                "reason": bad.reason,
+                "message": bad.message,
+                "sha256": bad.sha256,
+            }
+            for block in blocks
+            for slot, bad in block.bad_rows.items()
+        ]
+    for entry in entries:
+        entry |= {"file": shard.file.path, "shard": shard.index}
+        entry["row"] += shard.first_row
+    return sorted(entries, key=lambda entry: entry["row"])
 
 
 def _to_parquet(table: pa.Table, layout: OutputLayout) -> bytes:

@@ -8,35 +8,29 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.config import Job
-from pipeline.errors import ConfigError, InputError, one_line
-from pipeline.storage import FileInfo, Storage
-from pipeline.store_errors import named
-
-FOOTER_GUESS_BYTES = 1 << 16
-"""Read at once from a file's end; most footers fit, so that one request is enough."""
-PARQUET_MAGIC = b"PAR1"
-NUM_FOOTER_READERS = 16
+from pipeline.errors import ConfigError, InputError
+from pipeline.footers import Footer, PinnedFile, read_footers
+from pipeline.report import UnreadableFile
+from pipeline.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PinnedFile:
-    """One input file as it was when the run was planned (R2)."""
+class LostRows:
+    """Consecutive rows that are not read: their row group is damaged, or too large."""
 
-    path: str
-    """Relative to the input's root."""
-    num_bytes: int
-    version: str
-    """ETag, or modification time in ns."""
-    footer_sha256: str
+    first_row: int
+    """Within the shard."""
     num_rows: int
+    """As the footer promises: nobody has counted them."""
+    reason: str
+    """Short code, for counting."""
+    message: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +44,23 @@ class Shard:
     first_row: int
     """Index within the file of the shard's first row."""
     num_rows: int
+    lost: tuple[LostRows, ...] = ()
+    """In row order; found when the shard is read, or before. A plan knows of none."""
 
     @property
     def name(self) -> str:
         """`00017`: sorts like the index."""
         return f"{self.index:05d}"
+
+    @property
+    def end_row(self) -> int:
+        """Within the shard: where the rows end that are not lost."""
+        end = self.num_rows
+        for lost in reversed(self.lost):
+            if lost.first_row + lost.num_rows < end:
+                break
+            end = lost.first_row
+        return end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,11 +76,20 @@ class Plan:
     """Expanded from the globs of the job; empty for images."""
     num_features: int
     """Width of the engine's input: columns, or the length of the fixed-size list."""
+    unreadable: tuple[UnreadableFile, ...] = ()
+    """Files of the date that are no Parquet; their rows are in no shard and in no sum."""
 
     @property
     def input_fingerprint(self) -> str:
         """sha256 over the pinned files: equal only for equal input."""
-        return _digest([asdict(file) for file in self.files])
+        unreadable = [[file.path, file.num_bytes, file.version] for file in self.unreadable]
+        return _digest([*(asdict(file) for file in self.files), *unreadable])
+
+    @property
+    def num_unreadable_rows(self) -> int:
+        """How many rows unreadable files would have if theirs took as many bytes as all others."""
+        num_bytes = sum(file.num_bytes for file in self.files)
+        return round(sum(file.num_bytes for file in self.unreadable) * self.num_rows / num_bytes)
 
 
 def partition_of(job: Job, date: str) -> str:
@@ -86,7 +101,7 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
     """Find the date's files, pin them, check their columns and cut them into shards.
 
     Raises:
-        InputError: No rows for the date, or a file that is not Parquet.
+        InputError: No rows for the date, or no file that is Parquet.
         ConfigError: A column of the job that the files do not have, or of the wrong type.
     """
     folder = partition_of(job, date)
@@ -97,38 +112,30 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
             f"{where}: no *.parquet files for {date}; expected the rows of that date. "
             "Check the date, `input.uri` and `input.partition`."
         )
-    _, schema = _read_footer(source, infos[0])
-    columns = _feature_columns(job, schema, f"{source.uri}/{infos[0].path}")
-    num_features = _num_features(schema, columns)
-
-    def read(info: FileInfo) -> _Footer:
-        footer, found = _read_footer(source, info)
-        where = f"{source.uri}/{info.path}"
-        _check_columns(job, columns, found, where)
-        if _num_features(found, columns) != num_features:
-            raise ConfigError(
-                f"{where}: {_num_features(found, columns)} features; expected {num_features}, as "
-                f"in {infos[0].path}. Write the file again."
-            )
-        return footer
-
-    with ThreadPoolExecutor(NUM_FOOTER_READERS) as pool:
-        footers = list(pool.map(read, infos))
-    files = tuple(footer.file for footer in footers)
-    num_rows = sum(file.num_rows for file in files)
+    found = read_footers(source, infos)
+    footers = [file for file in found if isinstance(file, Footer)]
+    unreadable = tuple(file for file in found if isinstance(file, UnreadableFile))
+    if not footers:
+        raise InputError(
+            f"{source.uri}/{unreadable[0].path}: {unreadable[0].message}; expected a Parquet file, "
+            f"and none of {len(unreadable)} can be read. Write them again."
+        )
+    columns, num_features = _columns_of(job, footers, source.uri)
+    num_rows = sum(footer.file.num_rows for footer in footers)
     if num_rows == 0:
-        raise InputError(f"{where}: 0 rows in {len(files)} files; expected rows to score.")
+        raise InputError(f"{where}: 0 rows in {len(footers)} files; expected rows to score.")
     shards: list[Shard] = []
     for footer in footers:
         shards += _cut(footer, job.shard_rows, first_index=len(shards))
     return Plan(
         job=job.name,
         date=date,
-        files=files,
+        files=tuple(footer.file for footer in footers),
         shards=tuple(shards),
         num_rows=num_rows,
         feature_columns=columns,
         num_features=num_features,
+        unreadable=unreadable,
     )
 
 
@@ -179,53 +186,39 @@ def _is_data(path: str) -> bool:
     return path.endswith((".parquet", ".parq", ".pq")) and not hidden
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Footer:
-    """What the plan keeps of a file's footer: its column chunks are a thousand times as much."""
+def _columns_of(job: Job, footers: Sequence[Footer], root: str) -> tuple[tuple[str, ...], int]:
+    """Feature columns and the width of the engine's input, in which all files must agree.
 
-    file: PinnedFile
-    group_rows: tuple[int, ...]
-
-
-def _read_footer(source: Storage, info: FileInfo) -> tuple[_Footer, pa.Schema]:
-    where = f"{source.uri}/{info.path}"
-    with named(where), source.open(info.path) as file:
-        footer = _footer_bytes(file, info.num_bytes, FOOTER_GUESS_BYTES, where)
-    try:
-        # The metadata are at the end: a footer alone, between magic bytes, parses as a file.
-        # Its `schema` would make a cycle with the metadata, and so keep megabytes for a while.
-        with pq.ParquetFile(pa.BufferReader(PARQUET_MAGIC + footer)) as parquet:
-            metadata, schema = parquet.metadata, parquet.schema_arrow
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{where}: damaged Parquet footer ({one_line(error)}); expected a Parquet file."
-        ) from None
-    pinned = PinnedFile(
-        path=info.path,
-        num_bytes=info.num_bytes,
-        version=info.version,
-        footer_sha256=hashlib.sha256(footer).hexdigest(),
-        num_rows=metadata.num_rows,
+    Raises:
+        ConfigError: No file fits the job, or some files do not: the message says which it is.
+    """
+    alike: dict[int, list[Footer]] = {}
+    for footer in footers:
+        alike.setdefault(id(footer.schema), []).append(footer)
+    fitting: tuple[tuple[str, ...], int] | None = None
+    wrong: list[Footer] = []
+    error: ConfigError | None = None
+    for files in alike.values():
+        schema, where = files[0].schema, f"{root}/{files[0].file.path}"
+        try:
+            columns = fitting[0] if fitting else _feature_columns(job, schema, where)
+            _check_columns(job, columns, schema, where)
+            width = _num_features(schema, columns)
+            if fitting and width != fitting[1]:
+                raise ConfigError(f"{where}: {width} features; expected {fitting[1]}.")
+        except ConfigError as found:
+            wrong, error = wrong + files, error or found
+        else:
+            fitting = columns, width
+    if error is None and fitting is not None:
+        return fitting
+    if fitting is None:
+        raise error or AssertionError("a plan without files")
+    num_wrong = len(wrong)
+    raise ConfigError(
+        f"{error} {num_wrong} of {len(footers)} files {'is' if num_wrong == 1 else 'are'} like "
+        "this, the others fit the job: write the file again."
     )
-    sizes = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-    return _Footer(file=pinned, group_rows=sizes), schema
-
-
-def _footer_bytes(file: Any, num_bytes: int, guess_bytes: int, where: str) -> bytes:
-    tail_bytes = min(num_bytes, guess_bytes)
-    file.seek(num_bytes - tail_bytes)
-    tail: bytes = file.read(tail_bytes)
-    if len(tail) < 12 or tail[-4:] != PARQUET_MAGIC:
-        raise InputError(
-            f"{where}: no Parquet magic bytes at its end; expected a Parquet file. "
-            "Remove it from the dataset or write it again."
-        )
-    footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
-    if footer_bytes > num_bytes:
-        raise InputError(f"{where}: the footer is longer than the file; expected a Parquet file.")
-    if footer_bytes > tail_bytes:
-        return _footer_bytes(file, num_bytes, footer_bytes, where)
-    return tail[-footer_bytes:]
 
 
 def _feature_columns(job: Job, schema: pa.Schema, where: str) -> tuple[str, ...]:
@@ -245,13 +238,15 @@ def _check_columns(job: Job, features: tuple[str, ...], schema: pa.Schema, where
     wanted = [(name, "input.passthrough") for name in job.input.passthrough]
     wanted += [(label, "engine.gate.label")] if label else []
     wanted += [(name, "input.features.columns") for name in features]
+    wanted += [(job.input.images.column, "input.images.column")] if job.input.images else []
+    names = schema.names
     for name, key in wanted:
-        if name not in schema.names:
+        if name not in names:
             raise _missing_column(name, schema, where, key)
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: column `{name}` twice; expected each name once.")
     if job.input.images:
         name = job.input.images.column
-        if name not in schema.names:
-            raise _missing_column(name, schema, where, "input.images.column")
         kind = schema.field(name).type
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
             raise ConfigError(
@@ -282,7 +277,7 @@ def _num_features(schema: pa.Schema, columns: tuple[str, ...]) -> int:
     return len(columns)
 
 
-def _cut(footer: _Footer, target_rows: int, *, first_index: int) -> list[Shard]:
+def _cut(footer: Footer, target_rows: int, *, first_index: int) -> list[Shard]:
     """Cut a file into shards of about `target_rows`, as equal as its row groups allow."""
     file, sizes = footer.file, footer.group_rows
     num_shards = max(1, round(sum(sizes) / target_rows))

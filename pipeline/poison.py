@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 
 from pipeline.blocks import BadRow, Block
 from pipeline.lane_messages import PoisonRow, Suspect
-from pipeline.plan import Shard
-from pipeline.read import read_blocks
+from pipeline.plan import LostRows, Shard
+from pipeline.read import groups_of
+from pipeline.row_groups import UNREADABLE
 
 if TYPE_CHECKING:
     from pipeline.score_shards import ScoringTools
@@ -31,6 +32,8 @@ def keep_poison_out(
     """Blocks whose poison rows are null in the decoder's columns, and noted in `Block.poison`."""
     by_shard: dict[int, dict[int, PoisonRow]] = {}
     for row in poison:
+        if row.group_rows is not None:  # of such a group there is no block
+            continue
         by_shard.setdefault(row.shard, {})[row.row] = row
     for block in blocks:
         found = {}
@@ -95,7 +98,12 @@ def try_suspects(
         on_cleared: Is told after each one that this process survives.
     """
     columns, is_warm = tools.decoder.columns, False
-    for shard, of_shard in groupby(suspects, key=lambda suspect: suspect.shard):
+    for suspect in suspects:  # those that were being read come first
+        if suspect.is_read:
+            _try_reading(suspect.shard, tools)
+            on_cleared()
+    in_blocks = [suspect for suspect in suspects if not suspect.is_read]
+    for shard, of_shard in groupby(in_blocks, key=lambda suspect: suspect.shard):
         for suspect, block in _rows_of(shard, list(of_shard), tools):
             if not is_warm:
                 everything = np.ones(block.rows.num_rows, bool)
@@ -109,12 +117,38 @@ def try_suspects(
             on_cleared()
 
 
+def lost_to_reading(shard: Shard, poison: Sequence[PoisonRow]) -> tuple[LostRows, ...]:
+    """Rows of a shard that are not read because reading them has ended a process."""
+    return tuple(
+        LostRows(
+            first_row=row.row,
+            num_rows=row.group_rows,
+            reason=UNREADABLE,
+            message=f"reading it ends the process: {row.reason}, {row.message}",
+        )
+        for row in sorted(poison, key=lambda row: row.row)
+        if row.shard == shard.index and row.group_rows is not None
+    )
+
+
+def _try_reading(shard: Shard, tools: ScoringTools) -> None:
+    """Read each row group of a shard alone, except those that are known to do harm."""
+    known = {lost.first_row for lost in lost_to_reading(shard, tools.poison)}
+    for group in groups_of(shard, tools.source):
+        first_row = group.first_row - shard.first_row
+        if first_row not in known:
+            where = shard.index, first_row
+            tools.marks.begin(*where, group.num_rows, is_trial=True, is_read=True)
+            deque(tools.read_unmarked([group]), maxlen=0)
+            tools.marks.end(*where, is_read=True)
+
+
 def _rows_of(
     shard: Shard, suspects: Sequence[Suspect], tools: ScoringTools
 ) -> Iterator[tuple[Suspect, Block]]:
     """The rows of each suspect as a block; a block that was in work is one that was read."""
     wanted = deque(sorted(suspects, key=lambda suspect: suspect.first_row))
-    for block in read_blocks([shard], tools.source, tools.columns, tools.decoder.block_rows):
+    for block in tools.read([shard]):
         assert block is not None
         end = block.first_row + block.rows.num_rows
         while wanted and wanted[0].first_row < end:

@@ -103,7 +103,11 @@ def draft_of(
         "rows": report.rows,
         "scored": report.scored,
         "quarantined": report.quarantined,
-        "input": {"uri": job.input.uri, "files": [asdict(file) for file in plan.files]},
+        "input": {
+            "uri": job.input.uri,
+            "files": [asdict(file) for file in plan.files],
+            "unreadable": [asdict(file) for file in plan.unreadable],
+        },
         "passthrough": list(job.input.passthrough),
         "parts": [_manifest_entry(records[shard.index]) for shard in plan.shards],
         "report": report.to_dict(),

@@ -18,7 +18,7 @@ from pipeline.storage import Storage
 log = logging.getLogger(__name__)
 
 SAMPLES_PER_REASON = 2
-COLUMNS = ["file", "row", "reason", "message"]
+SHOWN = ["file", "row", "reason", "message", "num_rows"]
 BY_PLACE = [("file", "ascending"), ("row", "ascending")]
 MAX_PARTS_READ = 64
 """A night with thousands of bad shards needs no thousand downloads for a few examples."""
@@ -45,7 +45,7 @@ def read_samples(
 def _read(path: str, data: bytes) -> pa.Table:
     """Rows of a quarantine part; none of a damaged one, for which no report should fail."""
     try:
-        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).select(COLUMNS)
+        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).select(SHOWN)
     except (pa.ArrowException, OSError, KeyError) as error:
         log.warning("%s: %s; the report gives no examples of its rows.", path, one_line(error))
-        return QUARANTINE_SCHEMA.empty_table().select(COLUMNS)
+        return QUARANTINE_SCHEMA.empty_table().select(SHOWN)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+import dataclasses
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.blocks import BadRow, Block
-from pipeline.errors import InputChangedError, InputError, one_line
-from pipeline.plan import Plan, Shard
+from pipeline.errors import InputError, one_line
+from pipeline.footers import check_pin
+from pipeline.plan import LostRows, Plan, Shard
+from pipeline.row_groups import (
+    MAX_GROUP_BYTES,
+    PARQUET_ERRORS,
+    batches,
+    open_parquet,
+    why_lost,
+    why_too_large,
+)
 from pipeline.storage import Storage
 from pipeline.store_errors import named
 
-UNREADABLE = "row_group_unreadable"
+STAGE = "read"
+MAX_SAMPLED_GROUPS = 32
+"""Row groups that a sample reads: a whole group is read for a few of its rows."""
+SAMPLED_AT_ONCE = 1 << 10
+"""Rows in memory of which a sample takes some."""
 
 
 def read_blocks(
@@ -24,6 +39,7 @@ def read_blocks(
     columns: Sequence[str],
     block_rows: int,
     *,
+    max_group_bytes: int = MAX_GROUP_BYTES,
     use_threads: bool = True,
 ) -> Iterator[Block | None]:
     """Blocks of at most `block_rows` rows, shard after shard, in row order.
@@ -31,119 +47,167 @@ def read_blocks(
     None among the shards says that there is none for now; it is passed on, so that the stages
     behind finish what they hold instead of waiting for more.
 
+    A row group that is damaged, or too large, costs its rows: none of them is in a block, and the
+    blocks' shard says so (`Shard.lost`). It is noticed while the shard is read, which then begins
+    anew with another `Shard`: pyarrow may have delivered wrong rows before. A shard that is lost
+    as a whole travels as one row without content, for the columns of its part.
+
     Args:
         shards: What is read.
         source: Where from.
         columns: Columns of the rows.
         block_rows: Most rows of a block.
+        max_group_bytes: Row groups that promise more are not read.
         use_threads: Decode columns on all cores; otherwise in the calling thread.
-
-    A damaged row group comes as rows without content, each already judged (`Block.poison`). Its
-    shard then begins anew with row 0: pyarrow may have delivered wrong rows before it noticed.
 
     Raises:
         StoreUnavailableError: The bytes of a file cannot be had for now.
         InputChangedError: A file's size or version is not the planned one.
         InputError: A file cannot be read, or has other rows than its footer promised.
     """
+    reader = _ShardReader(
+        source=source,
+        columns=list(columns),
+        block_rows=block_rows,
+        max_group_bytes=max_group_bytes,
+        use_threads=use_threads,
+    )
     for shard in shards:
         if shard is None:
             yield None
             continue
-        _check_pin(shard, source)
+        check_pin(shard.file, source)
+        is_whole = yield from reader.at_once(shard)
+        if not is_whole:
+            yield from reader.group_by_group(shard)
+        check_pin(shard.file, source)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ShardReader:
+    """How shards are read; see `read_blocks`."""
+
+    source: Storage
+    columns: list[str]
+    block_rows: int
+    max_group_bytes: int
+    use_threads: bool
+
+    def at_once(self, shard: Shard) -> Generator[Block, None, bool]:
+        """All row groups together; False: not every row came, so that nothing of it counts.
+
+        The last block comes only when it is known to be the last one: a shard is complete with it.
+        """
+        if shard.lost:
+            return False
+        held: Block | None = None
         num_rows = 0
         try:
-            with source.open(shard.file.path) as file:
-                for rows in _open(file).iter_batches(
-                    block_rows,
-                    row_groups=list(shard.row_groups),
-                    columns=list(columns),
-                    use_threads=use_threads,
-                ):
-                    if rows.num_rows:
-                        yield Block(shard=shard, first_row=num_rows, rows=rows)
-                        num_rows += rows.num_rows
-        except (pa.ArrowException, OSError):
-            pass  # what is wrong comes out below; pyarrow also ends early without an error
-        if num_rows != shard.num_rows:
-            yield from _read_group_by_group(shard, source, columns, block_rows)
-        _check_pin(shard, source)
+            with self.source.open(shard.file.path) as file:
+                parquet = open_parquet(file)
+                for group in shard.row_groups:
+                    if why_too_large(parquet, group, self.columns, self.max_group_bytes):
+                        return False
+                for rows in self._batches(parquet, shard.row_groups):
+                    if num_rows + rows.num_rows > shard.num_rows:
+                        return False
+                    if held is not None:
+                        yield held
+                    held = Block(shard=shard, first_row=num_rows, rows=rows)
+                    num_rows += rows.num_rows
+        except PARQUET_ERRORS:
+            return False  # what is wrong comes out later; pyarrow also ends early without an error
+        if held is None or num_rows != shard.num_rows:
+            return False
+        yield held
+        return True
 
-
-def _open(file: Any) -> pq.ParquetFile:
-    return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
-
-
-def _read_group_by_group(
-    shard: Shard, source: Storage, columns: Sequence[str], block_rows: int
-) -> Iterator[Block]:
-    where = f"{source.uri}/{shard.file.path}"
-    _check_pin(shard, source)  # another file is not a damaged one
-    try:
-        with named(where), source.open(shard.file.path) as file:
-            parquet = _open(file)
-            sizes = [parquet.metadata.row_group(group).num_rows for group in shard.row_groups]
-            if sum(sizes) != shard.num_rows:
-                raise InputError(
-                    f"{where}: {sum(sizes)} rows in row groups {shard.row_groups}; expected "
-                    f"{shard.num_rows}, as when the run was planned. Write the file again."
-                )
-            first_row = 0
-            for group, num_rows in zip(shard.row_groups, sizes, strict=True):
-                try:
-                    table = parquet.read_row_group(group, columns=list(columns), use_threads=False)
-                    if len(table) != num_rows:
-                        raise pa.ArrowInvalid(f"{len(table)} rows of {num_rows}")
-                    bad_row = None
-                except (pa.ArrowException, OSError) as error:
-                    _read_bytes(file, parquet.metadata.row_group(group))
-                    table = _without_content(parquet.schema_arrow, columns, num_rows)
-                    bad_row = BadRow(
-                        stage="read",
-                        reason=UNREADABLE,
-                        message=f"row group {group}: {one_line(error)}",
-                        sha256="",
+    def group_by_group(self, shard: Shard) -> Iterator[Block]:
+        """Find out which row groups are lost, then read the others."""
+        where = f"{self.source.uri}/{shard.file.path}"
+        check_pin(shard.file, self.source)  # another file is not a damaged one
+        try:
+            with named(where), self.source.open(shard.file.path) as file:
+                parquet = open_parquet(file)
+                sizes = [parquet.metadata.row_group(group).num_rows for group in shard.row_groups]
+                if sum(sizes) != shard.num_rows:
+                    raise InputError(
+                        f"{where}: {sum(sizes)} rows in row groups {shard.row_groups}; expected "
+                        f"{shard.num_rows}, as when the run was planned. Write the file again."
                     )
-                for rows in table.combine_chunks().to_batches(block_rows):
-                    poison = dict.fromkeys(range(rows.num_rows), bad_row) if bad_row else {}
-                    yield Block(shard=shard, first_row=first_row, rows=rows, poison=poison)
-                    first_row += rows.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{where}: it cannot be read ({one_line(error)}); expected the Parquet file that was "
-            "planned. Write it again."
-        ) from error
+                known = {lost.first_row: (lost.reason, lost.message) for lost in shard.lost}
+                good: dict[int, int] = {}
+                lost: list[LostRows] = []
+                first_row = 0
+                for group, num_rows in zip(shard.row_groups, sizes, strict=True):
+                    why = known.get(first_row) if num_rows else None
+                    if why is None:
+                        why = why_lost(file, parquet, group, self.columns, self.max_group_bytes)
+                    if why is None:
+                        good[group] = first_row
+                    elif num_rows:
+                        lost.append(_lost(first_row, num_rows, *why))
+                    first_row += num_rows
+                judged = dataclasses.replace(shard, lost=tuple(lost))
+                yield from self._rest(parquet, judged, good)
+        except PARQUET_ERRORS as error:
+            raise InputError(
+                f"{where}: it cannot be read ({one_line(error)}); expected the Parquet file that "
+                "was planned. Look at the store, and run the same command again."
+            ) from error
+
+    def _rest(self, parquet: pq.ParquetFile, shard: Shard, good: dict[int, int]) -> Iterator[Block]:
+        """Blocks of the groups in `good`, by their first rows; they have been read once before."""
+        if shard.end_row == 0:
+            yield _no_rows(parquet.schema_arrow, shard, self.columns)
+            return
+        for group, first_row in good.items():
+            for rows in self._batches(parquet, [group]):
+                yield Block(shard=shard, first_row=first_row, rows=rows)
+                first_row += rows.num_rows
+
+    def _batches(self, parquet: pq.ParquetFile, groups: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        return batches(parquet, groups, self.columns, self.block_rows, use_threads=self.use_threads)
 
 
-def _read_bytes(file: Any, group: Any) -> None:
-    """Raise what the store raises: a row group is damaged only if its bytes can be had."""
-    for index in range(group.num_columns):
-        column = group.column(index)
-        file.seek(column.dictionary_page_offset or column.data_page_offset)
-        file.read(column.total_compressed_size)
+def groups_of(shard: Shard, source: Storage) -> list[Shard]:
+    """Each row group of a shard that has rows, as if it were a shard of its own."""
+    with source.open(shard.file.path) as file:
+        metadata = open_parquet(file).metadata
+        sizes = [metadata.row_group(group).num_rows for group in shard.row_groups]
+    firsts = itertools.accumulate(sizes, initial=shard.first_row)
+    return [
+        dataclasses.replace(shard, row_groups=(group,), first_row=first, num_rows=size)
+        for group, first, size in zip(shard.row_groups, firsts, sizes, strict=False)
+        if size
+    ]
 
 
-def _without_content(schema: pa.Schema, columns: Sequence[str], num_rows: int) -> pa.Table:
-    return pa.table({name: pa.nulls(num_rows, schema.field(name).type) for name in columns})
+def _lost(first_row: int, num_rows: int, reason: str, message: str) -> LostRows:
+    return LostRows(first_row=first_row, num_rows=num_rows, reason=reason, message=message)
 
 
-def _check_pin(shard: Shard, source: Storage) -> None:
-    pinned, now = shard.file, source.info(shard.file.path)
-    if now is None or (now.num_bytes, now.version) != (pinned.num_bytes, pinned.version):
-        found = "gone" if now is None else f"{now.num_bytes} bytes, version {now.version}"
-        raise InputChangedError(
-            f"{source.uri}/{pinned.path}: {found}; expected {pinned.num_bytes} bytes, version "
-            f"{pinned.version}, as when the run was planned. Run again to score the new data."
-        )
+def _no_rows(schema: pa.Schema, shard: Shard, columns: Sequence[str]) -> Block:
+    """What stands for a shard of which nothing is left: one row without content, judged already."""
+    nulls = {name: pa.nulls(1, schema.field(name).type) for name in columns}
+    why = shard.lost[0]
+    bad_row = BadRow(stage=STAGE, reason=why.reason, message=why.message, sha256="")
+    rows = pa.RecordBatch.from_pydict(nulls)
+    return Block(shard=shard, first_row=0, rows=rows, poison={0: bad_row})
 
 
 def sample_rows(
-    plan: Plan, source: Storage, columns: Sequence[str], num_rows: int, seed: int
+    plan: Plan,
+    source: Storage,
+    columns: Sequence[str],
+    num_rows: int,
+    seed: int,
+    max_group_bytes: int = MAX_GROUP_BYTES,
 ) -> pa.Table:
     """About `num_rows` rows from randomly chosen row groups all over the input, shuffled.
 
     Rows of one row group are often alike (one user, one hour), so each group gives only a few.
-    Damaged groups are left out.
+    Damaged groups are left out, and those that promise more than `max_group_bytes`.
 
     Raises:
         InputError: No group can be read.
@@ -159,11 +223,12 @@ def sample_rows(
             break
         try:
             with named(f"{source.uri}/{pinned.path}"), source.open(pinned.path) as file:
-                table = _open(file).read_row_group(group, columns=list(columns))
-        except (pa.ArrowException, OSError) as error:  # who scores it quarantines it
+                parquet = open_parquet(file)
+                if too_large := why_too_large(parquet, group, columns, max_group_bytes):
+                    raise pa.ArrowInvalid(too_large)
+                sampled.append(_some_rows(parquet, group, columns, per_group, rng))
+        except PARQUET_ERRORS as error:  # who scores it quarantines it
             damaged = error
-            continue
-        sampled.append(table.take(rng.permutation(len(table))[:per_group]))
     if not sampled:
         raise InputError(
             f"{source.uri}: no row group can be read ({one_line(damaged)}); expected intact "
@@ -173,5 +238,23 @@ def sample_rows(
     return table.take(rng.permutation(len(table))[:num_rows])
 
 
-MAX_SAMPLED_GROUPS = 32
-"""Row groups that a sample reads: a whole group is read for a few of its rows."""
+def _some_rows(
+    parquet: pq.ParquetFile,
+    group: int,
+    columns: Sequence[str],
+    num_rows: int,
+    rng: np.random.Generator,
+) -> pa.Table:
+    """Up to `num_rows` rows of a row group, of which only a part is in memory at a time."""
+    promised = parquet.metadata.row_group(group).num_rows
+    chosen = np.sort(rng.choice(promised, min(num_rows, promised), replace=False, shuffle=False))
+    taken: list[pa.RecordBatch] = []
+    first = 0
+    for rows in batches(parquet, [group], columns, SAMPLED_AT_ONCE):
+        end = first + rows.num_rows
+        inside = chosen[(first <= chosen) & (chosen < end)] - first
+        taken.append(rows.take(pa.array(inside)))
+        first = end
+    if first != promised:
+        raise pa.ArrowInvalid(f"row group {group}: {first} rows of {promised}")
+    return pa.Table.from_batches(taken)

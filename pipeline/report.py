@@ -189,9 +189,24 @@ class QuarantineSample:
 
     file: str
     row: int
-    """Row index within `file`."""
+    """Row index within `file`; of a range, the first one."""
     reason: str
     message: str
+    num_rows: int = 1
+    """More than 1: a range of rows that could not be read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnreadableFile:
+    """An input file without a footer that can be read: nobody knows how many rows it has."""
+
+    path: str
+    """Relative to the input's root."""
+    num_bytes: int
+    version: str
+    """ETag, or modification time in ns."""
+    message: str
+    """What is wrong with it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -277,7 +292,10 @@ class RunReport:
     num_lanes: int = 1
     """Worker processes on the machine that `cost.price` is that of."""
     degraded: bool = False
-    """Whether rows are missing because a file is damaged: whole row groups are in quarantine."""
+    """Whether rows are missing because a file is damaged: whole row groups are in quarantine, or
+    files cannot be read."""
+    unreadable_files: tuple[UnreadableFile, ...] = ()
+    """Nobody knows how many rows they have: they are in none of the sums above."""
     drift: Drift | None = None
     """None when the job measures none."""
     distribution: ScoreDistribution | None = None
@@ -321,6 +339,9 @@ def report_from_dict(data: dict[str, Any]) -> RunReport:
             "drift": Drift(**data["drift"]) if data.get("drift") else None,
             "distribution": _distribution(data.get("distribution")),
             "accepted": tuple(data.get("accepted", ())),
+            "unreadable_files": tuple(
+                UnreadableFile(**file) for file in data.get("unreadable_files", ())
+            ),
             "quarantine_samples": tuple(
                 QuarantineSample(**sample) for sample in data["quarantine_samples"]
             ),

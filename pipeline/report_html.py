@@ -38,6 +38,7 @@ def render_html(report: RunReport) -> str:
         _engine(report),
         _quarantine(report),
         _guards(report),
+        _unreadable(report),
         _run(report),
     ]
     style = resources.files("pipeline").joinpath("report.css").read_text(encoding="utf-8")
@@ -215,6 +216,19 @@ def _guards(report: RunReport) -> Markup:
         return Markup()
     lead = "Published although a guard had stopped it." if report.accepted else ""
     return section("What was checked", lead, fact_list(dict(facts)))
+
+
+def _unreadable(report: RunReport) -> Markup:
+    if not report.unreadable_files:
+        return Markup()
+    columns = {"file": "", "bytes": "number", "rows": "", "message": "message"}
+    return section(
+        "What could not be read",
+        f"{words.plural(len(report.unreadable_files), 'file')} of the date cannot be read as "
+        "Parquet. Their rows are in none of the figures above; once repaired, score the date "
+        "again.",
+        table("", columns, tables.unreadable_rows(report), class_="stack"),
+    )
 
 
 def _run(report: RunReport) -> Markup:

@@ -55,15 +55,30 @@ def reason_rows(report: RunReport) -> Rows:
 
 
 def sample_rows(report: RunReport) -> Rows:
-    """File, row index, reason, message."""
+    """File, row index or range of them, reason, message."""
     return [
         (
             words.plain(sample.file),
-            words.count(sample.row),
+            words.count(sample.row)
+            if sample.num_rows == 1
+            else f"{words.count(sample.row)} to {words.count(sample.row + sample.num_rows - 1)}",
             words.plain(sample.reason),
             words.message(sample.message),
         )
         for sample in report.quarantine_samples
+    ]
+
+
+def unreadable_rows(report: RunReport) -> Rows:
+    """File, bytes, rows, message."""
+    return [
+        (
+            words.plain(file.path),
+            words.count(file.num_bytes),
+            "row count unknown",
+            words.message(file.message),
+        )
+        for file in report.unreadable_files
     ]
 
 

@@ -27,7 +27,7 @@ def render_text(report: RunReport) -> RenderableType:
     """
     parts: list[RenderableType] = [
         Text(f"{words.plain(report.job)}, {words.plain(report.date)}", style="dim"),
-        Text(words.headline(report), style="bold green" if not report.quarantined else "bold"),
+        Text(words.headline(report), style=_mood(report)),
         Text(words.subline(report)),
         Text(),
         _facts(_key_facts(report)),
@@ -37,6 +37,7 @@ def render_text(report: RunReport) -> RenderableType:
         "Ceilings of this device": _limits(report) if report.ceilings else None,
         "Engine candidates": _rungs(report) if report.engine.rungs else None,
         "Quarantined rows": _quarantine(report) if report.quarantined else None,
+        "Unreadable files": _unreadable(report) if report.unreadable_files else None,
     }
     for title, content in sections.items():
         if content is not None:
@@ -72,6 +73,11 @@ def render_markdown(report: RunReport) -> str:
             blocks.append(
                 _md_table(("file", "row", "reason", "message"), tables.sample_rows(report))
             )
+    if report.unreadable_files:
+        blocks += [
+            "## Unreadable files",
+            _md_table(("file", "bytes", "rows", "message"), tables.unreadable_rows(report)),
+        ]
     blocks += ["## This run", _md_table(("", ""), _places(report))]
     return "\n\n".join(blocks) + "\n"
 
@@ -166,6 +172,18 @@ def _quarantine(report: RunReport) -> Group:
     for file, index, reason, message in tables.sample_rows(report):
         samples.add_row(Text(file), index, Text(f"{reason}: {message}"))
     return Group(by_reason, Text(), samples)
+
+
+def _unreadable(report: RunReport) -> Table:
+    table = _table(("file",), ("bytes",))
+    table.add_column("rows: message", overflow="fold", ratio=1)
+    for file, num_bytes, rows, message in tables.unreadable_rows(report):
+        table.add_row(Text(file), num_bytes, Text(f"{rows}: {message}"))
+    return table
+
+
+def _mood(report: RunReport) -> str:
+    return "bold" if report.quarantined or report.degraded else "bold green"
 
 
 def _table(names: Iterable[str], numbers: Iterable[str]) -> Table:

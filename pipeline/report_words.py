@@ -105,8 +105,12 @@ def headline(report: RunReport) -> str:
     else:
         verdict = (
             f"{count(report.scored)} of {plural(report.rows, 'row')} scored, "
-            f"{count(report.quarantined)} quarantined{'; the input is damaged' * report.degraded}"
+            f"{count(report.quarantined)} quarantined"
         )
+    if report.unreadable_files:
+        verdict += f"; {plural(len(report.unreadable_files), 'file')} cannot be read"
+    elif report.degraded:
+        verdict += "; the input is damaged"
     if is_old(report):
         return f"Already published: {verdict[0].lower()}{verdict[1:]}"
     return verdict

@@ -17,7 +17,7 @@ from engines.model import fingerprint_model
 from pipeline.block_size import rows_at_risk
 from pipeline.config import Job
 from pipeline.engine import get_engine, load_class_names, request_for
-from pipeline.guards import Guards, NightWatch
+from pipeline.guards import Guards, NightWatch, lost_files
 from pipeline.interruptions import earlier_attempts
 from pipeline.lane import LaneDevice
 from pipeline.lane_messages import LaneSetup, PoisonRow, WatchLimits
@@ -171,6 +171,7 @@ def _open_attempt(
         "job": job.model_dump(mode="json"),
         "engine": resolved.engine.key,
         "files": [asdict(file) for file in plan.files],
+        "unreadable": [asdict(file) for file in plan.unreadable],
         "num_shards": len(plan.shards),
     }
     ledger.open(description, attempt)
@@ -187,7 +188,8 @@ def watch_over(run: PreparedRun, price: Price) -> NightWatch:
     def spent_usd() -> float:
         return (time.monotonic() - run.clock.started + earlier_s) * price.usd_per_hour / 3600
 
-    return NightWatch(run.guards, run.job, run.plan.num_rows, run.done.values(), spent_usd)
+    lost, done = lost_files(run.plan), run.done.values()
+    return NightWatch(run.guards, run.job, run.plan.num_rows, done, spent_usd, lost)
 
 
 def lane_setup(run: PreparedRun, device: LaneDevice, num_lanes: int) -> LaneSetup:

@@ -100,7 +100,7 @@ class CoreScoring:
                 continue
             yield block
             most -= 1
-            if not most or block.first_row + block.rows.num_rows == block.shard.num_rows:
+            if not most or block.is_last:
                 return
 
     def _measure(self, pool: ThreadPoolExecutor, blocks: list[Block]) -> Iterator[ScoredBlock]:

@@ -24,9 +24,10 @@ from pipeline.ledger import CommitRecord, Ledger
 from pipeline.overlap import Stage
 from pipeline.part import OutputLayout, build_parts
 from pipeline.plan import Shard
-from pipeline.poison import keep_poison_out, nulled
+from pipeline.poison import keep_poison_out, lost_to_reading, nulled
 from pipeline.read import read_blocks
 from pipeline.report import Ceilings, StageTimes
+from pipeline.row_groups import MAX_GROUP_BYTES
 from pipeline.score_on_cores import CoreScoring
 from pipeline.storage import Storage
 from pipeline.work_marks import WorkMarks
@@ -54,6 +55,8 @@ class ScoringTools:
     """Are told which blocks are in work."""
     poison: tuple[PoisonRow, ...] = ()
     """Rows that are not tried again."""
+    max_group_bytes: int = MAX_GROUP_BYTES
+    """Row groups that promise more are not read."""
     queue_depth: int = QUEUE_DEPTH
     """Blocks that may wait between two stages."""
     core_threads: int | None = None
@@ -64,6 +67,37 @@ class ScoringTools:
     def columns(self) -> tuple[str, ...]:
         """All columns that are read."""
         return tuple(dict.fromkeys((*self.passthrough, *self.decoder.columns)))
+
+    def read(
+        self, shards: Iterable[Shard | None], *, use_threads: bool = True
+    ) -> Iterator[Block | None]:
+        """Blocks of shards, as the decoder wants them; without row groups that end the process."""
+        return self.read_unmarked(self._marked(shards), use_threads=use_threads)
+
+    def _marked(self, shards: Iterable[Shard | None]) -> Iterator[Shard | None]:
+        """Shards that know what may not be read of them, each marked while it is read."""
+        for shard in shards:
+            if shard is None:
+                yield None
+                continue
+            self.marks.begin(shard.index, 0, shard.num_rows, is_read=True)
+            try:
+                yield dataclasses.replace(shard, lost=lost_to_reading(shard, self.poison))
+            finally:
+                self.marks.end(shard.index, 0, is_read=True)
+
+    def read_unmarked(
+        self, shards: Iterable[Shard | None], *, use_threads: bool = True
+    ) -> Iterator[Block | None]:
+        """The same, and nobody will know that these shards were read should the process end."""
+        return read_blocks(
+            shards,
+            self.source,
+            self.columns,
+            self.decoder.block_rows,
+            max_group_bytes=self.max_group_bytes,
+            use_threads=use_threads,
+        )
 
 
 class ShardScoring:
@@ -87,19 +121,11 @@ class ShardScoring:
         self._stages: dict[str, Stage[Any]] = {}
         self._cores = _core_scoring(tools, on_ceilings)
         self._depth = tools.queue_depth
+        use_threads = not 0 < (tools.core_threads or 0) < READER_SHARES_CORES
+        read = tools.read(shards, use_threads=use_threads)
         blocks = self._stage(
             "read",
-            keep_poison_out(
-                read_blocks(
-                    shards,
-                    tools.source,
-                    tools.columns,
-                    tools.decoder.block_rows,
-                    use_threads=not 0 < (tools.core_threads or 0) < READER_SHARES_CORES,
-                ),
-                tools.poison,
-                tools.decoder.columns,
-            ),
+            keep_poison_out(read, tools.poison, tools.decoder.columns),
             count=lambda block: block.rows.num_rows,
         )
         if self._cores:
@@ -208,10 +234,10 @@ def _write(blocks: Iterable[ScoredBlock], tools: ScoringTools) -> Iterator[Commi
     """Gather the blocks of a shard; when all of its rows are there, commit it."""
     gathered: list[ScoredBlock] = []
     for block in blocks:
-        if block.first_row == 0:  # also where a damaged shard begins anew
+        if gathered and gathered[-1].shard is not block.shard:  # a damaged shard begins anew
             gathered = []
         gathered.append(block)
-        if block.first_row + block.num_rows == block.shard.num_rows:
+        if block.is_last:
             parts = build_parts(block.shard, gathered, tools.layout)
             gathered = []
             with tools.marks.pause():  # stages before may have to wait for the store
@@ -222,8 +248,7 @@ def _write(blocks: Iterable[ScoredBlock], tools: ScoringTools) -> Iterator[Commi
 def measure_ceilings(shard: Shard, tools: ScoringTools) -> Ceilings:
     """Rates of decoder and engine as stages alone, on a shard's first rows; warms both up too."""
     decoder, runner = tools.decoder, tools.runner
-    blocks = read_blocks([shard], tools.source, tools.columns, decoder.block_rows)
-    first = next(keep_poison_out(blocks, tools.poison, decoder.columns))
+    first = next(keep_poison_out(tools.read([shard]), tools.poison, decoder.columns))
     assert first is not None  # a plan has no empty shard
     rows = first.rows
     nothing = nulled(rows, np.ones(rows.num_rows, bool), decoder.columns)

@@ -20,6 +20,10 @@ JPEG_END = b"\xff\xd9"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_JPEG_SCANS = 100
 """A progressive JPEG of 156 kB with 2,000 scans took 28 s to decode."""
+MAX_SEGMENTS = 1_000
+"""Of a JPEG, before its pixels; cameras write some dozens. Others are empty, and millions."""
+MAX_PNG_CHUNKS = 20_000
+"""Enough for 40 megapixels in chunks of 8 KiB, which is how libpng writes them."""
 JPEG_MARKER, JPEG_SCAN, JPEG_SEQUENTIAL = 0xFF, 0xDA, (0xC0, 0xC1)
 START_OF_SCAN = 0xDAFF
 """Bytes FF DA as a little-endian word."""
@@ -53,8 +57,9 @@ def screen(encoded: npt.NDArray[np.uint8], max_pixels: int) -> Header | Refusal:
     is_png = head == PNG_SIGNATURE
     if not is_png and not head.startswith(JPEG_SIGNATURE):
         return Refusal("format_not_accepted", f"begins with {head!r}; expected JPEG or PNG")
-    if is_png and not _png_chunks_fit(encoded.tobytes()):
-        return Refusal("png_chunk_length", "a chunk reaches beyond the file, or IEND is missing")
+    wrong = _wrong_chunks(encoded.tobytes()) if is_png else _wrong_segments(encoded)
+    if wrong:
+        return wrong
     try:
         header = nvimgcodec.CodeStream(encoded)
         height, width = int(header.height), int(header.width)
@@ -74,16 +79,25 @@ def screen(encoded: npt.NDArray[np.uint8], max_pixels: int) -> Header | Refusal:
 def segments(jpeg: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
     """Marker and first byte of the payload of each segment, up to the first scan.
 
-    Ends early where the file does not go on as JPEG's syntax wants.
+    Ends early where the file does not go on as JPEG's syntax wants, and after `MAX_SEGMENTS`.
     """
     data = jpeg.data
     position = 2
-    while position + 10 <= len(data) and data[position] == JPEG_MARKER:
+    for _ in range(MAX_SEGMENTS):
+        if position + 10 > len(data) or data[position] != JPEG_MARKER:
+            return
         marker = data[position + 1]
         yield marker, position + 4
         if marker == JPEG_SCAN:
             return
         position += 2 + (data[position + 2] << 8 | data[position + 3])
+
+
+def _wrong_segments(jpeg: npt.NDArray[np.uint8]) -> Refusal | None:
+    """None: they are not too many. All else is for the decoder to judge."""
+    if sum(1 for _ in segments(jpeg)) < MAX_SEGMENTS:
+        return None
+    return Refusal("too_many_jpeg_segments", f"at least {MAX_SEGMENTS} before the pixels")
 
 
 def _has_one_scan(jpeg: npt.NDArray[np.uint8]) -> bool:
@@ -107,14 +121,18 @@ def _count_scans(jpeg: npt.NDArray[np.uint8]) -> int:
     return sum(int(np.count_nonzero(words.view("<u2") == START_OF_SCAN)) for words in (even, odd))
 
 
-def _png_chunks_fit(png: bytes) -> bool:
-    """Every chunk lies inside the file and IEND is there."""
+def _wrong_chunks(png: bytes) -> Refusal | None:
+    """None: every chunk lies inside the file, IEND is there, and they are not too many."""
     position = len(PNG_SIGNATURE)
-    while position + 12 <= len(png):
+    for _ in range(MAX_PNG_CHUNKS):
+        if position + 12 > len(png):
+            break
         length, kind = struct.unpack_from(">I4s", png, position)
         if length > len(png) - position - 12:
-            return False
+            break
         if kind == b"IEND":
-            return True
+            return None
         position += 12 + length
-    return False
+    else:
+        return Refusal("too_many_png_chunks", f"more than {MAX_PNG_CHUNKS}")
+    return Refusal("png_chunk_length", "a chunk reaches beyond the file, or IEND is missing")

@@ -16,7 +16,8 @@ class Suspects:
     """What is known of the deaths of a lane's processes.
 
     The next process first tries `to_try`, each entry alone in one thread. What kills it again is
-    halved, down to one row, which is poison: it is never tried again. A process that is killed
+    halved, down to one row, which is poison: it is never tried again. Shards that were being read
+    come first; of those a row group is tried alone, and lost if it kills. A process that is killed
     from outside costs no row: whatever it was at is cleared.
     """
 
@@ -35,19 +36,20 @@ class Suspects:
         """
         if not self.to_try:
             self._num_unexplained += 1
-            self.to_try = list(in_work)
+            self.to_try = sorted(in_work, key=lambda one: not one.is_read)
             return
         suspect = self.to_try[0]
-        if suspect not in in_work:  # it did not come that far
+        if suspect.is_read:
+            groups = [one for one in in_work if one.is_read]
+            self._num_unexplained = 0 if groups else self._num_unexplained + 1
+            self.poison += [_poison(one, reason, message) for one in groups]
+        elif suspect not in in_work:  # it did not come that far
             self._num_unexplained += 1
         elif suspect.num_rows > 1:
             self.to_try[:1] = suspect.halves()
         else:
             del self.to_try[0]
-            row = suspect.first_row
-            self.poison.append(
-                PoisonRow(shard=suspect.shard.index, row=row, reason=reason, message=message)
-            )
+            self.poison.append(_poison(suspect, reason, message))
             self._num_unexplained = 0
 
     def cleared(self) -> None:
@@ -62,3 +64,13 @@ class Suspects:
     def is_hopeless(self) -> bool:
         """Whether another process would only die, too."""
         return self._num_unexplained > MAX_UNEXPLAINED or len(self.poison) > MAX_POISON_ROWS
+
+
+def _poison(suspect: Suspect, reason: str, message: str) -> PoisonRow:
+    return PoisonRow(
+        shard=suspect.shard.index,
+        row=suspect.first_row,
+        reason=reason,
+        message=message,
+        group_rows=suspect.num_rows if suspect.is_read else None,
+    )

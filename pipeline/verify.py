@@ -1,24 +1,23 @@
 """Recount a published run against its input, independently of the code that made it.
 
 Shares nothing with the rest of the pipeline but the error type: reads the manifest, the parts and
-the input files themselves with pyarrow, and compares. For every input file it shows that each row
-is exactly once either in a part, at the right place, or in quarantine (R1), and that no byte of
-the output has changed since it was committed (R12).
+the input files themselves (`verify_files.py`) with pyarrow, and compares. For every input file it
+shows that each row is exactly once either in a part, at the right place, or in quarantine (R1), and
+that no byte of the output has changed since it was committed (R12).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import VerifyError, one_line
+from pipeline.verify_files import InputRows, filesystem_of, is_parquet
 
 Row = dict[str, Any]
 
@@ -64,6 +63,7 @@ def _check(folder: str, manifest: Row) -> Row:
         )
         num_scored += scored
         num_quarantined += quarantined
+    num_unreadable = _check_unreadable(folder, manifest)
     counted = {
         "rows": num_scored + num_quarantined,
         "scored": num_scored,
@@ -79,23 +79,32 @@ def _check(folder: str, manifest: Row) -> Row:
         "run_id": manifest["run_id"],
         **counted,
         "parts": len(manifest["parts"]),
+        "unreadable_files": num_unreadable,
     }
 
 
-def _filesystem(uri: str) -> tuple[Any, str]:
-    options: Row = {}
-    if uri.startswith("s3://"):
-        options = {"use_listings_cache": False, "skip_instance_cache": True}
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if endpoint:
-            path_style = {"s3": {"addressing_style": "path"}}
-            options |= {"endpoint_url": endpoint, "config_kwargs": path_style}
-    filesystem, path = fsspec.core.url_to_fs(uri, **options)
-    return filesystem, str(path)
+def _check_unreadable(folder: str, manifest: Row) -> int:
+    """Files left out must be no Parquet, and the report must tell of each."""
+    unreadable = manifest["input"]["unreadable"]
+    told = {file["path"] for file in manifest["report"]["unreadable_files"]}
+    if silent := {file["path"] for file in unreadable} ^ told:
+        raise VerifyError(
+            f"{folder}: {sorted(silent)} left out in the manifest or in its report; expected both."
+        )
+    if unreadable and not manifest["report"]["degraded"]:
+        raise VerifyError(f"{folder}: files are left out; expected a report that says degraded.")
+    for file in unreadable:
+        source = f"{manifest['input']['uri'].rstrip('/')}/{file['path']}"
+        if is_parquet(source):
+            raise VerifyError(
+                f"{source}: can be read, but none of its rows was scored; expected a damaged file. "
+                "If it has been repaired, score the date again."
+            )
+    return len(unreadable)
 
 
 def _read(uri: str) -> bytes:
-    filesystem, path = _filesystem(uri)
+    filesystem, path = filesystem_of(uri)
     try:
         return bytes(filesystem.cat_file(path))
     except FileNotFoundError:
@@ -123,7 +132,7 @@ def _check_names(folder: str, manifest: Row) -> None:
 
 def _check_listing(folder: str, parts: list[Row]) -> None:
     """Readers list *.parquet: exactly the parts must be there."""
-    filesystem, path = _filesystem(folder)
+    filesystem, path = filesystem_of(folder)
     found = {name.rpartition("/")[2] for name in filesystem.glob(f"{path}/*.parquet")}
     named = {part["part"]["path"] for part in parts}
     if found != named:
@@ -140,64 +149,56 @@ def _read_part(folder: str, stored: Row) -> pa.Table:
         table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise VerifyError(f"{uri}: cannot be read ({one_line(error)}).") from None
-    if len(table) != stored["num_rows"]:
-        raise VerifyError(f"{uri}: {len(table)} rows; committed were {stored['num_rows']}.")
     return table
+
+
+def _check_count(folder: str, stored: Row, found: int) -> None:
+    if found != stored["num_rows"]:
+        raise VerifyError(
+            f"{folder}/{stored['path']}: {found} rows; committed were {stored['num_rows']}."
+        )
 
 
 def _check_file(
     folder: str, source: str, path: str, parts: list[Row], passthrough: list[str], num_rows: int
 ) -> tuple[int, int]:
     """Compare the parts of one input file with the file; return rows scored and quarantined."""
-    filesystem, source_path = _filesystem(source)
-    try:
-        with filesystem.open(source_path, "rb") as file:
-            expected = _read_columns(file, passthrough)
-    except (FileNotFoundError, pa.ArrowException, OSError) as error:
-        raise VerifyError(f"{source}: cannot be read any more ({one_line(error)}).") from None
-    if len(expected) != num_rows:
-        raise VerifyError(f"{source}: {len(expected)} rows now; {num_rows} when it was scored.")
     next_row = num_scored = num_quarantined = 0
-    for part in sorted(parts, key=lambda entry: entry["first_row"]):
-        if part["first_row"] != next_row:
-            raise VerifyError(
-                f"{source}: shard {part['shard']} begins at row {part['first_row']}; "
-                f"expected {next_row}."
-            )
-        next_row += part["num_rows"]
-        table = _read_part(folder, part["part"])
-        bad = _quarantined_rows(folder, path, part)
-        kept = [row for row in range(part["first_row"], next_row) if row not in bad]
-        wanted = expected.take(pa.array(kept, pa.int64())).select(passthrough)
-        if not all(_same_values(table[name], wanted[name]) for name in passthrough):
-            raise VerifyError(
-                f"{folder}/{part['part']['path']}: its {', '.join(passthrough)} are not those of "
-                f"{source} from row {part['first_row']} without the quarantined rows."
-            )
-        num_scored += len(table)
-        num_quarantined += len(bad)
+    with InputRows(source, passthrough) as file:
+        if file.num_rows != num_rows:
+            raise VerifyError(f"{source}: {file.num_rows} rows now; {num_rows} when it was scored.")
+        for part in sorted(parts, key=lambda entry: entry["first_row"]):
+            if part["first_row"] != next_row:
+                raise VerifyError(
+                    f"{source}: shard {part['shard']} begins at row {part['first_row']}; "
+                    f"expected {next_row}."
+                )
+            next_row += part["num_rows"]
+            if next_row > num_rows:
+                break
+            table = _read_part(folder, part["part"])
+            _check_count(folder, part["part"], len(table))
+            bad = _quarantined_ranges(folder, path, part)
+            wanted = file.rows(_between(part["first_row"], next_row, bad))
+            if len(table) != len(wanted) or not all(
+                _same_values(table[name], wanted[name]) for name in passthrough
+            ):
+                raise VerifyError(
+                    f"{folder}/{part['part']['path']}: its {', '.join(passthrough)} are not those "
+                    f"of {source} from row {part['first_row']} without the quarantined rows."
+                )
+            num_scored += len(table)
+            num_quarantined += sum(len(rows) for rows in bad)
     if next_row != num_rows:
         raise VerifyError(f"{source}: parts end at row {next_row}; expected {num_rows}.")
     return num_scored, num_quarantined
 
 
-def _read_columns(file: Any, columns: list[str]) -> pa.Table:
-    """The columns; null in row groups that cannot be read: their rows must all be in quarantine."""
-    parquet = pq.ParquetFile(file, page_checksum_verification=True)
-    schema = pa.schema([parquet.schema_arrow.field(name) for name in columns])
-    tables = []
-    for group in range(parquet.num_row_groups):
-        num_rows = parquet.metadata.row_group(group).num_rows
-        try:
-            table = parquet.read_row_group(group, columns=columns)
-            if len(table) != num_rows:
-                raise pa.ArrowInvalid(f"{len(table)} rows of {num_rows}")
-        except (pa.ArrowException, OSError):
-            table = pa.table(
-                {name: pa.nulls(num_rows, schema.field(name).type) for name in columns}
-            )
-        tables.append(table.select(columns))
-    return pa.concat_tables(tables) if tables else schema.empty_table()
+def _between(first: int, end: int, bad: list[range]) -> list[range]:
+    """The rows from `first` on that are in none of the ranges, which are in order."""
+    starts = [first, *(rows.stop for rows in bad)]
+    ends = [*(rows.start for rows in bad), end]
+    return [range(*bounds) for bounds in zip(starts, ends, strict=True) if bounds[0] < bounds[1]]
 
 
 def _same_values(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> bool:
@@ -209,20 +210,26 @@ def _same_values(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> bool:
     return found.equals(expected) or repr(found.to_pylist()) == repr(expected.to_pylist())
 
 
-def _quarantined_rows(folder: str, path: str, part: Row) -> set[int]:
+def _quarantined_ranges(folder: str, path: str, part: Row) -> list[range]:
+    """Rows of the file that are in quarantine, in order."""
     if part["quarantine"] is None:
-        return set()
+        return []
     table = _read_part(folder, part["quarantine"])
-    rows = table["row"].to_pylist()
-    first, end = part["first_row"], part["first_row"] + part["num_rows"]
-    if len(set(rows)) != len(rows) or any(not first <= row < end for row in rows):
-        raise VerifyError(
-            f"{folder}/{part['quarantine']['path']}: a row twice, or of another shard."
-        )
+    where = f"{folder}/{part['quarantine']['path']}"
+    bounds = zip(table["row"].to_pylist(), table["num_rows"].to_pylist(), strict=True)
+    ranges = sorted(
+        (range(row, row + num_rows) for row, num_rows in bounds), key=lambda rows: rows.start
+    )
+    end = part["first_row"]
+    for rows in ranges:
+        if rows.start < end or not rows:
+            raise VerifyError(f"{where}: a row twice, or of another shard.")
+        end = rows.stop
+    if end > part["first_row"] + part["num_rows"]:
+        raise VerifyError(f"{where}: a row twice, or of another shard.")
+    _check_count(folder, part["quarantine"], sum(len(rows) for rows in ranges))
     if set(table["file"].to_pylist()) != {path}:
-        raise VerifyError(
-            f"{folder}/{part['quarantine']['path']}: rows of another file than {path}."
-        )
+        raise VerifyError(f"{where}: rows of another file than {path}.")
     if not all(table["reason"].to_pylist()):
-        raise VerifyError(f"{folder}/{part['quarantine']['path']}: a row without a reason.")
-    return set(rows)
+        raise VerifyError(f"{where}: a row without a reason.")
+    return ranges

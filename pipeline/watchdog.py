@@ -61,7 +61,7 @@ class Watchdog(threading.Thread):
     def _stuck(self) -> tuple[str, str] | None:
         if self._marks.is_paused:
             return None
-        marks = self._marks.in_work()
+        marks = [mark for mark in self._marks.in_work() if not mark.is_read]
         # Counted in looks and not by the clock: while all of us are stopped, nobody is stuck.
         self._ages_s = {
             mark.serial: self._ages_s.get(mark.serial, 0.0) + PERIOD_S for mark in marks

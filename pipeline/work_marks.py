@@ -29,6 +29,8 @@ class Mark:
     """Whether they are tried alone because a process died of them, or of others."""
     serial: int
     """Differs from that of every other mark of the process."""
+    is_read: bool = False
+    """Whether they are being read, or wait for others to be done: nobody knows how long."""
 
 
 class _Slot(ctypes.Structure):
@@ -38,6 +40,7 @@ class _Slot(ctypes.Structure):
         ("first_row", ctypes.c_int64),
         ("num_rows", ctypes.c_int64),
         ("is_trial", ctypes.c_int64),
+        ("is_read", ctypes.c_int64),
     )
 
 
@@ -57,7 +60,7 @@ class WorkMarks:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._free = list(range(NUM_SLOTS))
-        self._taken: dict[tuple[int, int], int] = {}
+        self._taken: dict[tuple[int, int, bool], int] = {}
         self._serial = 0
 
     def __getstate__(self) -> object:
@@ -67,23 +70,31 @@ class WorkMarks:
         self._slots, self._paused, self._begun = shared
         self._reset()
 
-    def begin(self, shard: int, first_row: int, num_rows: int, *, is_trial: bool = False) -> None:
+    def begin(
+        self,
+        shard: int,
+        first_row: int,
+        num_rows: int,
+        *,
+        is_trial: bool = False,
+        is_read: bool = False,
+    ) -> None:
         """These rows are in work from now on, for the second time perhaps."""
-        self.end(shard, first_row)
+        self.end(shard, first_row, is_read=is_read)
         with self._lock:
             if not self._free:  # more than anyone has seen: a death then explains less
                 return
-            number = self._taken[shard, first_row] = self._free.pop()
+            number = self._taken[shard, first_row, is_read] = self._free.pop()
             self._serial += 1
             slot = self._slots[number]
             slot.shard, slot.first_row, slot.num_rows = shard, first_row, num_rows
-            slot.is_trial = is_trial
+            slot.is_trial, slot.is_read = is_trial, is_read
             slot.serial = self._serial
 
-    def end(self, shard: int, first_row: int) -> None:
+    def end(self, shard: int, first_row: int, *, is_read: bool = False) -> None:
         """The rows that begin there are done."""
         with self._lock:
-            number = self._taken.pop((shard, first_row), None)
+            number = self._taken.pop((shard, first_row, is_read), None)
             if number is not None:
                 self._slots[number].serial = 0
                 self._free.append(number)
@@ -121,6 +132,7 @@ class WorkMarks:
                 num_rows=slot.num_rows,
                 is_trial=bool(slot.is_trial),
                 serial=slot.serial,
+                is_read=bool(slot.is_read),
             )
             for slot in self._slots
             if slot.serial

@@ -11,9 +11,12 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.decode_features import FeatureDecoder
+from pipeline.read import _ShardReader
 from pipeline.screen_images import ImageScreen
 
 CRASH, HANG, EAT = 1001.0, 1002.0, 1003.0
+TORN = 10_000.0
+"""Added to them in a row's second feature: reading the row group does the harm."""
 """Values of a row's first feature; an image ends with their ASCII digits."""
 
 
@@ -47,7 +50,17 @@ def _screen(self: ImageScreen, rows: pa.RecordBatch) -> Any:
     return _screen_images(self, rows)
 
 
+def _batches(self: _ShardReader, *args: Any) -> Any:
+    for rows in _batches_of_groups(self, *args):
+        if "f01" in rows.schema.names:
+            for value in rows["f01"].to_pylist():
+                harm(value - TORN)
+        yield rows
+
+
 _decode_features, _screen_images = FeatureDecoder.decode, ImageScreen.screen
+_batches_of_groups = _ShardReader._batches
 if parent_process() is not None:  # tests, which import the values only, come to no harm
     FeatureDecoder.decode = _decode  # type: ignore[method-assign]
     ImageScreen.screen = _screen  # type: ignore[method-assign]
+    _ShardReader._batches = _batches  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ from pipeline_cases import a_job, job_data
 from pipeline.config import Job
 from pipeline.distribution import from_text
 from pipeline.errors import GUARDS, ConfigError, GuardError, known_guards
-from pipeline.guards import Guards, NightWatch
+from pipeline.guards import Guards, LostFiles, NightWatch
 from pipeline.last_nights import LOOK_BACK_DAYS, MOST_NIGHTS, compare_with, last_nights
 from pipeline.ledger import CommitRecord, StoredFile
 from pipeline.local_storage import LocalStorage
@@ -141,6 +141,17 @@ def test_rows_may_be_bad_up_to_their_share_or_their_probation(
     guards.check_quarantine(job, num_rows, {"empty": allowed} if allowed else {})
     with pytest.raises(GuardError, match=f"expected at most {allowed:,} "):
         guards.check_quarantine(job, num_rows, {"empty": allowed + 1})
+
+
+def test_rows_of_files_that_cannot_be_read_count_by_their_bytes() -> None:
+    lost = LostFiles(num_files=1, num_rows=100)
+    with pytest.raises(
+        GuardError,
+        match=r"2 of 100 rows, with about 100 in 1 file that cannot be read, \(51\.00%\) are in",
+    ):
+        Guards().check_quarantine(a_limited_job(), 100, {"empty": 2}, lost)
+    Guards().check_quarantine(a_limited_job(max_quarantined=0.51), 100, {"empty": 2}, lost)
+    Guards().check_quarantine(a_limited_job(), 100, {}, LostFiles(num_files=1, num_rows=0))
 
 
 def watch(job: Job, guards: Guards, *done: CommitRecord, usd: float = 0.0) -> NightWatch:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.footers import PinnedFile
 from pipeline.ledger import Attempt, Ledger
 from pipeline.local_storage import LocalStorage
 from pipeline.part import ShardParts
-from pipeline.plan import PinnedFile, Shard
+from pipeline.plan import Shard
 
 FILE = PinnedFile(path="a.parquet", num_bytes=1, version="v", footer_sha256="f", num_rows=99)
 

@@ -14,8 +14,9 @@ from pipeline_cases import LAYOUT
 
 from pipeline.blocks import BadRow, ScoredBlock
 from pipeline.distribution import MAX_VALUES, from_text
+from pipeline.footers import PinnedFile
 from pipeline.part import QUARANTINE_SCHEMA, ShardParts, build_parts
-from pipeline.plan import PinnedFile, Shard
+from pipeline.plan import LostRows, Shard
 
 FILE = PinnedFile(path="dt=1/a.parquet", num_bytes=1, version="v", footer_sha256="f", num_rows=99)
 SHARD = Shard(index=3, file=FILE, row_groups=(2, 3), first_row=40, num_rows=5)
@@ -64,6 +65,43 @@ def test_good_rows_go_to_the_part_and_bad_ones_to_quarantine() -> None:
     assert quarantine["shard"].to_pylist() == [3, 3]
     assert set(quarantine["file"].to_pylist()) == {"dt=1/a.parquet"}
     assert (parts.num_scored, parts.num_quarantined, parts.reasons) == (3, 2, {"empty": 2})
+
+
+def lost(first: int, num_rows: int) -> LostRows:
+    return LostRows(first_row=first, num_rows=num_rows, reason="gone", message="row group 3: CRC")
+
+
+def test_rows_that_cannot_be_read_are_one_entry_however_many_they_are() -> None:
+    many = 10**12
+    shard = dataclasses.replace(SHARD, num_rows=5 + many, lost=(lost(2, many),))
+    blocks = (scored_block(0, 2, scores(0, 1), 1), scored_block(2 + many, 3, scores(3, 4, 5)))
+    parts = build_parts(shard, blocks, LAYOUT)
+    assert read(parts.part)["score"].to_pylist() == [0.0, 3.0, 4.0, 5.0]
+    assert (parts.num_scored, parts.num_quarantined) == (4, 1 + many)
+    assert parts.reasons == {"empty": 1, "gone": many}
+    assert parts.quarantine is not None
+    entries = read(parts.quarantine).to_pylist()
+    assert [(entry["row"], entry["num_rows"]) for entry in entries] == [(41, 1), (42, many)]
+    assert entries[1] == {
+        "file": "dt=1/a.parquet",
+        "shard": 3,
+        "row": 42,
+        "num_rows": many,
+        "stage": "read",
+        "reason": "gone",
+        "message": "row group 3: CRC",
+        "sha256": "",
+    }
+
+
+def test_a_shard_without_a_row_that_can_be_read_has_a_part_with_the_columns() -> None:
+    shard = dataclasses.replace(SHARD, lost=(lost(0, 2), lost(2, 3)))
+    parts = build_parts(shard, [scored_block(0, 1, scores(1), 0)], LAYOUT)
+    table = read(parts.part)
+    assert (len(table), table.schema.names) == (0, ["user_id", "score"])
+    assert (parts.num_scored, parts.num_quarantined, parts.reasons) == (0, 5, {"gone": 5})
+    assert parts.quarantine is not None
+    assert read(parts.quarantine)["row"].to_pylist() == [40, 42]
 
 
 def test_without_bad_rows_there_is_no_quarantine_part() -> None:

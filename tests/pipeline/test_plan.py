@@ -186,33 +186,59 @@ def test_files_without_rows_are_said_to_have_none(tmp_path: Path) -> None:
     assert "0 rows in 1 files; expected rows" in planning_fails(a_job(job_data(tmp_path)))
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "no Parquet magic bytes at its end"),
-        (b"PAR1", "no Parquet magic bytes at its end"),
-        (b"a,b\n1,2\n" * 1000, "no Parquet magic bytes at its end"),
-        (b"PAR1" + b"\xff" * 100 + b"\xff\xff\xff\x7fPAR1", "the footer is longer than the file"),
-        (b"PAR1" + b"\xff" * 100 + b"\x10\0\0\0PAR1", "damaged Parquet footer"),
-        (b"PAR1" + b"\0" * 8 + b"PAR1", "damaged Parquet footer"),
-    ],
-)
-def test_what_is_not_parquet_is_named(tmp_path: Path, content: bytes, said: str) -> None:
-    write_input(tmp_path / "in", users(5))
-    bad = tmp_path / "in" / f"dt={DATE}" / "bad.parquet"
-    bad.write_bytes(content)
-    message = planning_fails(a_job(job_data(tmp_path)))
-    assert message.startswith(f"{bad}: {said}")
+def test_a_file_that_cannot_be_read_is_listed_and_the_others_are_planned(tmp_path: Path) -> None:
+    write_input(tmp_path / "in", users(50), name="b.parquet")
+    job = a_job(job_data(tmp_path))
+    folder = tmp_path / "in" / f"dt={DATE}"
+    (folder / "a.parquet").write_bytes(b"a,b\n1,2\n" * 10)  # the first that is looked at
+    (folder / "c.parquet").write_bytes(b"")
+    plan = a_plan(job)
+    assert [file.path for file in plan.files] == [f"dt={DATE}/b.parquet"]
+    assert (plan.num_rows, len(plan.shards)) == (50, 2)
+    first, second = plan.unreadable
+    assert (first.path, first.num_bytes) == (f"dt={DATE}/a.parquet", 80)
+    assert first.version == str((folder / "a.parquet").stat().st_mtime_ns)
+    assert first.message == "no Parquet magic bytes at its end"
+    assert second.message == "0 bytes"
 
 
-def test_a_cut_off_file_is_named(tmp_path: Path) -> None:
+def test_a_repaired_file_makes_another_run(tmp_path: Path) -> None:
+    write_input(tmp_path / "in", users(50))
+    job = a_job(job_data(tmp_path))
+    whole = run_id_of(a_plan(job), job, "e")
+    torn = tmp_path / "in" / f"dt={DATE}" / "more.parquet"
+    torn.write_bytes(b"PAR1")
+    run_ids = [whole, run_id_of(a_plan(job), job, "e")]
+    torn.write_bytes(b"PAR1 PAR1")
+    run_ids.append(run_id_of(a_plan(job), job, "e"))
+    write_input(tmp_path / "in", users(5), name="more.parquet")
+    run_ids.append(run_id_of(a_plan(job), job, "e"))
+    assert len(set(run_ids)) == 4
+    torn.unlink()
+    assert run_id_of(a_plan(job), job, "e") == whole
+
+
+def test_rows_that_nobody_can_count_are_estimated_by_the_bytes_of_the_others(
+    tmp_path: Path,
+) -> None:
     path = write_input(tmp_path / "in", users(1000))
-    path.write_bytes(path.read_bytes()[:-100])
-    assert str(path) in planning_fails(a_job(job_data(tmp_path)))
+    job = a_job(job_data(tmp_path))
+    assert a_plan(job).num_unreadable_rows == 0
+    torn = path.read_bytes()[: path.stat().st_size // 2]
+    path.with_name("torn.parquet").write_bytes(torn)
+    assert a_plan(job).num_unreadable_rows == pytest.approx(500, abs=1)
+
+
+def test_without_a_single_file_that_can_be_read_there_is_no_plan(tmp_path: Path) -> None:
+    path = write_input(tmp_path / "in", users(5))
+    path.write_bytes(b"")
+    path.with_name("z.parquet").write_bytes(b"")
+    said = planning_fails(a_job(job_data(tmp_path)))
+    assert said.startswith(f"{path}: 0 bytes; expected a Parquet file, and none of 2 can be read")
 
 
 def test_a_footer_longer_than_the_first_guess_is_read(tmp_path: Path) -> None:
-    from pipeline.plan import FOOTER_GUESS_BYTES
+    from pipeline.footers import FOOTER_GUESS_BYTES
 
     path = write_input(tmp_path / "in", users(3000), rows_per_group=1)
     footer_bytes = int.from_bytes(path.read_bytes()[-8:-4], "little")
@@ -236,6 +262,32 @@ def test_a_column_that_only_some_files_have_is_named_with_the_file(tmp_path: Pat
     path = write_input(tmp_path / "in", users(5).drop(["f1"]), name="b.parquet")
     said = planning_fails(a_job(job_data(tmp_path)), ConfigError)
     assert said.startswith(f"{path}: no column `f1`")
+    assert said.endswith("1 of 2 files is like this, the others fit the job: write the file again.")
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    table = users(5)
+    twice = pa.table([*table.columns, table["f0"]], [*table.schema.names, "f0"])
+    write_input(tmp_path / "in", twice)
+    assert "column `f0` twice" in planning_fails(a_job(job_data(tmp_path)), ConfigError)
+
+
+@pytest.mark.parametrize("odd", ["a.parquet", "b.parquet"])
+def test_which_of_the_files_is_wrong_is_told_wherever_it_comes(tmp_path: Path, odd: str) -> None:
+    for name in ("a.parquet", "b.parquet", "c.parquet"):
+        table = users(5)
+        table = table.set_column(1, "f0", pa.array(["x"] * 5)) if name == odd else table
+        write_input(tmp_path / "in", table, name=name)
+    said = planning_fails(a_job(job_data(tmp_path)), ConfigError)
+    assert f"{odd}: column `f0` is string" in said
+    assert "1 of 3 files is like this" in said
+
+
+def test_when_no_file_fits_it_is_the_job_that_is_wrong(tmp_path: Path) -> None:
+    for name in ("a.parquet", "b.parquet"):
+        write_input(tmp_path / "in", users(5), name=name)
+    wrong = a_job(job_data(tmp_path), input={"passthrough": ["id"]})
+    assert "files" not in planning_fails(wrong, ConfigError)
 
 
 @pytest.mark.parametrize(

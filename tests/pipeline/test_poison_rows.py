@@ -26,7 +26,7 @@ from pipeline_cases import (
     users,
     write_input,
 )
-from poison_cases import CRASH, EAT, HANG
+from poison_cases import CRASH, EAT, HANG, TORN
 
 from engines.demo_models import write_ranking_onnx
 from engines.devices import this_cpu
@@ -87,19 +87,26 @@ def job_for(demo: Path, root: Path) -> Job:
     )
 
 
-def with_poison(demo: Path, root: Path, poison: dict[int, float]) -> Job:
+def with_poison(
+    demo: Path,
+    root: Path,
+    poison: dict[int, float],
+    *,
+    column: str = "f00",
+    rows_per_group: int = SHARD_ROWS,
+) -> Job:
     """The job on the same users, some of which do harm."""
     (path,) = (demo / "in").rglob("*.parquet")
     table = pq.read_table(path)
-    column = table.schema.get_field_index("f00")
-    values = table.column(column).to_numpy().copy()
+    place = table.schema.get_field_index(column)
+    values = table.column(place).to_numpy().copy()
     for row, kind in poison.items():
         values[row] = kind
-    field = table.schema.field(column)
+    field = table.schema.field(place)
     write_input(
         root / "in",
-        table.set_column(column, field, pa.array(values, field.type)),
-        rows_per_group=SHARD_ROWS,
+        table.set_column(place, field, pa.array(values, field.type)),
+        rows_per_group=rows_per_group,
     )
     return job_for(demo, root)
 
@@ -203,6 +210,29 @@ def test_a_resume_does_not_try_known_poison_again(
     lane.score(plan.shards)
     assert quarantined(job) == {137: "crashed"}
     assert lane.num_restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"), [(CRASH, "crashed"), (EAT, "out_of_memory")], ids=["crash", "memory"]
+)
+def test_a_row_group_that_harms_its_reader_is_lost_and_no_other_row(
+    start_lane: Callable[[], Lane], demo: Path, tmp_path: Path, harm: float, reason: str
+) -> None:
+    job = with_poison(demo, tmp_path, {150: harm + TORN}, column="f01", rows_per_group=20)
+    plan = a_plan(job)
+    lane = start_lane()
+    lane.open(setup_for(job, plan))
+    lane.score(plan.shards)
+    assert len(scored_ids(job)) == NUM_ROWS - 20
+    (known,) = ledger_of(job).poison()
+    assert (known.shard, known.row, known.group_rows, known.reason) == (1, 40, 20, reason)
+    (record,) = [one for one in ledger_of(job).records().values() if one.num_quarantined]
+    assert record.reasons == {"row_group_unreadable": 20}
+    assert lane.num_restarts <= 3
+    again = start_lane()  # whoever resumes does not try it again
+    again.open(setup_for(job, plan, run_id="again", poison=(known,)))
+    assert sum(record.num_scored for record in again.score(plan.shards)) == NUM_ROWS - 20
+    assert again.num_restarts == 0
 
 
 def test_a_whole_night_with_a_poison_row_is_published_and_verified(

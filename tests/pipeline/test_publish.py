@@ -88,6 +88,7 @@ def test_the_manifest_names_every_part_and_pins_the_input(
     assert (manifest["rows"], manifest["scored"], manifest["quarantined"]) == (100, 98, 2)
     assert len(manifest["parts"]) == len(plan.shards) == 5
     assert manifest["input"]["files"] == [dataclasses.asdict(file) for file in plan.files]
+    assert manifest["input"]["unreadable"] == []
     for part in manifest["parts"]:
         assert (folder / part["part"]["path"]).stat().st_size == part["part"]["num_bytes"]
         if part["quarantine"]:

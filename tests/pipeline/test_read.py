@@ -16,7 +16,7 @@ from pipeline.blocks import Block
 from pipeline.config import Job
 from pipeline.errors import InputChangedError, InputError, StoreUnavailableError
 from pipeline.local_storage import LocalStorage
-from pipeline.plan import Plan
+from pipeline.plan import Plan, Shard
 from pipeline.read import read_blocks, sample_rows
 from pipeline.storage import open_storage
 
@@ -101,28 +101,122 @@ def damage(job: Job, group: int, column: int = 0) -> None:
     keep_pins(path, bytes(content))
 
 
-@pytest.mark.parametrize("group", [0, 1, 2])
-def test_a_damaged_row_group_costs_its_rows_and_no_other(job: Job, group: int) -> None:
-    plan = a_plan(job)
-    shard = plan.shards[0]
-    assert shard.row_groups == (0, 1, 2)
-    damage(job, group)
+def told(job: Job, shard: Shard, **options: Any) -> list[Block]:
+    """The blocks that count: those since the shard was begun anew."""
     source = open_storage(job.input.uri)
-    blocks = [block for block in read_blocks([shard], source, ["user_id", "f0"], 4) if block]
-    begun = max(index for index, block in enumerate(blocks) if block.first_row == 0)
-    told = blocks[begun:]
-    assert sum(block.rows.num_rows for block in told) == shard.num_rows
-    lost = {block.first_row + slot for block in told for slot in block.poison}
-    assert lost == set(range(10 * group, 10 * group + 10))
-    ids = {
+    blocks = list(read_blocks([shard], source, ["user_id", "f0"], 4, **options))
+    return [block for block in blocks if block and block.shard is blocks[-1].shard]  # type: ignore[union-attr]
+
+
+def ids_of(blocks: list[Block]) -> dict[int, int]:
+    """Row of the shard -> id."""
+    return {
         block.first_row + slot: value
-        for block in told
+        for block in blocks
         for slot, value in enumerate(block.rows["user_id"].to_pylist())
     }
-    assert ids == {row: None if row in lost else row for row in range(30)}
-    (why,) = {row for block in told for row in block.poison.values()}
-    assert (why.stage, why.reason, why.sha256) == ("read", "row_group_unreadable", "")
-    assert why.message.startswith(f"row group {group}: ")
+
+
+@pytest.mark.parametrize("groups", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)])
+def test_a_damaged_row_group_costs_its_rows_and_no_other(job: Job, groups: tuple[int]) -> None:
+    shard = a_plan(job).shards[0]
+    assert shard.row_groups == (0, 1, 2)
+    for group in groups:
+        damage(job, group)
+    blocks = told(job, shard)
+    lost = {row for group in groups for row in range(10 * group, 10 * group + 10)}
+    assert ids_of(blocks) == {row: row for row in range(30) if row not in lost}
+    assert [block.is_last for block in blocks] == [False] * (len(blocks) - 1) + [True]
+    assert not any(block.poison for block in blocks)
+    for group, why in zip(groups, blocks[0].shard.lost, strict=True):
+        assert (why.first_row, why.num_rows) == (10 * group, 10)
+        assert why.reason == "row_group_unreadable"
+        assert why.message.startswith(f"row group {group}: ")
+        assert "CRC" in why.message
+
+
+def test_a_shard_of_damage_only_travels_as_one_row_without_content(job: Job) -> None:
+    shard = a_plan(job).shards[0]
+    for group in range(3):
+        damage(job, group)
+    (block,) = told(job, shard)
+    assert (block.rows.num_rows, block.is_last, block.shard.end_row) == (1, True, 0)
+    assert block.rows.to_pylist() == [{"user_id": None, "f0": None}]
+    assert block.poison[0].reason == "row_group_unreadable"
+    assert sum(lost.num_rows for lost in block.shard.lost) == shard.num_rows
+
+
+def test_a_row_group_that_promises_too_much_is_not_read(job: Job) -> None:
+    write_input(Path(job.input.uri), users(30), name="a.parquet", rows_per_group=14)
+    job = a_job(job.model_dump(), lanes={"shard_rows": 30})
+    (shard, _) = a_plan(job).shards
+    assert shard.row_groups == (0, 1, 2)
+    group = pq.ParquetFile(a_file(job)).metadata.row_group(2)  # of two rows
+    read = [group.column(column) for column in (0, 1)]
+    small = sum(max(one.total_compressed_size, one.total_uncompressed_size) for one in read)
+    blocks = told(job, shard, max_group_bytes=small)
+    (first, second) = blocks[0].shard.lost
+    assert (first.first_row, second.first_row, blocks[0].first_row) == (0, 14, 28)
+    assert first.reason == "row_group_too_large"
+    assert "row group 0 promises 14 rows of " in first.message
+    assert "limits.max_group_gib" in first.message
+    assert ids_of(blocks) == {28: 28, 29: 29}
+
+
+def test_what_pyarrow_delivers_beyond_the_promise_is_never_let_out(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = a_plan(job).shards[0]
+    whole = pq.ParquetFile.iter_batches
+
+    def more(self: Any, *args: Any, **options: Any) -> Any:
+        yield from whole(self, *args, **options)
+        yield from whole(self, 4, row_groups=[0], columns=["user_id"])
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", more)
+    source = open_storage(job.input.uri)
+    blocks = list(read_blocks([shard], source, ["user_id"], 4))
+    assert not any(block.is_last for block in blocks if block and not block.shard.lost)
+    assert blocks[-1] is not None
+    assert [lost.message for lost in blocks[-1].shard.lost] == [
+        f"row group {group}: 20 rows of 10 that it promises" for group in range(3)
+    ]
+
+
+def test_a_moment_without_the_store_is_no_damage(job: Job) -> None:
+    """The first reads fail, later ones do not: every row comes."""
+    shard = a_plan(job).shards[0]
+    failures = 3
+
+    class Shaky(LocalStorage):
+        def open(self, path: str) -> Any:
+            file = super().open(path)
+
+            class Failing:
+                closed = False
+
+                def __enter__(self) -> Any:
+                    return self
+
+                def __exit__(self, *_: object) -> None:
+                    file.close()
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(file, name)
+
+                def read(self, size: int = -1) -> bytes:
+                    nonlocal failures
+                    if size != 8 and file.tell() < 2_000 and failures:
+                        failures -= 1
+                        raise OSError(5, "Input/output error")
+                    return file.read(size)
+
+            return Failing()
+
+    blocks = list(read_blocks([shard], Shaky(job.input.uri), ["user_id"], 5))
+    assert blocks[-1] is not None
+    assert blocks[-1].shard.lost == ()
+    assert blocks[-1].is_last
 
 
 def test_a_store_that_cannot_be_read_costs_no_row(job: Job) -> None:

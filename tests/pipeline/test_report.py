@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.report import RunReport, StageTimes, report_from_dict
+from pipeline.report import RunReport, StageTimes, UnreadableFile, report_from_dict
 
 
 def test_a_report_read_back_from_json_is_the_same(a_report: Callable[..., RunReport]) -> None:
-    report = a_report()
+    torn = UnreadableFile(path="a.parquet", num_bytes=4_096, version="v", message="0 bytes")
+    report = a_report(degraded=True, unreadable_files=(torn,))
     assert report_from_dict(json.loads(report.to_json())) == report
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report import Price, QuarantineSample, RunReport
+from pipeline.report import Price, QuarantineSample, RunReport, UnreadableFile
 from pipeline.report_html import render_html
 
 Build = Callable[..., RunReport]
@@ -71,6 +71,10 @@ def hostile(report: RunReport) -> RunReport:
         stages={HOSTILE: report.stages["decode"]},
         quarantined_by_reason={HOSTILE: 8},
         quarantine_samples=(sample,),
+        degraded=True,
+        unreadable_files=(
+            UnreadableFile(path=HOSTILE, num_bytes=1, version=HOSTILE, message=HOSTILE),
+        ),
     )
 
 
@@ -177,3 +181,24 @@ def test_a_run_without_rows_has_a_page_without_empty_sections(a_report: Build, s
     assert "What was odd" not in page.text
     assert "How near to the limit" not in page.text
     assert ("Nothing was left to do" in page.text) == (status == "already_published")
+
+
+def test_files_that_cannot_be_read_are_told_of(a_report: Build) -> None:
+    torn = UnreadableFile(path="dt=1/a.parquet", num_bytes=4_096, version="v", message="0 bytes")
+    text = Page(render_html(a_report(degraded=True, unreadable_files=(torn,)))).text
+    for fact in (
+        "1 file cannot be read",
+        "dt=1/a.parquet",
+        "4,096",
+        "row count unknown",
+        "0 bytes",
+    ):
+        assert fact in text
+    assert "could not be read" not in Page(render_html(a_report())).text
+
+
+def test_a_range_of_rows_is_shown_as_one(a_report: Build) -> None:
+    sample = QuarantineSample(
+        file="a", row=40, reason="row_group_too_large", message="m", num_rows=10**12
+    )
+    assert "40 to 1,000,000,000,039" in render_html(a_report(quarantine_samples=(sample,)))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from pipeline.report import QuarantineSample, RunReport
+from pipeline.report import QuarantineSample, RunReport, UnreadableFile
 from pipeline.report_text import render_markdown, render_text
 
 Build = Callable[..., RunReport]
@@ -116,3 +116,20 @@ def test_markdown_has_one_headline_and_the_sections(a_report: Build) -> None:
         "## Quarantined rows",
         "## This run",
     ]
+
+
+@pytest.mark.parametrize("render", [printed, render_markdown])
+def test_files_that_cannot_be_read_are_told_of(
+    a_report: Build, render: Callable[[RunReport], str]
+) -> None:
+    torn = UnreadableFile(path="dt=1/a.parquet", num_bytes=4_096, version="v", message="0 bytes")
+    text = render(a_report(quarantined=0, scored=4_000, degraded=True, unreadable_files=(torn,)))
+    for fact in (
+        "All 4,000 rows scored; 1 file cannot be read",
+        "Unreadable files",
+        "4,096",
+        "row count unknown",
+        "0 bytes",
+    ):
+        assert fact in text
+    assert "Unreadable files" not in render(a_report())

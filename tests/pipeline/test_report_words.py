@@ -78,6 +78,10 @@ def test_long_messages_are_cut_but_long_paths_are_not() -> None:
         ({"scored": 4_000, "quarantined": 0}, "All 4,000 rows scored"),
         ({"rows": 0, "scored": 0, "quarantined": 0}, "No rows to score"),
         (
+            {"degraded": True},
+            "3,992 of 4,000 rows scored, 8 quarantined; the input is damaged",
+        ),
+        (
             {"scored": 4_000, "quarantined": 0, "status": "already_published"},
             "Already published: all 4,000 rows scored",
         ),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import struct
 import time
 import zlib
 
 import numpy as np
 import pytest
+from hostile_inputs import bombs, mutant, strangers
 from PIL import Image
 from pipeline_cases import as_bytes, encoded, photo
 
@@ -108,3 +110,23 @@ def test_scans_are_counted_as_a_search_for_their_marker_counts_them() -> None:
         for offset in range(3):  # from odd addresses, too
             jpeg = longer[offset : offset + size]
             assert _count_scans(jpeg) == jpeg.tobytes().count(b"\xff\xda")
+
+
+def test_mutants_are_judged_at_once_and_without_an_exception() -> None:
+    """Whatever happened to a picture, and whatever somebody made to do harm."""
+    rng = np.random.default_rng(20261121)
+    originals = [JPEG, PNG, encoded(photo(), progressive=True), encoded(photo(seed=1))]
+    tiny = encoded(photo(8, 8), "PNG")
+    odd = [data for data in strangers(photo(20, 20)).values() if data is not None]
+    pictures = [*odd, *bombs(JPEG, tiny).values()]
+    pictures += [mutant(originals, rng) for _ in range(2_000)]
+    slowest_s = 0.0
+    reasons: collections.Counter[str] = collections.Counter()
+    for picture in pictures:
+        began = time.thread_time()  # others may be using the machine
+        judged = judge(picture, 40_000_000)
+        slowest_s = max(slowest_s, time.thread_time() - began)
+        reasons[judged.reason if isinstance(judged, Refusal) else "passed"] += 1
+    assert slowest_s < 0.05
+    assert reasons["passed"] > 500
+    assert reasons.total() - reasons["passed"] > 500

@@ -81,6 +81,34 @@ def test_rows_that_only_kill_in_company_are_not_tried_for_ever() -> None:
     assert suspects.is_hopeless
 
 
+def reading(first: int, count: int) -> Suspect:
+    return Suspect(shard=SHARD, first_row=first, num_rows=count, is_read=True)
+
+
+def test_row_groups_that_kill_their_reader_are_poison_as_a_whole() -> None:
+    suspects = Suspects()
+    suspects.died([rows(0, 8), reading(0, 100)], "out_of_memory", "too much")
+    assert suspects.to_try == [reading(0, 100), rows(0, 8)]
+    for first in (20, 60):
+        suspects.died([reading(first, 20)], "out_of_memory", "too much")
+        assert suspects.to_try == [reading(0, 100), rows(0, 8)]  # the other groups are to be tried
+    assert [(row.row, row.group_rows) for row in suspects.poison] == [(20, 20), (60, 20)]
+    suspects.cleared()
+    suspects.cleared()
+    assert not suspects.to_try
+    assert not suspects.is_hopeless
+
+
+def test_a_process_that_dies_before_it_reads_explains_nothing() -> None:
+    suspects = Suspects()
+    suspects.died([reading(0, 100)], "crashed", "exit code 1")
+    for _ in range(MAX_UNEXPLAINED):
+        assert not suspects.is_hopeless
+        suspects.died([], "crashed", "exit code 1")
+    assert suspects.is_hopeless
+    assert not suspects.poison
+
+
 def test_a_commit_forgives_earlier_deaths() -> None:
     suspects = Suspects()
     for _ in range(3 * MAX_UNEXPLAINED):

@@ -56,6 +56,7 @@ def test_what_was_published_is_verified(folder: Path) -> None:
         "scored": NUM_ROWS - 2,
         "quarantined": 2,
         "parts": 3,
+        "unreadable_files": 0,
     }
 
 
@@ -122,7 +123,8 @@ def rewrite(
     pq.write_table(table, path)
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    stored |= {"num_bytes": len(data), "sha256": digest, "num_rows": len(table)}
+    num_rows = sum(table["num_rows"].to_pylist()) if kind == "quarantine" else len(table)
+    stored |= {"num_bytes": len(data), "sha256": digest, "num_rows": num_rows}
     write_manifest(folder, manifest | counts)
 
 
@@ -197,6 +199,31 @@ def test_a_scored_row_that_is_in_quarantine_too_is_noticed(folder: Path) -> None
 def test_a_row_that_is_in_quarantine_twice_is_noticed(folder: Path) -> None:
     rewrite(folder, 1, lambda t: pa.concat_tables([t, t.slice(0, 1)]), "quarantine")
     assert "a row twice, or of another shard" in refused(folder)
+
+
+def set_ranges(table: pa.Table, rows: list[int], num_rows: list[int]) -> pa.Table:
+    for name, values in (("row", rows), ("num_rows", num_rows)):
+        place = table.schema.names.index(name)
+        table = table.set_column(place, table.schema.field(place), pa.array(values, pa.int64()))
+    return table
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_rows", "said"),
+    [
+        ([25, 33], [1, 2], "are not those of"),  # a scored row that is in a range, too
+        ([25, 26], [2, 1], "a row twice, or of another shard"),
+        ([25, 39], [1, 2], "a row twice, or of another shard"),
+        ([19, 33], [2, 1], "a row twice, or of another shard"),
+        ([25, 33], [1, 0], "a row twice, or of another shard"),
+        ([25, 33], [1, 10**12], "a row twice, or of another shard"),
+    ],
+)
+def test_ranges_that_do_not_fit_are_noticed(
+    folder: Path, rows: list[int], num_rows: list[int], said: str
+) -> None:
+    rewrite(folder, 1, lambda table: set_ranges(table, rows, num_rows), "quarantine")
+    assert said in refused(folder)
 
 
 def test_a_quarantined_row_that_is_gone_is_noticed(folder: Path) -> None:

@@ -1,0 +1,159 @@
+"""Row groups that are not read: those that are damaged, and those that would take all memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import one_line
+
+UNREADABLE, TOO_LARGE = "row_group_unreadable", "row_group_too_large"
+"""Reasons for quarantine."""
+DAMAGES = frozenset((UNREADABLE, TOO_LARGE))
+"""A run with such rows is degraded: the input is damaged."""
+GIB = 2**30
+MAX_GROUP_BYTES = 4 * GIB
+"""Most memory for a row group's columns where the job does not say, on a lane with twice as much.
+Reading holds all bytes of a group's columns at once, compressed, besides a page or two of each."""
+PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, IndexError)
+"""What pyarrow raises on damaged files; the store, too, raises OSError."""
+PIECE_BYTES = 1 << 20
+TRIAL_ROWS = 1 << 10
+"""Rows that are looked at together to find out whether a group can be read."""
+
+
+def max_group_bytes(max_group_gib: float | None, lane_bytes: int) -> int:
+    """Bytes of a row group's columns beyond which it is not read.
+
+    Args:
+        max_group_gib: As the job says, if it does.
+        lane_bytes: Memory that a lane may take.
+    """
+    return int(max_group_gib * GIB) if max_group_gib else min(MAX_GROUP_BYTES, lane_bytes // 2)
+
+
+def open_parquet(file: Any) -> pq.ParquetFile:
+    """A Parquet file whose pages are checked against their checksums, where they have some."""
+    return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+
+
+def batches(
+    parquet: pq.ParquetFile,
+    groups: Sequence[int],
+    columns: Sequence[str],
+    num_rows: int,
+    *,
+    use_threads: bool = False,
+) -> Iterator[pa.RecordBatch]:
+    """Rows of some row groups, at most `num_rows` at a time and never none.
+
+    Text must be UTF-8: damage that no checksum tells would end up in parts, which other programs
+    then cannot read.
+    """
+    for rows in parquet.iter_batches(
+        num_rows, row_groups=list(groups), columns=list(columns), use_threads=use_threads
+    ):
+        if rows.num_rows:
+            rows.validate(full=True)
+            yield rows
+
+
+def why_too_large(
+    parquet: pq.ParquetFile, group: int, columns: Sequence[str], max_bytes: int
+) -> str | None:
+    """What a row group's footer promises, if it is more than `max_bytes`; None: it may be read.
+
+    A footer that promises a million million rows promises as many values in memory: small pages do
+    not make it harmless.
+    """
+    promised = parquet.metadata.row_group(group)
+    chunks = [promised.column(index) for index in _column_indices(promised, columns)]
+    num_bytes = max(
+        sum(chunk.total_uncompressed_size for chunk in chunks),
+        sum(chunk.total_compressed_size for chunk in chunks),
+        promised.num_rows * _row_bytes(parquet.schema_arrow, columns),
+    )
+    if num_bytes <= max_bytes:
+        return None
+    return (
+        f"row group {group} promises {promised.num_rows:,} rows of {num_bytes / GIB:,.2f} GiB; at "
+        f"most {max_bytes / GIB:,.2f} GiB are read (limits.max_group_gib)"
+    )
+
+
+def why_lost(
+    file: Any, parquet: pq.ParquetFile, group: int, columns: Sequence[str], max_bytes: int
+) -> tuple[str, str] | None:
+    """Reason code and message, unless a row group can be read and has all rows that it promises.
+
+    It is read to its end, and nothing of it is kept.
+
+    Raises:
+        OSError: The store failed: a group is damaged only if its bytes can be had.
+    """
+    try:
+        too_large = why_too_large(parquet, group, columns, max_bytes)
+    except PARQUET_ERRORS as error:
+        return UNREADABLE, f"row group {group}: {one_line(error)}"
+    if too_large:
+        return TOO_LARGE, too_large
+    wrong = _what_is_wrong(parquet, group, columns)
+    if wrong:
+        _read_bytes(file, parquet.metadata.row_group(group))
+        wrong = _what_is_wrong(parquet, group, columns)  # the store may have failed for a moment
+    return (UNREADABLE, f"row group {group}: {wrong}") if wrong else None
+
+
+def _what_is_wrong(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> str | None:
+    num_rows, promised = 0, parquet.metadata.row_group(group).num_rows
+    try:
+        for rows in batches(parquet, [group], columns, TRIAL_ROWS):
+            num_rows += rows.num_rows
+    except PARQUET_ERRORS as error:
+        return one_line(error)
+    return None if num_rows == promised else f"{num_rows:,} rows of {promised:,} that it promises"
+
+
+def _column_indices(group: Any, columns: Sequence[str]) -> list[int]:
+    """Of the chunks of some columns; a nested column has several."""
+    paths = [group.column(index).path_in_schema for index in range(group.num_columns)]
+    return [
+        index
+        for index, path in enumerate(paths)
+        if any(path == name or path.startswith(f"{name}.") for name in columns)
+    ]
+
+
+def _row_bytes(schema: pa.Schema, columns: Sequence[str]) -> float:
+    """Memory of a row at least."""
+    return sum(_value_bytes(schema.field(name).type) for name in columns)
+
+
+def _value_bytes(kind: pa.DataType) -> float:
+    if pa.types.is_fixed_size_list(kind):
+        return float(kind.list_size * _value_bytes(kind.value_type))
+    try:
+        return float(kind.bit_width / 8)
+    except ValueError:  # of variable length: it has an offset
+        return 4.0
+
+
+def _read_bytes(file: Any, group: Any) -> None:
+    """Raise what the store raises. Where the footer tells nonsense there is nothing to be read."""
+    file.seek(0, os.SEEK_END)
+    file_bytes = file.tell()
+    for index in range(group.num_columns):
+        begin = end = 0
+        with suppress(*PARQUET_ERRORS):
+            column = group.column(index)
+            begin = column.dictionary_page_offset or column.data_page_offset
+            end = min(begin + column.total_compressed_size, file_bytes)
+        if 0 <= begin < end:
+            file.seek(begin)
+            for start in range(begin, end, PIECE_BYTES):
+                file.read(min(PIECE_BYTES, end - start))
