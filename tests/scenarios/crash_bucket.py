@@ -11,6 +11,7 @@ s3fs does not survive a fork: it is imported here, and used in children only.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -20,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import botocore.loaders
+import botocore.session
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,13 +32,13 @@ from crash_night import BAD_ROW, CRASHED, NUM_ROWS, NUM_SHARDS, forked, job_in, 
 from pipeline_cases import DATE
 from s3fs.errors import translate_boto_error
 
+from pipeline import verify
 from pipeline.config import Job
 from pipeline.errors import StoreUnavailableError
 from pipeline.object_storage import DEADLINE_VARIABLE
 from pipeline.publish import published_folder
 from pipeline.storage import MANIFEST, SUCCESS, open_storage
 from pipeline.store_errors import Patience
-from pipeline.verify import verify_published
 
 DEADLINE_S = 0.3
 UNAVAILABLE, NOT_REACHED = 75, 40
@@ -90,11 +93,13 @@ def night_and_recount(job: Job, answer: int) -> None:
 
 def problem_of(job: Job) -> str:
     """What is wrong; empty: nothing. It is read without our own storage."""
-    verdict = verify_published(job.output.uri, job.name, DATE)
+    files = bucket_files()
+    # One client, not one for each file: they would cost more than the night.
+    verify._filesystem = lambda uri: (files, uri.removeprefix("s3://"))
+    verdict = verify.verify_published(job.output.uri, job.name, DATE)
     counted = (verdict["rows"], verdict["scored"], verdict["quarantined"])
     if counted != (NUM_ROWS, NUM_ROWS - 1, 1):
         return f"rows, scored, quarantined: {counted}"
-    files = bucket_files()
     folder = f"{job.output.uri}/{published_folder(job.name, DATE)}"
     if not files.exists(f"{folder}/{SUCCESS}"):
         return f"no {SUCCESS}"
@@ -157,6 +162,12 @@ def job_of(folder: Path, uri: str, output: str) -> Job:
     )
 
 
+def warm_up() -> None:
+    """Read what every client needs to know of S3 once: children inherit it."""
+    botocore.loaders.create_loader = functools.cache(botocore.loaders.create_loader)
+    botocore.session.get_session().create_client("s3", region_name="us-east-1")
+
+
 def upload(folder: Path, uri: str) -> None:
     storage = open_storage(uri)
     for path in (folder / "in").rglob("*.parquet"):
@@ -167,6 +178,7 @@ def main() -> None:
     """See above."""
     folder, uri, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     job_of(folder, uri, "none")
+    warm_up()
     assert forked(lambda: upload(folder, uri)) == 0
     for number in range(*(int(text) for text in sys.argv[4:])):
         result = trial(folder, uri, how, number)

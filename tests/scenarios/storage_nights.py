@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 DATE = "2026-11-20"
-NUM_ROWS, NUM_BAD, NUM_SHARDS = 40_000, 8, 80
+NUM_ROWS, NUM_BAD, NUM_SHARDS = 40_000, 8, 40
 RESUMABLE = 75
-SHARDS = ("--set", "lanes.shard_rows=500")
+SHARDS = ("--set", "lanes.shard_rows=1000")
 RUNS = "users/_runs"
 PUBLISHED = f"users/dt={DATE}"
 
@@ -40,7 +40,7 @@ def check_whole(ended: Any, num_committed: int) -> None:
     assert report["scored"] == NUM_ROWS - NUM_BAD
     assert report["shards_reused"] == num_committed
     todo = NUM_SHARDS - num_committed
-    assert report["stages"].get("write", {"items": 0})["items"] == todo * 500
+    assert report["stages"].get("write", {"items": 0})["items"] == todo * 1_000
 
 
 def check_stopped(ended: Any, said: str) -> None:

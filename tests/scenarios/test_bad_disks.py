@@ -78,7 +78,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_night_is_freed_and_the_night_goe
     undisturbed_scores: dict[int, float],
 ) -> None:
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(3_500_000))
+    ballast.write_bytes(bytes(3_900_000))
     output = small_disk / "scores"
     check_stopped(score(*night(features_job, output)), "No space left on device")
     check_stopped(score(*night(features_job, output)), "No space left on device")
