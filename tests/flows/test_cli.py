@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -198,3 +199,11 @@ def test_a_missing_option_is_one_sentence_and_with_json_an_object(
     assert "Missing option '--date'" in ended.json["error"]
     (line,) = ended.err.splitlines()
     assert line.startswith("error: Missing option '--date'")
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 75), (errno.EIO, 75), (None, 1)])
+def test_a_full_disk_is_resumable_wherever_it_is_noticed(number: int | None, code: int) -> None:
+    """Such as under the cache of engines."""
+    from flows.cli import exit_code_of
+
+    assert exit_code_of(OSError(number, "what the system says")) == code

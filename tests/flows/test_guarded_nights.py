@@ -342,3 +342,40 @@ def test_the_command_names_the_guard_and_takes_its_name(
     assert ended.code == 0, ended.err
     assert len(ended.json["accepted"]) == 1
     assert ended.json["drift"]["rows"] == 32
+
+
+def test_pictures_are_decoded_again_and_agree_with_fp32_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight of them are damaged; the others are found behind them in the parts."""
+    from flows.demo_data import write_pictures
+    from tests.engines.small_models import write_image_model
+
+    monkeypatch.setattr("engines.gate.RACE_S", 0.005)
+    for date in DATES[-2:]:
+        write_pictures(tmp_path / "users", date, num_rows=256, num_files=1, rows_per_group=16)
+    path = job_file(tmp_path, tmp_path)
+    pictures = [
+        "input.features=null",
+        "input.images={column: image}",
+        "input.passthrough=[picture_id]",
+        f"model={{source: {write_image_model(tmp_path / 'net.onnx')}, size: [12, 12]}}",
+        "engine.gate={rows: 64, min_agreement: 0.9, min_cosine: 0.9, max_divergence: 1}",
+        "lanes.shard_rows=64",
+        "limits={max_quarantined: 0.05, drift_rows: 96}",
+    ]
+    job = load_job(str(path), pictures)
+    first, second = (run_night(job, date, LineProgress(lambda _: None)) for date in DATES[-2:])
+    assert first.drift is not None
+    assert first.drift.rows == 0, "its engine was built for it"
+    assert second.quarantined == 8
+    drift, scores = second.drift, second.distribution
+    assert drift is not None
+    assert 88 <= drift.rows <= 96
+    assert drift.agreement is not None
+    assert drift.agreement > 0.9
+    assert drift.mean_abs_diff is not None
+    assert drift.mean_abs_diff < 0.05
+    assert scores is not None
+    assert scores.nights == (DATES[-2],)
+    assert set(scores.psi) == {"probability", "classes"}

@@ -160,8 +160,11 @@ def quarantined(job: Job) -> dict[int, str]:
 
 
 def scored_ids(job: Job) -> list[int]:
-    parts = sorted(Path(job.output.uri).rglob("part-*.parquet"))
-    return sorted(i for part in parts for i in pq.read_table(part)["user_id"].to_pylist())
+    """Of committed parts: a process may die after it has uploaded one and before it commits."""
+    ledger = ledger_of(job)
+    paths = [ledger.part_path(record.part) for record in ledger.records().values()]
+    parts = [pq.read_table(Path(job.output.uri, path)) for path in paths]
+    return sorted(i for part in parts for i in part["user_id"].to_pylist())
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,13 @@ def disturb(how: str, number: int) -> Callable[[], bool]:
         if (here and how == "once") or (at >= number and how == "forever"):
             reply = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
             raise translate_boto_error(ClientError(reply, method))
-        result = await request(self, method, *arguments, **options)
-        if here and how == "exit-after":
-            os._exit(CRASHED)
-        if here and how == "lost":
-            raise ConnectionClosedError(endpoint_url=method)
-        return result
+        try:
+            return await request(self, method, *arguments, **options)
+        finally:  # also where the answer is that nothing is there
+            if here and how == "exit-after":
+                os._exit(CRASHED)
+            if here and how == "lost":
+                raise ConnectionClosedError(endpoint_url=method)
 
     s3fs.S3FileSystem._call_s3 = call
     return lambda: reached
