@@ -22,6 +22,7 @@ from pipeline.versions import (
     find_published,
     published_folder,
     replace,
+    withdraw,
 )
 
 MANIFEST_FORMAT = 1
@@ -131,7 +132,10 @@ def publish(draft: Draft, output: Storage, replaces: Published | None = None) ->
         return replace(output, replaces, manifest, files)
     folder = published_folder(manifest["job"], manifest["date"])
     # Without indentation: with it Python's slow encoder is used, for seconds in 100,000 shards.
-    return output.publish(files, json.dumps(manifest).encode(), folder)
+    if output.publish(files, json.dumps(manifest).encode(), folder):
+        return True
+    withdraw(output, manifest["job"], manifest["date"], set(files))
+    return False
 
 
 def write_reports(output: Storage, report: RunReport) -> None:

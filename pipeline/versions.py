@@ -127,7 +127,7 @@ def replace(
     numbered = {_numbered(path, version): source for path, source in files.items()}
     data = json.dumps(new).encode()
     if not output.swap(numbered, data, current.folder, current.data):
-        _remove_losers(output, current, set(numbered))
+        withdraw(output, current.job, current.date, set(numbered))
         return False
     settle(output, Published(job=current.job, date=current.date, manifest=new, data=data))
     return True
@@ -154,11 +154,19 @@ def _keep(output: Storage, current: Published) -> None:
     output.create(f"{folder}/{KEPT_MANIFEST}", current.data)
 
 
-def _remove_losers(output: Storage, current: Published, ours: set[str]) -> None:
-    """On an object store the files of a version that was not published are there; ours, too."""
-    now = find_published(output, current.job, current.date)
+def withdraw(output: Storage, job: str, date: str, ours: set[str]) -> None:
+    """Remove what was copied for a version that was not published: on an object store it is there.
+
+    Args:
+        output: Where the job's output is.
+        job: Name of the job.
+        date: ISO date.
+        ours: Paths in the published folder; those that the version there names are left alone.
+    """
+    now = find_published(output, job, date)
     named = {path for path, _ in now.files()} if now else set()
-    output.delete_many([f"{current.folder}/{path}" for path in sorted(ours - named)])
+    folder = published_folder(job, date)
+    output.delete_many([f"{folder}/{path}" for path in sorted(ours - named)])
     if now:
         settle(output, now)
 

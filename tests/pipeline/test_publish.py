@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,6 +26,7 @@ from pipeline.errors import InputError, VerifyError
 from pipeline.ledger import CommitRecord
 from pipeline.plan import Plan
 from pipeline.publish import (
+    Draft,
     check_complete,
     count_reasons,
     draft_of,
@@ -141,3 +142,41 @@ def test_what_is_not_published_has_no_manifest_and_no_report(job: Job) -> None:
     assert find_published(output, job.name, DATE) is None
     with pytest.raises(InputError, match="not published; expected a finished run"):
         read_report(output, job.name, DATE)
+
+
+def test_of_two_runs_that_publish_in_a_bucket_at_once_the_loser_takes_its_copies_back(
+    s3_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that lists the folder would see rows twice otherwise: names differ from run to run.
+
+    The loser has begun before the winner's manifest is there, and copies after it.
+    """
+    output = open_storage(s3_folder)
+    for name in ("winner", "loser"):
+        output.create(f"users/_runs/{name}/parts/{name}.parquet", name.encode())
+
+    def draft(name: str) -> Draft:
+        file = {"path": f"{name}.parquet", "name": f"{name}.parquet"}
+        manifest = {
+            "job": "users",
+            "date": DATE,
+            "run_id": name,
+            "parts": [{"part": file, "quarantine": None}],
+        }
+        return Draft(
+            manifest=manifest,
+            files={file["path"]: f"users/_runs/{name}/parts/{file['name']}"},
+        )
+
+    slow = open_storage(s3_folder)
+    copy = slow.copy
+
+    def overtaken(files: Mapping[str, str]) -> None:
+        if output.read(f"users/dt={DATE}/_MANIFEST.json") is None:
+            assert publish(draft("winner"), output)
+        copy(files)
+
+    monkeypatch.setattr(slow, "copy", overtaken)
+    assert not publish(draft("loser"), slow)
+    found = [info.path.rpartition("/")[2] for info in output.list_files(f"users/dt={DATE}")]
+    assert found == ["_MANIFEST.json", "_SUCCESS", "winner.parquet"]

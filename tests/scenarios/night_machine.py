@@ -19,6 +19,8 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,14 +55,20 @@ from small_night import (
     without_an_engine,
 )
 
-from pipeline.errors import VerifyError
+from pipeline.errors import InputError, VerifyError
+from pipeline.gc import GcRules, collect, find_garbage
+from pipeline.run import Again
+from pipeline.storage import open_storage
 from pipeline.verify import verify_published
+from pipeline.versions import roll_back
 
 NUM_VERSIONS = 3
 """Of the input file."""
 MAX_OPERATION = 125
 """A night has a few operations on files less."""
 MAX_ASLEEP = 3
+BAD_SHARD = {(BAD_ID - 1) // SHARD_ROWS}
+LEFTOVERS = ("_publishing-*/*", "_probe-*", ".*.tmp")
 ROOT = Path(tempfile.gettempdir())
 
 operations = st.integers(1, MAX_OPERATION)
@@ -99,6 +107,9 @@ class NightMachine(RuleBasedStateMachine):
         self.asleep: list[tuple[Started, set[int]]] = []
         """With the versions of the input that they may have met."""
         self.rot = Rot()
+        self.may_change = False
+        """Whether the step was meant to replace what is published."""
+        self.published_runs: set[str] = set()
         self.seen: dict[str, str] = {}
         """sha256 of each file that readers have seen."""
 
@@ -111,6 +122,10 @@ class NightMachine(RuleBasedStateMachine):
     @property
     def is_published(self) -> bool:
         return (self.published / "_MANIFEST.json").exists()
+
+    def manifest(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.published / "_MANIFEST.json").read_text())
+        return found
 
     def put_input(self, version: int) -> None:
         """Make a version the input of the date, with its time stamp."""
@@ -125,25 +140,29 @@ class NightMachine(RuleBasedStateMachine):
         times = [str(path.stat().st_mtime_ns) for path in self.versions]
         return times.index(file["version"])
 
-    def start(self, *disturbance: Any) -> Started:
-        log = self.folder / f"{self.date}-{next(self.numbers)}"
-        committed = self.committed()
+    def start(self, *disturbance: Any, again: Again = "no") -> Started:
+        log = self.folder / f"{self.date}-{again}-{next(self.numbers)}"
+        committed = self.committed() - (BAD_SHARD if again == "quarantine" else set())
 
         def work() -> None:
             os.fsync = lambda _: None  # a crash of a process loses nothing that was written
             if disturbance:
                 disturb(self.output, *disturbance)
-            night(self.job, self.date, log)
+            night(self.job, self.date, log, again)
 
         pid = fork(work, log.with_suffix(".error"))
         return Started(pid=pid, log=log, committed=committed)
 
     def committed(self) -> set[int]:
-        """Shards of the present input with a record and parts that nobody has cut."""
+        """Shards of the present input with a record and parts that nobody has cut.
+
+        Those of runs that were published are not meant: who scores them again was told to.
+        """
         found = set()
         for description in self.output.glob("users/_runs/*/run.json"):
             run = json.loads(description.read_text())
-            if (run["date"], self.pinned_version(run["files"])) != (self.date, self.version):
+            is_ours = (run["date"], self.pinned_version(run["files"])) == (self.date, self.version)
+            if not is_ours or run["run_id"] in self.published_runs:
                 continue
             for path in description.parent.glob("commits/[!.]*.json"):
                 record = {} if path in self.rot.records else json.loads(path.read_text())
@@ -159,8 +178,8 @@ class NightMachine(RuleBasedStateMachine):
         twice = started.scored() & started.committed
         assert not twice, f"committed shards were scored again: {twice}"
 
-    def run(self, *disturbance: Any) -> tuple[Started, int | None]:
-        started = self.start(*disturbance)
+    def run(self, *disturbance: Any, again: Again = "no") -> tuple[Started, int | None]:
+        started = self.start(*disturbance, again=again)
         return started, wait(started.pid)
 
     def check_published(self) -> None:
@@ -236,6 +255,43 @@ class NightMachine(RuleBasedStateMachine):
         self.version = 0
         self.put_input(self.version)
 
+    @precondition(lambda self: self.is_published and not self.asleep)
+    @rule(number=operations, how=st.sampled_from(["exit", "forever"]))
+    def it_is_scored_again_by_force(self, number: int, how: str) -> None:
+        self.may_change = True
+        self.check_end(*self.run(how, number, again="all"), 0, CRASHED if how == "exit" else 1)
+
+    @precondition(lambda self: not self.asleep)
+    @rule(number=operations)
+    def its_quarantine_is_tried_again(self, number: int) -> None:
+        self.may_change = True
+        manifest = self.manifest() if self.is_published else None
+        started, code = self.run("exit", number, again="quarantine")
+        self.check_end(started, code, 0, CRASHED)
+        if manifest and self.pinned_version(manifest["input"]["files"]) == self.version:
+            assert started.scored() <= BAD_SHARD, started.scored()
+
+    @precondition(lambda self: self.is_published and not self.asleep)
+    @rule()
+    def it_is_rolled_back(self) -> None:
+        self.may_change = True
+        with suppress(InputError):  # there is only one version, or gc has taken the other
+            roll_back(open_storage(str(self.output)), "users", self.date)
+
+    @precondition(lambda self: not self.asleep and self.output.exists())
+    @rule()
+    def garbage_is_collected(self) -> None:
+        """As if everything had been left alone for long."""
+        committed, output = self.committed(), open_storage(str(self.output))
+        rules = GcRules(before=time.time() + 60, keep_versions=1, unfinished=False)
+        collect(output, find_garbage(output, "users", rules))
+        left = [
+            path for pattern in LEFTOVERS for path in self.output.rglob(pattern) if path.is_file()
+        ]
+        assert left == [], left
+        if not self.is_published:
+            assert self.committed() == committed, "a shard of an unfinished run was taken away"
+
     @precondition(lambda self: self.may_rot(self.parts()))
     @rule(which=choices, at=choices, cut=st.booleans())
     def a_part_rots(self, which: int, at: int, cut: bool) -> None:
@@ -272,15 +328,21 @@ class NightMachine(RuleBasedStateMachine):
         parts = list(self.published.glob("*.parquet"))
         assert len(parts) == self.is_published * NUM_SHARDS, f"a reader sees {len(parts)} parts"
         seen = dict(hashes(self.output / "users", "dt=*/**/[!.]*"))
+        path = str(self.published / "_MANIFEST.json")
+        is_new = seen.get(path) != self.seen.get(path)
+        if is_new and self.may_change:  # another version: nothing of the one before may be left
+            known = {name for name in self.seen if name.startswith(str(self.published))}
+            self.seen = {name: self.seen[name] for name in self.seen if name not in known}
         changed = {name for name, digest in self.seen.items() if seen.get(name) != digest}
         assert not changed, f"changed under a reader: {changed}"
-        if self.is_published and str(self.published / "_MANIFEST.json") not in self.seen:
+        if is_new:
             self.check_content()
-        self.seen = seen
+        self.seen, self.may_change = seen, False
 
     def check_content(self) -> None:
         """The independent recount, the values, and that they are of one version of the input."""
-        manifest = json.loads((self.published / "_MANIFEST.json").read_text())
+        manifest = self.manifest()
+        self.published_runs.add(manifest["run_id"])
         version = self.pinned_version(manifest["input"]["files"])
         names = {path.name for path in self.published.rglob("*.parquet")}
         assert not names & self.rot.cut, "a part that is cut off was published"
@@ -303,7 +365,7 @@ class NightMachine(RuleBasedStateMachine):
 
     @invariant()
     def at_most_one_night_has_published(self) -> None:
-        publishers = list(self.folder.glob(f"{self.date}-*.published"))
+        publishers = list(self.folder.glob(f"{self.date}-no-*.published"))
         assert len(publishers) <= 1, f"published twice: {publishers}"
 
     def teardown(self) -> None:
