@@ -135,8 +135,8 @@ def test_an_unknown_key_in_the_file_is_named_with_its_line(
 def test_input_that_is_not_parquet_is_named(
     start_score: Callable[..., Any], job: Path, tmp_path: Path, content: bytes
 ) -> None:
-    file = tmp_path / "in" / f"dt={DATE}" / "part-1.parquet"
-    file.write_bytes(content)
+    file = tmp_path / "in" / f"dt={DATE}" / "part-0.parquet"
+    file.write_bytes(content)  # the only file of the date
     check_refused(start_score, ("run", job, "--date", DATE), 1, f"{file}: ")
     assert not (tmp_path / "out").exists()
 

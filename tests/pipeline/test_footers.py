@@ -12,7 +12,7 @@ import pytest
 from hostile_inputs import footer_of, mutant_parquet, parquet_bytes, with_footer, with_promise
 from pipeline_cases import users
 
-from pipeline.errors import InputChangedError
+from pipeline.errors import InputChangedError, StoreUnavailableError
 from pipeline.footers import Footer, check_pin, read_footers
 from pipeline.local_storage import LocalStorage
 from pipeline.report import UnreadableFile
@@ -116,7 +116,7 @@ def test_a_store_that_fails_is_no_damage(tmp_path: Path) -> None:
 
     (tmp_path / "a.parquet").write_bytes(GOOD)
     storage = Broken(str(tmp_path))
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(StoreUnavailableError, match="Input/output error"):
         read_footers(storage, storage.list_files(""))
 
 

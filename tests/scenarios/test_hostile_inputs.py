@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_job
 from hostile_inputs import (
     bombs,
     encode,
@@ -29,6 +28,8 @@ from hostile_inputs import (
     with_promise,
 )
 from PIL import Image
+
+from tests.conftest import write_job
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(280)]
 SEED = 20261121
