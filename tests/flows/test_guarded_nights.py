@@ -365,7 +365,8 @@ def test_pictures_are_decoded_again_and_agree_with_fp32_too(
         "limits={max_quarantined: 0.05, drift_rows: 96}",
     ]
     job = load_job(str(path), pictures)
-    first, second = (run_night(job, date, LineProgress(lambda _: None)) for date in DATES[-2:])
+    nights = [Night(job=job, date=date) for date in DATES[-2:]]
+    first, second = (run_night(night, LineProgress(lambda _: None)) for night in nights)
     assert first.drift is not None
     assert first.drift.rows == 0, "its engine was built for it"
     assert second.quarantined == 8

@@ -74,7 +74,7 @@ def torn_job(features_job: Path, features_folder: Path, tmp_path: Path) -> Job:
 def test_a_file_that_cannot_be_read_leaves_the_night_degraded_until_it_is_repaired(
     torn_job: Job, tmp_path: Path
 ) -> None:
-    report = run_night(torn_job, DATE, LineProgress(lambda _: None))
+    report = run_night(Night(job=torn_job, date=DATE), LineProgress(lambda _: None))
     assert (report.rows, report.degraded) == (40_000, True)
     (file,) = report.unreadable_files
     assert (file.path, file.num_bytes) == (f"dt={DATE}/users-9.parquet", 5_000)
@@ -98,10 +98,10 @@ def test_a_file_that_was_only_being_written_is_not_left_out(torn_job: Job, tmp_p
             super().start(num_rows, num_done)
 
     with pytest.raises(InputChangedError, match=r"users-9\.parquet: .* Run again to score"):
-        run_night(torn_job, DATE, Writes(lambda _: None))
+        run_night(Night(job=torn_job, date=DATE), Writes(lambda _: None))
     folder = Path(torn_job.output.uri, published_folder(torn_job.name, DATE))
     assert not folder.exists()
-    report = run_night(torn_job, DATE, LineProgress(lambda _: None))
+    report = run_night(Night(job=torn_job, date=DATE), LineProgress(lambda _: None))
     assert (report.rows > 40_000, report.degraded, report.unreadable_files) == (True, False, ())
 
 
