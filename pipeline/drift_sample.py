@@ -20,6 +20,7 @@ from engines.gate import Answers
 from pipeline.blocks import Array, Decoder
 from pipeline.errors import VerifyError
 from pipeline.ledger import CommitRecord, Ledger, StoredFile
+from pipeline.part import as_arrow
 from pipeline.plan import Plan, Shard
 from pipeline.storage import Storage
 
@@ -64,10 +65,8 @@ class CommittedParts:
         record = self._records[shard.index]
         if record.quarantine is None:
             return np.empty(0, np.int64)
-        rows = self._read(record.quarantine, ("row",))["row"].to_pylist()
-        if len(rows) != record.num_quarantined:
-            return None
-        return np.sort(np.array(rows, np.int64) - shard.first_row)
+        rows = as_numpy(self._read(record.quarantine, ("row",))["row"])
+        return np.sort(rows - shard.first_row) if len(rows) == record.num_quarantined else None
 
     def answers(self, shard: Shard) -> Answers:
         """Of a shard's scored rows, in their order; `score` is [rows, m].
@@ -82,7 +81,11 @@ class CommittedParts:
                 f"part {record.part.name}: {part.num_rows:,} rows; expected {record.num_scored:,}. "
                 "Report this: it is a defect."
             )
-        return {name: _values(part[name].combine_chunks(), name) for name in self._columns}
+        answers = {name: as_numpy(part[name]) for name in self._columns}
+        return {
+            n: each[:, None] if n == "score" and each.ndim == 1 else each
+            for n, each in answers.items()
+        }
 
     def _read(self, file: StoredFile, columns: Sequence[str]) -> pa.Table:
         data = self._output.read(self._ledger.part_path(file))
@@ -91,14 +94,27 @@ class CommittedParts:
                 f"part {file.name}: {'gone' if data is None else 'another sha256'}; expected what "
                 "was committed. Look at the store, and delete this run's folder."
             )
-        return pq.read_table(io.BytesIO(data), columns=list(columns))
+        return pq.ParquetFile(io.BytesIO(data)).read(list(columns))
 
 
-def _values(column: pa.Array, name: str) -> Array:
-    if pa.types.is_fixed_size_list(column.type):
-        return np.asarray(column.flatten()).reshape(len(column), -1)
-    values = np.asarray(column)
-    return values[:, None] if name == "score" else values
+def as_numpy(column: pa.ChunkedArray) -> Array:
+    """Numbers without nulls as [rows], lists of fixed size as [rows, m].
+
+    Arrow's own conversions would import pandas, where it is installed: 0.3 s.
+    """
+    kind, width = column.type, 1
+    if pa.types.is_fixed_size_list(kind):
+        kind, width = kind.value_type, kind.list_size
+    dtype = np.dtype(kind.to_pandas_dtype())
+    found = [np.empty((0, width), dtype)]
+    for chunk in column.chunks:
+        values = chunk.flatten() if width > 1 or chunk.type != kind else chunk
+        data = np.frombuffer(
+            values.buffers()[1], dtype, len(values), values.offset * dtype.itemsize
+        )
+        found.append(data.reshape(-1, width))
+    rows = np.concatenate(found)
+    return rows if pa.types.is_fixed_size_list(column.type) else rows[:, 0]
 
 
 class DriftSampler:
@@ -148,7 +164,7 @@ class DriftSampler:
         chosen = chosen[~np.isin(chosen + first_row, bad)]
         if not len(chosen):
             return None
-        inputs, cannot = self._decode(rows.take(chosen))
+        inputs, cannot = self._decode(rows.take(as_arrow(chosen)))
         places = np.delete(chosen, cannot) + first_row
         answers = self._parts.answers(shard)
         return Sampled(

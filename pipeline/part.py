@@ -120,18 +120,18 @@ def _output_columns(outputs: tuple[Array, ...], layout: OutputLayout) -> dict[st
         (scores,) = outputs
         return {"score": _column(scores)}
     class_ids, probabilities = outputs
-    best = _arrow(class_ids[:, 0])
+    best = as_arrow(class_ids[:, 0])
     columns = {"class_id": best}
     if layout.class_names:
         columns["class_name"] = pa.array(layout.class_names).take(best)
-    columns["probability"] = _arrow(probabilities[:, 0])
+    columns["probability"] = as_arrow(probabilities[:, 0])
     if class_ids.shape[1] > 1:
         columns["top_class_ids"] = _column(class_ids)
         columns["top_probabilities"] = _column(probabilities)
     return columns
 
 
-def _arrow(values: Array) -> pa.Array:
+def as_arrow(values: Array) -> pa.Array:
     """Numbers as an Arrow array. `pa.array` would import pandas, where it is installed: 0.3 s."""
     buffer = pa.py_buffer(np.ascontiguousarray(values))
     kind = pa.from_numpy_dtype(values.dtype)
@@ -141,8 +141,8 @@ def _arrow(values: Array) -> pa.Array:
 def _column(values: Array) -> pa.Array:
     """[rows, 1] as a plain column, [rows, k] as lists of fixed size."""
     if values.shape[1] == 1:
-        return _arrow(values[:, 0])
-    return pa.FixedSizeListArray.from_arrays(_arrow(values.reshape(-1)), values.shape[1])
+        return as_arrow(values[:, 0])
+    return pa.FixedSizeListArray.from_arrays(as_arrow(values.reshape(-1)), values.shape[1])
 
 
 def _quarantine_entries(shard: Shard, blocks: Sequence[ScoredBlock]) -> list[dict[str, Any]]:

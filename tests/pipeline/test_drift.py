@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -319,3 +321,26 @@ def test_an_engine_at_its_limit_is_stopped_as_seldom_as_promised(rows: int) -> N
     chance = [math.comb(rows, k) * 0.97**k * 0.03 ** (rows - k) for k in range(worst + 1)]
     assert sum(chance) < LUCK
     assert at_most(rows, rows, 0.97) == pytest.approx(1.0)
+
+
+def test_parts_are_read_without_importing_pandas() -> None:
+    """It takes 0.3 s, where it is installed; Arrow's own conversions do it."""
+    script = """
+import sys
+import numpy as np, pyarrow as pa
+from pipeline.drift_sample import as_numpy
+from pipeline.part import as_arrow
+numbers = as_arrow(np.arange(12, dtype=np.float32))
+plain = pa.chunked_array([numbers.slice(3, 4), numbers.slice(0, 2)])
+pairs = pa.FixedSizeListArray.from_arrays(numbers, 2)
+lists = pa.chunked_array([pairs.slice(1, 2), pairs.slice(5, 1)])
+taken = pa.table({"x": numbers}).take(as_arrow(np.array([7, 1])))["x"]
+none = pa.chunked_array([], pa.int64())
+print([as_numpy(each).tolist() for each in (plain, lists, taken, none)])
+print("pandas" in sys.modules)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    plain, lists = [3.0, 4.0, 5.0, 6.0, 0.0, 1.0], [[2.0, 3.0], [4.0, 5.0], [10.0, 11.0]]
+    assert found.stdout.splitlines() == [str([plain, lists, [7.0, 1.0], []]), "False"]
