@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent / "night_machine.py"
-NUM_EXAMPLES = int(os.environ.get("TORTURE_KILLS", "60"))
-NUM_STEPS = 12
+NUM_EXAMPLES = int(os.environ.get("TORTURE_KILLS", "50"))
+NUM_STEPS = 25
 MUTANT_EXAMPLES = 300
 """So many at most: each is found in far fewer."""
 
@@ -33,8 +33,8 @@ def test_no_sequence_of_events_loses_doubles_mixes_or_changes_a_row(tmp_path: Pa
     ("mutant", "seen"),
     [
         ("write_in_place", "AssertionError"),
-        ("let_the_last_win", "changed under a reader|have_published|_published"),
-        ("forget_commits", "committed shards were scored again"),
+        ("let_the_last_win", "changed under a reader|published twice|nothing is published"),
+        ("forget_commits", "were scored again"),
         ("mix_inputs", "scores of another input"),
         ("trust_parts", "a part that is cut off was published"),
     ],
