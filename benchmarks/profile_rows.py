@@ -30,10 +30,11 @@ from engines.load import open_runner, probe_batch
 from engines.manifest import StoredEngine
 from engines.ovino import OpenVinoRunner
 from pipeline import part
-from pipeline.config import Job, load_job
+from pipeline.config import Job
 from pipeline.decode_features import FeatureDecoder
 from pipeline.decode_windows import WindowDecoder, _ThreadTools
 from pipeline.engine import find_engine, load_class_names, open_store, request_for
+from pipeline.job_file import load_job
 from pipeline.lane_child import keep_freed_memory, make_decoder
 from pipeline.ledger import Ledger
 from pipeline.local_storage import LocalStorage

@@ -40,7 +40,7 @@ def bench(  # noqa: PLR0913  # each argument is an option of the command
     """Compare torch, ONNX Runtime, OpenVINO and TensorRT on the job's model and rows."""
     from flows.bench import BenchRequest, bench_facts
     from flows.bench_markdown import render_bench
-    from pipeline.config import parse_date
+    from pipeline.job_file import parse_date
 
     request = BenchRequest(
         batch_sizes=parse_sizes(batch_sizes),

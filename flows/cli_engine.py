@@ -24,7 +24,7 @@ def build(
     """Find or build the job's engine for this machine, from the rows of a date."""
     from flows.engine_tables import render_built
     from flows.engines import build_facts
-    from pipeline.config import parse_date
+    from pipeline.job_file import parse_date
 
     with interruptible("nothing was stored"):
         facts = build_facts(load(job, set), parse_date(date), observer(quiet=json).say, force=force)

@@ -40,7 +40,7 @@ def plan(  # noqa: PLR0913  # each argument is an option of the command
     rates that the last published night of the job measured.
     """
     from flows.inspect import plan_facts, render_plan
-    from pipeline.config import parse_date
+    from pipeline.job_file import parse_date
 
     loaded, day = load(job, set), parse_date(date)
     if not simulate:

@@ -24,7 +24,7 @@ def rollback(
     set: Set = None,
 ) -> None:
     """Publish an earlier version of a date again; the current one is kept."""
-    from pipeline.config import parse_date
+    from pipeline.job_file import parse_date
     from pipeline.publish import write_reports
     from pipeline.report import report_from_dict
     from pipeline.storage import open_storage

@@ -67,8 +67,8 @@ def score_night(
 ) -> None:
     """Score a date, and print its report."""
     from flows.devices import start_lanes
-    from pipeline.config import parse_date
     from pipeline.errors import known_guards
+    from pipeline.job_file import parse_date
 
     loaded, wanted = load(job, overrides), parse_date(date)
     accepted = known_guards(accept or ())
@@ -104,7 +104,7 @@ app.command()(gc)
 @app.command()
 def verify(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
     """Recount a published date against its input, with code that shares nothing with the run."""
-    from pipeline.config import parse_date
+    from pipeline.job_file import parse_date
     from pipeline.verify import verify_published
 
     loaded = load(job, set)
@@ -133,7 +133,7 @@ def status(job: JobPath, json: Json = False, set: Set = None) -> None:
 @app.command()
 def report(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
     """Show the report of a published date."""
-    from pipeline.config import parse_date
+    from pipeline.job_file import parse_date
     from pipeline.publish import read_report
     from pipeline.storage import open_storage
 
@@ -193,7 +193,7 @@ def tune(
 ) -> None:
     """Search faster settings for this machine on the rows of a date; later runs use them."""
     from flows.tune import forget_facts, render_forgotten, render_tuning, tune_facts
-    from pipeline.config import parse_date
+    from pipeline.job_file import parse_date
 
     loaded, wanted = load(job, set), parse_date(date)
     if forget:

@@ -9,7 +9,8 @@ from typing import Any
 from flows.demo_data import write_pictures, write_users
 from flows.night import run_night
 from flows.shipped import shipped_config
-from pipeline.config import Job, load_job
+from pipeline.config import Job
+from pipeline.job_file import load_job
 from pipeline.report import RunReport
 from pipeline.run import Night
 from pipeline.storage import open_storage

@@ -23,8 +23,8 @@ from pydantic import Field
 
 from flows.night import Group, run_night
 from flows.progress import LineProgress
-from pipeline.config import load_job, parse_date
 from pipeline.errors import ConfigError, known_guards
+from pipeline.job_file import load_job, parse_date
 from pipeline.report_text import render_markdown
 from pipeline.run import Night
 

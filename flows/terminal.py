@@ -37,7 +37,7 @@ errors = Console(stderr=True, markup=False, emoji=False)
 
 def load(job: str, overrides: list[str] | None) -> Any:
     """The job of a command."""
-    from pipeline.config import load_job
+    from pipeline.job_file import load_job
 
     return load_job(job, overrides or [])
 

@@ -1,26 +1,16 @@
-"""The job: one YAML file that says what is scored every night, checked when it is loaded."""
+"""The job: all keys of its YAML file, with meanings and defaults; job_file.py reads it."""
 
 from __future__ import annotations
 
-import datetime
-import difflib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
-import yaml
 from pydantic import Field
 
-from engines.masking import MASK, SECRET_NAME, has_credentials
-from pipeline.errors import ConfigError
 from pipeline.paths import stays_below
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Rgb = tuple[float, float, float]
-Location = tuple[int | str, ...]
-DEEPEST = 8
-"""Sections within sections; YAML can nest a section in itself."""
 OUTPUT_COLUMNS = {
     "classes": ("class_id", "class_name", "probability", "top_class_ids", "top_probabilities"),
     "scores": ("score",),
@@ -268,134 +258,3 @@ class Job(Section):
         """Rows that a shard aims at."""
         default = 1_024 if self.input.images else 1_048_576
         return self.lanes.shard_rows or default
-
-
-def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
-    """Read and check a job file.
-
-    Args:
-        path: The YAML file.
-        overrides: `dotted.key=value` pairs that replace or add values; the value is YAML.
-
-    Raises:
-        ConfigError: The file is missing, is not YAML, or breaks the schema; one sentence that
-            names the line and the way out.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror}; expected a job file. "
-            "See configs/demo.yaml for one to start from."
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text; expected a YAML job file.") from None
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise ConfigError(f"{path}{line}: {problem}; expected YAML.") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: {type(data).__name__}; expected a mapping such as `name: ...`.")
-    for override in overrides:
-        _apply_override(data, override)
-    _refuse_secrets(path, root, data)
-    try:
-        return Job.model_validate(data)
-    except pydantic.ValidationError as error:
-        raise ConfigError(_first_problem(path, root, error)) from None
-
-
-def parse_date(text: str) -> str:
-    """An ISO date such as 2026-11-20, as given; ConfigError when it is none."""
-    try:
-        return datetime.date.fromisoformat(text).isoformat()
-    except ValueError:
-        raise ConfigError(f"date: {text!r}; expected an ISO date such as 2026-11-20.") from None
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    dotted, separator, value = override.partition("=")
-    if not separator or not dotted:
-        shown = MASK if SECRET_NAME.search(override) else override
-        raise ConfigError(f"--set {shown}: no `=`; expected dotted.key=value.")
-    where = f"--set {dotted}=..."
-    *parents, last = dotted.split(".")
-    section = data
-    for key in parents:
-        if section.get(key) is None:  # missing, or a section left empty
-            section[key] = {}
-        child = section[key]
-        if not isinstance(child, dict):
-            raise ConfigError(f"{where}: `{key}` is a value; expected a section.")
-        section = child
-    try:
-        section[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"{where}: the value is not YAML.") from None
-
-
-def _refuse_secrets(path: str, root: yaml.Node | None, data: Any, at: Location = ()) -> None:
-    """Job files are copied, logged and published with their runs: no place for secrets."""
-    if isinstance(data, (dict, list)) and len(at) < DEEPEST:
-        for key, child in data.items() if isinstance(data, dict) else enumerate(data):
-            _refuse_secrets(path, root, child, (*at, key))
-    is_named = bool(at) and SECRET_NAME.search(str(at[-1])) is not None
-    if is_named or (isinstance(data, str) and has_credentials(data)):
-        line = _line_of(root, at)
-        where = f"{path}, line {line}" if line else path
-        raise ConfigError(
-            f"{where}: {'.'.join(map(str, at))}: a secret in the job; expected none. Put it into "
-            "the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-        )
-
-
-def _first_problem(path: str, root: yaml.Node | None, error: pydantic.ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    location = problem["loc"]
-    dotted = ".".join(str(key) for key in location)
-    line = _line_of(root, location)
-    where = f"{path}, line {line}: {dotted}" if line else f"{path}: {dotted}".removesuffix(": ")
-    more = f" ({error.error_count() - 1} more problems.)" if error.error_count() > 1 else ""
-    match problem["type"]:
-        case "extra_forbidden":
-            allowed = _allowed_keys(location[:-1])
-            close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(allowed)}."
-            return f"{where}: unknown key. {hint}{more}"
-        case "missing":
-            return f"{where}: missing; expected a value.{more}"
-    message = problem["msg"].removeprefix("Value error, ")
-    shown = problem["input"]
-    found = "" if isinstance(shown, Mapping) else f" {shown!r};"
-    return f"{where}:{found} {message[0].lower()}{message[1:].rstrip('.')}.{more}"
-
-
-def _line_of(node: yaml.Node | None, location: Sequence[int | str]) -> int | None:
-    """Line, from 1, of the deepest part of `location` that is in the file."""
-    line = None
-    for key in location:
-        if isinstance(node, yaml.MappingNode):
-            pairs = {name.value: (name, value) for name, value in node.value}
-            if key not in pairs:
-                break
-            name, node = pairs[key]
-            line = name.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            node = node.value[key]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
-
-
-def _allowed_keys(location: Sequence[int | str]) -> list[str]:
-    section: Any = Job
-    for key in location:
-        annotation = section.model_fields[str(key)].annotation
-        choices = getattr(annotation, "__args__", None) or (annotation,)
-        section = next(choice for choice in choices if choice is not type(None))
-    return list(section.model_fields)

@@ -22,8 +22,8 @@ from engines.model import fingerprint_model
 from engines.store import EngineStore
 from flows.cli import run_command
 from flows.devices import num_cores
-from pipeline.config import load_job
 from pipeline.engine import request_for
+from pipeline.job_file import load_job
 from tests.conftest import DATE, Ended, write_job
 from tests.engines.small_stores import a_manifest, linear_graph, local_store, probe_of
 

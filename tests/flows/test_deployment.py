@@ -11,8 +11,8 @@ from rich.console import Console
 
 from flows import deployment, nightly
 from flows.deployment import deploy_nightly, render_deployment
-from pipeline.config import load_job
 from pipeline.errors import ConfigError
+from pipeline.job_file import load_job
 
 ROOT = Path(__file__).parents[2]
 JOB = str(ROOT / "configs" / "demo.yaml")

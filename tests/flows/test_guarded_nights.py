@@ -22,10 +22,11 @@ from flows import night as night_module
 from flows.devices import lane_devices
 from flows.night import run_night
 from flows.progress import LineProgress
-from pipeline.config import Job, load_job
+from pipeline.config import Job
 from pipeline.engine import build_engine, open_store, request_for
 from pipeline.errors import GuardError
 from pipeline.guards import NightWatch
+from pipeline.job_file import load_job
 from pipeline.plan import make_plan
 from pipeline.report import RunReport
 from pipeline.report_text import render_markdown

@@ -17,9 +17,10 @@ from flows.devices import lane_devices
 from flows.inspect import plan_facts, render_plan
 from flows.night import run_night
 from flows.progress import LineProgress
-from pipeline.config import Job, load_job
+from pipeline.config import Job
 from pipeline.engine import build_engine, open_store, request_for
 from pipeline.errors import InputChangedError, VerifyError
+from pipeline.job_file import load_job
 from pipeline.plan import make_plan
 from pipeline.run import Night
 from pipeline.storage import open_storage

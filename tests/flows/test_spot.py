@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flows.spot import Metadata, notices, watch
-from pipeline.config import load_job
+from pipeline.job_file import load_job
 
 TOKEN = "t0k3n"
 PERIOD_S = 0.02

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_job
+from pipeline.job_file import load_job
 from pipeline.lane import Lane, LaneDevice, modules_ahead
 from tests.conftest import DATE
 from tests.engines.small_devices import H200

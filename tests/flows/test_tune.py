@@ -24,7 +24,8 @@ from flows.devices import num_cores
 from flows.tune import axes_of, render_tuning, tune_facts
 from flows.tune_search import DEFAULTS, MIN_GAIN, NUM_TURNS, Axis, Search, judge
 from flows.tune_trials import rate_of
-from pipeline.config import Job, load_job
+from pipeline.config import Job
+from pipeline.job_file import load_job
 from pipeline.lane import LaneDevice
 from pipeline.ledger import CommitRecord, StoredFile
 from pipeline.tuning import LaneSettings, find_tuning, tuning_key, write_tuning

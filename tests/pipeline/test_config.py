@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Job, load_job, parse_date
+from pipeline.config import Job
 from pipeline.errors import ConfigError
+from pipeline.job_file import load_job, parse_date
 
 GOOD = """\
 name: users

@@ -27,7 +27,7 @@ from benchmarks.record import (
 )
 from benchmarks.rounds import Kind, Measured, Run, from_json, to_json
 from benchmarks.summary import summarise, to_markdown
-from pipeline.config import load_job
+from pipeline.job_file import load_job
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_job
 from pipeline.cost import find_price, load_prices
+from pipeline.job_file import load_job
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("engines", "pipeline", "flows")

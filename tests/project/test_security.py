@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from test_project import MODULES, dotted
 
-from pipeline.config import load_job
 from pipeline.errors import ConfigError, StorageError
+from pipeline.job_file import load_job
 from pipeline.storage import open_storage
 
 DATE = "2026-11-20"
