@@ -26,7 +26,7 @@ MIN_SCORES = 32
 """With fewer, the share of variance that is explained says little."""
 LUCK = 0.00135
 """How often an engine that just reaches its gate may be stopped: one night in 740, as often as a
-normal variable passes three standard deviations. Wilson's bound would do so twelve times as often:
+normal variable passes three standard deviations. Wilson's bound would do so ten times as often:
 near a share of one it is too low for 32 rows."""
 
 
