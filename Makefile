@@ -43,8 +43,8 @@ bench: $(READY) ## Measure peers and product side by side (40 minutes): tables, 
 bench-scaling: $(READY) ## Measure the product's memory and speed over rows and lanes
 	$(BIN)/python -m benchmarks.scaling $(BENCH_OPTIONS) $(call option,PARTS,parts)
 
-torture: $(READY) ## Kill 2,000 nights at random, and crash one at every operation (minutes)
-	TORTURE_KILLS=2000 $(BIN)/python -m pytest tests/scenarios/test_crash_points.py
+torture: $(READY) ## Kill 2,000 nights, crash one at every operation, on a bucket too (an hour)
+	TORTURE_KILLS=2000 $(BIN)/python -m pytest tests/scenarios/test_crash_points.py tests/scenarios/test_state_machine.py
 
 clean: ## Remove the environment and what the demo made
 	rm -rf $(VENV) nightscore-demo

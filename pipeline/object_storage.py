@@ -325,7 +325,8 @@ class ObjectStorage:
         self._fs.pipe_file(full, data, chunksize=2**31, IfMatch=f'"{version}"')
 
     def _copy_into(self, target: str, files: dict[str, str]) -> None:
-        self.copy({f"{target}/{name}": source for name, source in files.items()})
+        named = {f"{target}/{checked(name, self.uri)}": source for name, source in files.items()}
+        self.copy(named)
 
     def _copy(self, pairs: Iterable[tuple[str, str]]) -> None:
         sources, targets = zip(*pairs, strict=True) if (pairs := list(pairs)) else ((), ())

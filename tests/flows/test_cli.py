@@ -159,7 +159,7 @@ def test_what_is_not_published_cannot_be_looked_at(
 def test_a_job_without_runs_has_an_empty_status(score: Callable[..., Any], job: Path) -> None:
     ended = score("status", job, "--json")
     assert ended.code == 0, ended.err
-    assert ended.json == {"job": "users", "published": [], "unfinished": []}
+    assert ended.json == {"job": "users", "published": [], "replaced": [], "unfinished": []}
 
 
 def test_a_missing_option_is_wrong_use(score: Callable[..., Any], job: Path) -> None:

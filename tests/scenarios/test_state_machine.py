@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent / "night_machine.py"
-NUM_EXAMPLES = int(os.environ.get("TORTURE_KILLS", "50"))
+NUM_EXAMPLES = int(os.environ.get("TORTURE_KILLS", "300")) // 10
 NUM_STEPS = 25
 MUTANT_EXAMPLES = 300
 """So many at most: each is found in far fewer."""
