@@ -186,7 +186,7 @@ def test_an_object_store_that_is_not_there_is_said_to_be_so(
     ended = start_score(
         "run", job, "--date", DATE, "--json", "--set", "output.uri=s3://bucket/x"
     ).end(100)
-    assert ended.code in (1, 2), os.linesep + ended.err
+    assert ended.code == 75, os.linesep + ended.err
     assert len(ended.err.splitlines()) == 1, ended.err
     assert "127.0.0.1:9" in json.loads(ended.out)["error"]
 
