@@ -15,7 +15,6 @@ from pipeline.interruptions import END_NOTE_S, EarlierAttempts, earlier_attempts
 from pipeline.ledger import Attempt, AttemptEnd, Ledger
 from pipeline.local_storage import LocalStorage
 
-NOW = datetime.datetime.now(datetime.UTC)
 NUM_ROWS = 100
 
 
@@ -25,7 +24,8 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def at(seconds: float) -> str:
-    return (NOW + datetime.timedelta(seconds=seconds)).isoformat()
+    now = datetime.datetime.now(datetime.UTC)  # of the test, not of the import: commits are later
+    return (now + datetime.timedelta(seconds=seconds)).isoformat()
 
 
 def attempt(name: str, started: float, rows_at_risk: int | None = 30, **more: float) -> Attempt:
@@ -108,7 +108,7 @@ def test_a_process_beside_the_one_that_publishes_is_no_interruption(ledger: Ledg
 def test_the_end_of_an_attempt_is_kept_beside_it_and_is_no_attempt(ledger: Ledger) -> None:
     first = attempt("a", 0)
     ledger.open({"run_id": "run-1"}, first)
-    note_end(ledger, first, 12, GuardError("s3://key:secret@bucket: 3 rows.\nToo few"))
+    note_end(ledger, first, 12, GuardError("rows", "s3://key:secret@bucket: 3 rows.\nToo few"))
     assert ledger.attempts() == [first]
     assert ledger.ends()["a"].why == "GuardError: s3://***@bucket: 3 rows. Too few"
     assert ledger.ends()["a"].rows_begun == 12
