@@ -23,9 +23,19 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(LocalStorage(str(tmp_path)), "job", "run-1")
 
 
+class Clock:
+    """When a test begins: commits get their own times, minutes after this module was imported."""
+
+    began = datetime.datetime.now(datetime.UTC)
+
+
+@pytest.fixture(autouse=True)
+def _begin() -> None:
+    Clock.began = datetime.datetime.now(datetime.UTC)
+
+
 def at(seconds: float) -> str:
-    now = datetime.datetime.now(datetime.UTC)  # of the test, not of the import: commits are later
-    return (now + datetime.timedelta(seconds=seconds)).isoformat()
+    return (Clock.began + datetime.timedelta(seconds=seconds)).isoformat()
 
 
 def attempt(name: str, started: float, rows_at_risk: int | None = 30, **more: float) -> Attempt:
