@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import re
 import shutil
@@ -190,12 +191,13 @@ def test_a_store_that_cannot_be_reached_is_named_without_its_secrets(
 
     endpoint = "http://someone:hunter2@127.0.0.1:1"
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("NIGHTSCORE_STORE_DEADLINE_S", "0.2")
     storage = open_storage("s3://bucket/scores")
 
-    def refuse(*_: object, **__: object) -> None:
+    async def refuse(*_: object, **__: object) -> None:
         raise EndpointConnectionError(endpoint_url=f"{endpoint}/bucket?list-type=2")
 
-    monkeypatch.setattr("s3fs.core.S3FileSystem.find", refuse)
+    monkeypatch.setattr("s3fs.core.S3FileSystem._call_s3", refuse)
     with pytest.raises(StorageError, match=r"127\.0\.0\.1:1/bucket") as caught:
         storage.list_files("users")
     assert "hunter2" not in repr(caught.value)
@@ -305,7 +307,9 @@ def test_an_altered_record_leads_out_of_no_store(
     pq.write_table(pq.read_table(next(tmp_path.rglob("parts/part-*"))), outside)
     record = sorted(tmp_path.rglob("commits/*.json"))[0]
     content = json.loads(record.read_text())
+    del content["check"]
     content["part"]["name"] = "../../../../../outside.parquet"
+    content["check"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     record.unlink()
     record.write_text(json.dumps(content))
     ended = score("run", features_job, "--date", DATE, "--json")

@@ -28,8 +28,9 @@ from engines.manifest import StoredEngine
 from pipeline import lane_child
 from pipeline.config import Job
 from pipeline.cost import own_price
+from pipeline.finish import already_published, finish_run
 from pipeline.lane import LaneDevice
-from pipeline.run import Again, Night, RunClock, already_published, finish_run
+from pipeline.run import Again, Night, RunClock
 from pipeline.score_shards import ShardScoring
 from pipeline.storage import open_storage
 from pipeline.versions import find_published
@@ -68,7 +69,7 @@ def night(job: Job, date: str, log: Path, again: Again = "no") -> None:
         return
     wanted = Night(job=job, date=date, again=again)
     device, clock = LaneDevice(name="cpu", num_threads=1), RunClock(started=time.monotonic())
-    run = pipeline.run.prepare_run(wanted, device, clock, lambda _: None, replaces=published)
+    run = pipeline.run.prepare_run(wanted, [device], clock, lambda _: None, replaces=published)
     runner = LoggingRunner(log)
     tools = scoring_tools(job, run.plan, runner, owner=run.attempt.id, ledger=run.ledger)
     shards = lane_child.pass_over_committed(run.todo, run.ledger, lambda _: None)
