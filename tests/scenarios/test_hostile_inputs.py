@@ -191,7 +191,7 @@ def job(tmp_path: Path) -> Path:
                 "gate": {"rows": 64, "min_agreement": 0.5, "min_cosine": 0.5},
             },
             "output": {"uri": str(tmp_path / "scores")},
-            "limits": {"max_quarantined": 1, "max_group_gib": 0.25},
+            "limits": {"max_quarantined": 1, "max_group_gib": 0.25, "max_psi": None},
             # Nothing here hangs; a machine with other work may only be slow.
             "lanes": {"shard_rows": 350, "memory_gib": 1.5, "hang_s": 10},
             "cost": {"instance": "c6i.large"},
