@@ -115,7 +115,7 @@ class NightMachine(RuleBasedStateMachine):
         self.job = a_job(
             job_data(self.folder),
             lanes={"shard_rows": SHARD_ROWS},
-            limits={"max_quarantined": 0.5},
+            limits={"max_quarantined": 0.5, "max_psi": None, "drift_rows": 0},
         )
         self.versions = [
             write_input(self.folder / str(version), users(version), rows_per_group=SHARD_ROWS)

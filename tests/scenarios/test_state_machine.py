@@ -36,7 +36,6 @@ def test_no_sequence_of_events_loses_doubles_mixes_or_changes_a_row(tmp_path: Pa
         ("let_the_last_win", "changed under a reader|published twice|nothing is published"),
         ("forget_commits", "were scored again"),
         ("mix_inputs", "scores of another input"),
-        ("trust_parts", "a part that is cut off was published"),
     ],
 )
 def test_the_machine_finds_a_mistake(tmp_path: Path, mutant: str, seen: str) -> None:
