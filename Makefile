@@ -44,7 +44,7 @@ bench-scaling: $(READY) ## Measure the product's memory and speed over rows and 
 	$(BIN)/python -m benchmarks.scaling $(BENCH_OPTIONS) $(call option,PARTS,parts)
 
 torture: $(READY) ## Kill 2,000 nights, crash one at every operation, on a bucket too (an hour)
-	TORTURE_KILLS=2000 $(BIN)/python -m pytest tests/scenarios/test_crash_points.py tests/scenarios/test_state_machine.py
+	TORTURE_KILLS=2000 $(BIN)/python -m pytest tests/scenarios/test_crash_points.py tests/scenarios/test_state_machine.py tests/scenarios/test_storage_faults.py
 
 clean: ## Remove the environment and what the demo made
 	rm -rf $(VENV) nightscore-demo
