@@ -16,7 +16,7 @@ BUCKET_SCRIPT = SCRIPT.with_name("crash_bucket.py")
 NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "200"))
 STEP = 1 if "TORTURE_KILLS" in os.environ else 3
 """Of failing operations every third is enough for CI; all crash points are tried."""
-BUCKET_STEP = 1 if "TORTURE_KILLS" in os.environ else 60
+BUCKET_STEP = 1 if "TORTURE_KILLS" in os.environ else 120
 """In a bucket a trial takes two seconds, and a night 140 requests."""
 SEED = int(os.environ.get("TORTURE_SEED", "1"))
 
