@@ -15,6 +15,7 @@ NUM_STEPS = 25
 MUTANT_EXAMPLES = 300
 """So many at most: each is found in far fewer."""
 
+takes_long = pytest.mark.skipif("TORTURE_KILLS" not in os.environ, reason="half a minute")
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(3 * NUM_EXAMPLES + 300)]
 
 
@@ -35,7 +36,7 @@ def test_no_sequence_of_events_loses_doubles_mixes_or_changes_a_row(tmp_path: Pa
         ("write_in_place", "AssertionError"),
         ("let_the_last_win", "changed under a reader|published twice|nothing is published"),
         ("forget_commits", "were scored again"),
-        ("mix_inputs", "scores of another input"),
+        pytest.param("mix_inputs", "scores of another input", marks=takes_long),
     ],
 )
 def test_the_machine_finds_a_mistake(tmp_path: Path, mutant: str, seen: str) -> None:
