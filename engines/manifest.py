@@ -97,8 +97,13 @@ class EngineManifest:
     @property
     def passed_gate(self) -> bool:
         """Whether the rung that was chosen passed the gate."""
-        chosen = (self.runtime, self.precision)
-        return any(rung.passed for rung in self.rungs if (rung.runtime, rung.precision) == chosen)
+        return any(rung.passed for rung in self.chosen)
+
+    @property
+    def chosen(self) -> tuple[Rung, ...]:
+        """The rung that became this engine."""
+        name = (self.runtime, self.precision)
+        return tuple(rung for rung in self.rungs if (rung.runtime, rung.precision) == name)
 
     def to_json(self) -> bytes:
         """UTF-8 JSON."""

@@ -58,9 +58,7 @@ def plan_facts(job: Job, date: str) -> Facts:
 
 
 def _chosen_rate(manifest: Any) -> float:
-    chosen = (manifest.runtime, manifest.precision)
-    rates = [rung.rows_per_s for rung in manifest.rungs if (rung.runtime, rung.precision) == chosen]
-    return float(rates[0])
+    return float(manifest.chosen[0].rows_per_s)
 
 
 def render_plan(facts: Facts) -> RenderableType:

@@ -21,7 +21,7 @@ from pipeline.quarantine import read_samples
 from pipeline.report import DeviceUse, Phases, Price, RunReport, StageTimes, report_from_dict
 from pipeline.row_groups import DAMAGES
 from pipeline.run import PreparedRun
-from pipeline.storage import MANIFEST, Storage, open_storage
+from pipeline.storage import MANIFEST, Storage
 from pipeline.telemetry import joules_per_1000
 from pipeline.tuning import settings_of
 from pipeline.versions import Published, find_published, published_folder, settle
@@ -44,9 +44,9 @@ def finish_run(
         InputChangedError: A file that could not be read has been written again.
     """
     run.clock.scored = time.monotonic()
-    source, output = open_storage(run.job.input.uri), open_storage(run.job.output.uri)
+    output = run.output
     for file in run.plan.unreadable:
-        check_pin(file, source)  # perhaps it was only being written when the run was planned
+        check_pin(file, run.source)  # perhaps it was only being written when the run was planned
     records = run.ledger.sound_records()
     check_complete(run.plan, records)
     findings = check_before_publication(run, records, count_reasons(records))
@@ -97,8 +97,7 @@ def _make_report(
     uses: tuple[DeviceUse, ...],
     findings: Findings,
 ) -> RunReport:
-    job, plan, clock = run.job, run.plan, run.clock
-    output = open_storage(job.output.uri)
+    job, plan, clock, output = run.job, run.plan, run.clock, run.output
     now = time.monotonic()
     earlier = earlier_attempts(run.ledger, run.attempt, records, plan.num_rows)
     rows_replayed = earlier.rows_replayed + _rows_repeated(run, lanes, records)
@@ -131,7 +130,7 @@ def _make_report(
         quarantine_samples=read_samples(run.ledger, records, output),
         shards=len(plan.shards),
         shards_reused=len(plan.shards) - len(run.todo),
-        attempts=len(run.ledger.attempts()),
+        attempts=run.ledger.num_attempts(),
         examples_per_sec=plan.num_rows / wall_s,
         wall_s=wall_s,
         phases=Phases(

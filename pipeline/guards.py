@@ -17,7 +17,6 @@ from pipeline.ledger import CommitRecord
 from pipeline.plan import Plan
 from pipeline.report import Drift, ScoreDistribution
 from pipeline.report_words import usd
-from pipeline.storage import open_storage
 
 if TYPE_CHECKING:
     from pipeline.blocks import Decoder
@@ -247,7 +246,7 @@ def _distribution(
     if found is None:
         return None
     job, model = run.job, run.resolved.engine.manifest.model_fingerprint
-    past = last_nights(open_storage(job.output.uri), job.name, run.plan.date, model, job.model.head)
+    past = last_nights(run.output, job.name, run.plan.date, model, job.model.head)
     return compare_with(past, found, model, job.model.head)
 
 
@@ -260,9 +259,10 @@ def _drift(run: PreparedRun, records: Mapping[int, CommitRecord]) -> Drift | Non
         return Drift(rows=0, note="the engine was built in this run, from rows of this night")
 
     def sample() -> Sampled | None:
-        source, output = open_storage(job.input.uri), open_storage(job.output.uri)
-        parts = CommittedParts(run.ledger, output, records, job.model.head)
-        return DriftSampler(plan, source, parts, _decoder(run), run.ledger.run_id).sample(num_rows)
+        parts = CommittedParts(run.ledger, run.output, records, job.model.head)
+        return DriftSampler(plan, run.source, parts, _decoder(run), run.ledger.run_id).sample(
+            num_rows
+        )
 
     return measure_drift(run.resolved.engine, sample)
 

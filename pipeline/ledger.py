@@ -207,6 +207,10 @@ class Ledger:
         attempts = [Attempt(**json.loads(data)) for data in self._output.read_many(paths)]
         return sorted(attempts, key=lambda attempt: attempt.started_at)
 
+    def num_attempts(self) -> int:
+        """How many there are; reads none of them."""
+        return sum(not path.endswith(END) for path in self._attempt_files())
+
     def end(self, attempt: Attempt, end: AttemptEnd) -> None:
         """Write down how an attempt ended that did not publish."""
         self._output.create(f"{self.folder}/attempts/{attempt.id}{END}", end.to_json())

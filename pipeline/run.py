@@ -26,7 +26,7 @@ from pipeline.part import OutputLayout
 from pipeline.plan import Plan, Shard, make_plan, run_id_of, shuffled
 from pipeline.report import Price
 from pipeline.requeue import requeue
-from pipeline.storage import open_storage, probe
+from pipeline.storage import Storage, open_storage, probe
 from pipeline.versions import Published
 from pipeline.watchdog import memory_share
 
@@ -56,6 +56,8 @@ class PreparedRun:
     """A run that is planned, pinned and has its engine; nothing is scored yet."""
 
     job: Job
+    source: Storage
+    output: Storage
     plan: Plan
     resolved: ResolvedEngine
     ledger: Ledger
@@ -126,9 +128,11 @@ def prepare_run(
         requeue(ledger, plan, resolved.engine.key, replaces, output)
     done = ledger.sound_records()
     todo = tuple(shard for shard in plan.shards if shard.index not in done)
-    is_first = len(ledger.attempts()) == 1
+    is_first = ledger.num_attempts() == 1
     return PreparedRun(
         job=job,
+        source=source,
+        output=output,
         plan=plan,
         resolved=resolved,
         ledger=ledger,
@@ -224,12 +228,7 @@ def watch_limits(
     job: Job, manifest: EngineManifest, device: LaneDevice, num_lanes: int
 ) -> WatchLimits:
     """How long a lane may be at some rows, and the memory that it may take."""
-    chosen = (manifest.runtime, manifest.precision)
-    rates = [
-        rung.rows_per_s
-        for rung in manifest.rungs
-        if rung.rows_per_s and (rung.runtime, rung.precision) == chosen
-    ]
+    rates = [rung.rows_per_s for rung in manifest.chosen if rung.rows_per_s]
     limit_gib = job.lanes.memory_gib
     num_cores = device.machine_threads or device.num_threads
     return WatchLimits(
