@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -28,7 +29,7 @@ def compile_graph(graph: Path) -> bytes:
     Returns:
         What `OpenVinoRunner` opens from a file `*.blob`; it answers as the graph does, bit for bit.
     """
-    blob: bytes = _compile(_openvino().Core(), graph, num_threads=1).export_model().getvalue()
+    blob: bytes = _compile(_core(), graph, num_threads=1).export_model().getvalue()
     return blob
 
 
@@ -39,9 +40,8 @@ class OpenVinoRunner(CoreRunner):
     """
 
     def _open(self) -> None:
-        openvino = _openvino()
-        self._tensor = openvino.Tensor
-        core = openvino.Core()
+        self._tensor = _openvino().Tensor
+        core = _core()
         opened = self._import(core) if self._graph.suffix == BLOB else self._compile(core)
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(self._num_threads):
@@ -76,6 +76,18 @@ class OpenVinoRunner(CoreRunner):
             return tuple(np.array(request.get_tensor(spec.name).data) for spec in self.outputs)
         finally:
             self._idle.put(request)
+
+
+@cache
+def _core() -> Any:
+    """The only core of this process, for as long as it lives.
+
+    A core gives the thread that makes it a new alternate signal stack, and when it goes it brings
+    back the one before. Two that do not go in reverse order leave one that is unmapped: the next
+    signal with a handler of Python is a segmentation fault (seen with OpenVINO 2026.4: its CPU
+    plug-in's SigAltStackSetup).
+    """
+    return _openvino().Core()
 
 
 def _compile(core: Any, graph: Path, num_threads: int) -> Any:

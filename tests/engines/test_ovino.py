@@ -114,3 +114,19 @@ def test_neither_converter_nor_telemetry_is_loaded_and_the_converter_stays_usabl
         "print(callable(convert_model))"
     )
     assert run(code, str(blob)).split() == ["True", "False", "False", "True"]
+
+
+def test_a_signal_is_handled_after_graphs_were_closed_in_the_order_of_their_opening(
+    blob: Path,
+) -> None:
+    """Two of OpenVINO's cores would leave an unmapped signal stack: SIGTERM were a segfault."""
+    code = (
+        "import os, signal, sys, pathlib, engines.ovino as o, tests.engines.small_stores as s\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "first, second = (o.OpenVinoRunner(path, s.INPUT, (s.OUTPUT,), 1) for _ in range(2))\n"
+        "first.__enter__(), second.__enter__()\n"
+        "first.__exit__(None, None, None), second.__exit__(None, None, None)\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    assert run(code, str(blob)) == "handled\n"
