@@ -169,23 +169,31 @@ def drain(lanes: Sequence[Lane], grace_s: float) -> None:
     deadline = time.monotonic() + grace_s
     for lane in lanes:
         lane.drain()
-    with next_signal() as hurry:
+    with next_signals() as received:
         while any(not lane.wait(0.0) for lane in lanes):
-            if time.monotonic() > deadline or hurry.wait(DRAIN_PERIOD_S):
+            if time.monotonic() > deadline or received:
                 return
+            time.sleep(DRAIN_PERIOD_S)
 
 
 @contextmanager
-def next_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets meanwhile; outside of the main thread nothing does."""
-    came = threading.Event()
+def next_signals() -> Iterator[list[int]]:
+    """Where SIGINT and SIGTERM are put meanwhile; outside of the main thread nothing puts any.
+
+    No `threading.Event`: a handler that sets the event for which its own thread waits can meet the
+    event's lock taken, by that very wait, and never comes back.
+    """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield came
+        yield received
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, lambda *_: came.set()) for number in numbers}
+    previous = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in numbers
+    }
     try:
-        yield came
+        yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
