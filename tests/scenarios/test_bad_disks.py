@@ -15,14 +15,16 @@ from typing import Any
 
 import pytest
 
-from tests.scenarios.storage_nights import (
+from tests.scenarios.features_nights import (
     NUM_SHARDS,
     PUBLISHED,
     RUNS,
+    SHARDS,
+    check_resumed,
     check_stopped,
-    check_whole,
+    commits,
     night,
-    scores_on_disk,
+    scores_in,
 )
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(200)]
@@ -51,11 +53,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     LIBC.umount2(os.fsencode(folder), MNT_DETACH)
 
 
-def commits(output: Path) -> list[Path]:
-    return list(output.glob(f"{RUNS}/*/commits/*.json"))
-
-
-def check_resumed(
+def check_freed(
     score: Callable[..., Any], job: Path, output: Path, undisturbed_scores: dict[int, float]
 ) -> None:
     num_committed = len(commits(output))
@@ -65,9 +63,9 @@ def check_resumed(
         stored = json.loads(record.read_text())["part"]
         part = record.parents[1] / "parts" / stored["name"]
         assert part.stat().st_size == stored["num_bytes"]
-    command = night(job, output)
-    check_whole(score(*command), num_committed)
-    assert scores_on_disk(output) == undisturbed_scores
+    command = night(job, output, *SHARDS)
+    check_resumed(score(*command), num_committed, NUM_SHARDS)
+    assert scores_in(output) == undisturbed_scores
     assert score("verify", *command[1:]).code == 0
 
 
@@ -80,10 +78,10 @@ def test_a_disk_that_is_full_in_the_middle_of_a_night_is_freed_and_the_night_goe
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(3_900_000))
     output = small_disk / "scores"
-    check_stopped(score(*night(features_job, output)), "No space left on device")
-    check_stopped(score(*night(features_job, output)), "No space left on device")
+    check_stopped(score(*night(features_job, output, *SHARDS)), "No space left on device")
+    check_stopped(score(*night(features_job, output, *SHARDS)), "No space left on device")
     ballast.unlink()
-    check_resumed(score, features_job, output, undisturbed_scores)
+    check_freed(score, features_job, output, undisturbed_scores)
 
 
 def test_a_disk_that_is_full_from_the_start_is_resumable_too(
@@ -91,7 +89,7 @@ def test_a_disk_that_is_full_from_the_start_is_resumable_too(
 ) -> None:
     with pytest.raises(OSError, match="No space left"), open(small_disk / "ballast", "wb") as file:
         file.write(bytes(5 << 20))
-    check_stopped(score(*night(features_job, small_disk)), "No space left on device")
+    check_stopped(score(*night(features_job, small_disk, *SHARDS)), "No space left on device")
 
 
 @contextmanager
@@ -117,18 +115,18 @@ def test_a_disk_that_becomes_read_only_in_the_middle_of_a_night(
     undisturbed_scores: dict[int, float],
 ) -> None:
     output = small_disk / "scores"
-    running = start_score(*night(features_job, output))
+    running = start_score(*night(features_job, output, *SHARDS))
     while True:
         with paused(running, output):
             with suppress(OSError):  # busy: a file is open for writing at this very moment
                 mount(small_disk, MS_REMOUNT | MS_RDONLY)
                 break
     check_stopped(running.end(), "Read-only file system")
-    read_only = score(*night(features_job, output))
+    read_only = score(*night(features_job, output, *SHARDS))
     assert read_only.code == 2, read_only.err  # from the start it is a wrong setting
     assert "cannot be written (Read-only file system)" in read_only.json["error"]
     mount(small_disk, MS_REMOUNT)
-    check_resumed(score, features_job, output, undisturbed_scores)
+    check_freed(score, features_job, output, undisturbed_scores)
 
 
 def unprivileged() -> tuple[str, ...]:
@@ -151,7 +149,7 @@ def test_a_permission_that_is_lost_in_the_middle_of_a_night(
     undisturbed_scores: dict[int, float],
 ) -> None:
     output = tmp_path / "scores"
-    command = night(features_job, output)
+    command = night(features_job, output, *SHARDS)
     running = start_score(*command, prefix=unprivileged())
     with paused(running, output):
         for folder in output.glob(f"{RUNS}/*/commits"):
@@ -159,7 +157,7 @@ def test_a_permission_that_is_lost_in_the_middle_of_a_night(
     check_stopped(running.end(), "Permission denied")
     for folder in output.glob(f"{RUNS}/*/commits"):
         folder.chmod(0o700)
-    check_resumed(score, features_job, output, undisturbed_scores)
+    check_freed(score, features_job, output, undisturbed_scores)
 
 
 def test_an_output_that_is_forbidden_from_the_start_is_a_wrong_setting(
@@ -167,6 +165,6 @@ def test_an_output_that_is_forbidden_from_the_start_is_a_wrong_setting(
 ) -> None:
     output = tmp_path / "scores"
     output.mkdir(mode=0o500)
-    ended = start_score(*night(features_job, output), prefix=unprivileged()).end()
+    ended = start_score(*night(features_job, output, *SHARDS), prefix=unprivileged()).end()
     assert ended.code == 2, ended.err
     assert "cannot be written (Permission denied)" in ended.json["error"]

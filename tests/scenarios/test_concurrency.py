@@ -11,36 +11,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from flows.demo_data import write_users
 from tests.conftest import write_job
+from tests.scenarios.features_nights import (
+    DATE,
+    NUM_ROWS,
+    NUM_SMALL_SHARDS,
+    SHARDS,
+    SMALL_SHARDS,
+    check_resumed,
+    commits,
+    night,
+    rows_scored,
+    scores_in,
+    wait_for_commits,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
-DATE, OTHER_DATE = "2026-11-20", "2026-11-21"
-NUM_ROWS, NUM_BAD, GROUP_ROWS = 40_000, 8, 100
-NUM_SHARDS = NUM_ROWS // GROUP_ROWS
-SMALL_SHARDS = ("--set", f"lanes.shard_rows={GROUP_ROWS}")
+OTHER_DATE = "2026-11-21"
 BEGINS_WITHIN_S = 5.0
 DIES_WITHIN_S = 2.0
-
-
-def night(job: Path, output: Path | str, *more: str, date: str = DATE) -> tuple[str, ...]:
-    return ("run", str(job), "--date", date, "--json", "--set", f"output.uri={output}", *more)
-
-
-def commits(output: Path) -> list[Path]:
-    return list(output.glob("users/_runs/*/commits/[!.]*.json"))
-
-
-def wait_until(condition: Callable[[], object], command: Any, timeout_s: float = 100.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert command.is_running(), command.end().err
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.002)
 
 
 def hashes(output: Path) -> dict[str, str]:
@@ -80,35 +73,6 @@ def check_published_once(ended: list[Any], undisturbed: Path, output: Path) -> N
     assert scores_in(output) == scores_in(undisturbed)
 
 
-def scores_in(output: Path, job: str = "users", date: str = DATE) -> dict[int, float]:
-    files = list((output / job / f"dt={date}").glob("*.parquet"))
-    table = pa.concat_tables(pq.read_table(path) for path in files)
-    ids = table["user_id"].to_pylist()
-    assert len(set(ids)) == len(ids)
-    return dict(zip(ids, table["score"].to_pylist(), strict=True))
-
-
-@pytest.fixture(scope="module")
-def quiet() -> dict[str, Path]:
-    return {}
-
-
-@pytest.fixture
-def undisturbed(
-    score: Callable[..., Any],
-    features_job: Path,
-    quiet: dict[str, Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """Output of a night that nobody disturbed; from then on the engine is stored."""
-    if "output" not in quiet:
-        output = tmp_path_factory.mktemp("quiet")
-        ended = score(*night(features_job, output, *SMALL_SHARDS))
-        assert ended.code == 0, ended.err
-        quiet["output"] = output
-    return quiet["output"]
-
-
 @pytest.fixture
 def users_job(features_job: Path, features_folder: Path, tmp_path: Path) -> Path:
     """The features job over a folder of its own that has another date, too."""
@@ -136,15 +100,11 @@ def test_sixteen_processes_on_one_date_publish_once_and_share_the_work(
     assert score("verify", *command[1:]).code == 0
     manifest = json.loads((output / "users" / f"dt={DATE}" / "_MANIFEST.json").read_text())
     assert leftovers(list(hashes(output)), manifest) == []
-    assert len(commits(output)) == NUM_SHARDS
+    assert len(commits(output)) == NUM_SMALL_SHARDS
     # Each passes over what is committed: without that, all would score everything.
     num_scored = sum(rows_scored(each.json) for each in ended)
     assert num_scored < 3 * NUM_ROWS
     assert [line for each in ended for line in each.err.splitlines() if "Traceback" in line] == []
-
-
-def rows_scored(report: dict[str, Any]) -> int:
-    return int(report["stages"].get("write", {"items": 0})["items"])
 
 
 def test_four_processes_on_one_date_in_a_bucket_publish_once(
@@ -157,8 +117,7 @@ def test_four_processes_on_one_date_in_a_bucket_publish_once(
 ) -> None:
     import s3fs
 
-    shards = ("--set", "lanes.shard_rows=1000")
-    command = night(features_job, f"{s3_folder}/out", *shards)
+    command = night(features_job, f"{s3_folder}/out", *SHARDS)
     running = [start_score(*command) for _ in range(4)]
     ended = [each.end() for each in running]
     fs = s3fs.S3FileSystem(
@@ -176,7 +135,7 @@ def test_four_processes_on_one_date_in_a_bucket_publish_once(
     assert leftovers(files, manifest) == []
 
 
-@pytest.mark.parametrize("num_committed", [5, NUM_SHARDS // 2])
+@pytest.mark.parametrize("num_committed", [5, NUM_SMALL_SHARDS // 2])
 def test_an_owner_that_was_stopped_overwrites_nothing_when_it_wakes_up(
     start_score: Callable[..., Any],
     score: Callable[..., Any],
@@ -188,10 +147,10 @@ def test_an_owner_that_was_stopped_overwrites_nothing_when_it_wakes_up(
     output = tmp_path / "stopped"
     command = night(features_job, output, *SMALL_SHARDS)
     owner = start_score(*command)
-    wait_until(lambda: len(commits(output)) >= num_committed, owner)
+    wait_for_commits(owner, output, num_committed)
     owner.kill_group(signal.SIGSTOP)
     time.sleep(0.2)
-    assert len(commits(output)) < NUM_SHARDS
+    assert len(commits(output)) < NUM_SMALL_SHARDS
     other = score(*command)
     assert (other.code, other.json["status"]) == (0, "published"), other.err
     before = hashes(output)
@@ -277,7 +236,7 @@ def test_after_kill_9_of_the_parent_its_lane_dies_and_the_restart_begins_at_once
     seconds, cpu_seconds = [], []
     for num_wanted in (100, 200):
         running = start_score(*command)
-        wait_until(lambda wanted=num_wanted: len(commits(output)) >= wanted, running)
+        wait_for_commits(running, output, num_wanted)
         running.signal(signal.SIGKILL)
         assert running.lingering(DIES_WITHIN_S) == []
         assert running.end().code == -signal.SIGKILL
@@ -294,8 +253,6 @@ def test_after_kill_9_of_the_parent_its_lane_dies_and_the_restart_begins_at_once
     assert min(cpu_seconds if is_shared else seconds) < BEGINS_WITHIN_S, (seconds, cpu_seconds)
     kept = {path: path.read_bytes() for path in commits(output)}
     ended = start_score(*command).end()
-    assert ended.code == 0, ended.err
-    assert ended.json["shards_reused"] == len(kept)
+    check_resumed(ended, len(kept), NUM_SMALL_SHARDS)
     assert {path: path.read_bytes() for path in kept} == kept
-    assert rows_scored(ended.json) == NUM_ROWS - len(kept) * GROUP_ROWS
     check_published_once([ended], undisturbed, output)

@@ -1,8 +1,7 @@
-"""Whole nights of feature rows: undisturbed, killed, interrupted, in a bucket, two at once."""
+"""Whole nights of feature rows: undisturbed, killed, interrupted, in a bucket."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -14,38 +13,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.scenarios.features_nights import (
+    DATE,
+    NUM_BAD,
+    NUM_ROWS,
+    NUM_SMALL_SHARDS,
+    PUBLISHED,
+    RESUMABLE,
+    SMALL_SHARDS,
+    check_resumed,
+    commits,
+    night,
+    scores_in,
+    wait_for_commits,
+)
+
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(150)]
-DATE = "2026-11-20"
-NUM_ROWS, NUM_BAD, NUM_SHARDS = 40_000, 8, 400
-SMALL_SHARDS = ("--set", "lanes.shard_rows=100")
-INTERRUPTED = 75
-
-
-def night(job: Path, output: Path | str, *more: str) -> tuple[str, ...]:
-    return ("run", str(job), "--date", DATE, "--json", "--set", f"output.uri={output}", *more)
-
-
-def commits(output: Path) -> list[Path]:
-    return list(output.glob("users/_runs/*/commits/*.json"))
-
-
-def wait_for_commits(command: Any, output: Path, count: int = 1) -> None:
-    deadline = time.monotonic() + 100
-    while len(commits(output)) < count:
-        assert command.is_running(), command.end().err
-        assert time.monotonic() < deadline, "no commit in time"
-        time.sleep(0.005)
 
 
 def published(output: Path | str) -> Path:
-    return Path(output) / "users" / f"dt={DATE}"
-
-
-def scores_in(output: Path) -> dict[int, float]:
-    table = pa.concat_tables(pq.read_table(path) for path in published(output).glob("*.parquet"))
-    ids = table["user_id"].to_pylist()
-    assert len(set(ids)) == len(ids)
-    return dict(zip(ids, table["score"].to_pylist(), strict=True))
+    return Path(output) / PUBLISHED
 
 
 def quarantined_in(output: Path) -> set[tuple[str, int, str]]:
@@ -55,38 +42,7 @@ def quarantined_in(output: Path) -> set[tuple[str, int, str]]:
     return {(row["file"], row["row"], row["reason"]) for row in rows}
 
 
-@pytest.fixture(scope="session")
-def quiet_nights() -> dict[str, Any]:
-    return {}
-
-
-@pytest.fixture
-def undisturbed(
-    score: Callable[..., Any],
-    features_job: Path,
-    quiet_nights: dict[str, Any],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """Output of a night with the same shards that nobody disturbed; made once."""
-    if "output" not in quiet_nights:
-        output = tmp_path_factory.mktemp("undisturbed")
-        ended = score(*night(features_job, output, *SMALL_SHARDS))
-        assert ended.code == 0, ended.err
-        assert ended.json["shards"] == NUM_SHARDS
-        quiet_nights["output"] = output
-    return Path(quiet_nights["output"])
-
-
-def check_resumed(ended: Any, output: Path, undisturbed: Path, num_committed: int) -> None:
-    assert ended.code == 0, ended.err
-    report = ended.json
-    assert report["status"] == "published"
-    assert report["shards"] == NUM_SHARDS
-    assert num_committed <= report["shards_reused"] < NUM_SHARDS
-    assert report["scored"] == NUM_ROWS - NUM_BAD
-    # Only what was not committed was scored again.
-    todo = NUM_SHARDS - report["shards_reused"]
-    assert report["stages"]["write"]["items"] == todo * 100
+def check_same(output: Path, undisturbed: Path) -> None:
     assert scores_in(output) == scores_in(undisturbed)
     assert quarantined_in(output) == quarantined_in(undisturbed)
 
@@ -111,7 +67,8 @@ def test_a_night_killed_in_the_middle_is_finished_by_the_same_command(
         num_kills += 1
     num_committed = len(commits(output))
     ended = score(*command)
-    check_resumed(ended, output, undisturbed, num_committed)
+    check_resumed(ended, num_committed, NUM_SMALL_SHARDS)
+    check_same(output, undisturbed)
     assert ended.json["attempts"] == num_kills + 1
     verdict = score("verify", *command[1:])
     assert verdict.code == 0, verdict.err
@@ -146,16 +103,17 @@ def test_an_interrupted_night_says_so_leaves_nothing_running_and_resumes(
         running.signal(number)
     ended = running.end(30)
     assert time.monotonic() - started < 20  # a spot instance has 120 s, a container 30
-    assert ended.code == INTERRUPTED, ended.err
+    assert ended.code == RESUMABLE, ended.err
     assert ended.json["status"] == "interrupted"
-    assert ended.json["exit_code"] == INTERRUPTED
+    assert ended.json["exit_code"] == RESUMABLE
     assert number.name in ended.json["error"]
     assert "Traceback" not in ended.err
     assert ended.err.splitlines()[-1].startswith("interrupted: ")
     assert not running.lingering()
     assert not published(output).exists()
     num_committed = len(commits(output))
-    check_resumed(score(*command), output, undisturbed, num_committed)
+    check_resumed(score(*command), num_committed, NUM_SMALL_SHARDS)
+    check_same(output, undisturbed)
 
 
 def test_an_interruption_before_the_first_shard_is_clean_too(
@@ -170,32 +128,9 @@ def test_an_interruption_before_the_first_shard_is_clean_too(
         running.signal(signal.SIGTERM)
         ended = running.end(30)
         # Before the handlers are there the signal just ends the process.
-        assert ended.code in (INTERRUPTED, -signal.SIGTERM), ended.err
+        assert ended.code in (RESUMABLE, -signal.SIGTERM), ended.err
         assert "Traceback" not in ended.err
         assert not running.lingering()
-
-
-def test_two_nights_of_one_date_at_once_both_succeed_and_one_publishes(
-    start_score: Callable[..., Any],
-    score: Callable[..., Any],
-    features_job: Path,
-    undisturbed: Path,
-    tmp_path: Path,
-) -> None:
-    output = tmp_path / "both"
-    command = night(features_job, output, *SMALL_SHARDS)
-    pair = [start_score(*command), start_score(*command)]
-    ended = [running.end() for running in pair]
-    assert [each.code for each in ended] == [0, 0], [each.err for each in ended]
-    assert sorted(each.json["status"] for each in ended) == ["already_published", "published"]
-    assert len({each.json["run_id"] for each in ended}) == 1
-    assert scores_in(output) == scores_in(undisturbed)
-    assert score("verify", *command[1:]).code == 0
-    # The loser's parts are gone: only what the manifest names is there.
-    manifest = json.loads((published(output) / "_MANIFEST.json").read_text())
-    run = output / "users" / "_runs" / manifest["run_id"]
-    named = [part["part"]["path"] for part in manifest["parts"]]
-    assert sorted(path.name for path in run.glob("parts/part-*")) == sorted(named)
 
 
 def test_a_night_in_a_bucket_is_like_one_on_a_disk(

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_features_night import DATE, NUM_ROWS, SMALL_SHARDS, commits, night, wait_for_commits
+
+from tests.scenarios.features_nights import (
+    DATE,
+    NUM_ROWS,
+    SMALL_SHARDS,
+    commits,
+    night,
+    wait_for_commits,
+)
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(150)]
 

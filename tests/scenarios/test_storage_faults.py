@@ -14,14 +14,15 @@ import pytest
 
 from pipeline.object_storage import DEADLINE_VARIABLE
 from tests.s3_fault_proxy import ALWAYS, Fault, FaultProxy
-from tests.scenarios.storage_nights import (
+from tests.scenarios.features_nights import (
     DATE,
     NUM_ROWS,
     NUM_SHARDS,
     RESUMABLE,
     RUNS,
+    SHARDS,
+    check_resumed,
     check_stopped,
-    check_whole,
     night,
     scores_of,
 )
@@ -43,7 +44,7 @@ def bucket(s3_proxy: FaultProxy, s3_folder: str, features_folder: Path) -> str:
 
 
 def in_bucket(job: Path, bucket: str) -> tuple[str, ...]:
-    return night(job, f"{bucket}/out", "--set", f"input.uri={bucket}/in")
+    return night(job, f"{bucket}/out", *SHARDS, "--set", f"input.uri={bucket}/in")
 
 
 def scores_in(files: Any, bucket: str) -> dict[int, float]:
@@ -87,7 +88,7 @@ def test_a_night_with_faults_that_pass_is_like_one_without(
     ]
     command = in_bucket(features_job, bucket)
     ended = score(*command)
-    check_whole(ended, num_committed=0)
+    check_resumed(ended, 0, NUM_SHARDS)
     assert [each for each in s3_proxy.faults if each.fired != each.times] == []
     assert scores_in(s3_proxy.files, bucket) == undisturbed_scores
     verdict = score("verify", *command[1:])
@@ -125,7 +126,7 @@ def test_a_night_that_an_outage_ends_is_finished_by_the_same_command(
     num_committed = len(s3_proxy.files.glob(f"{bucket}/out/{RUNS}/*/commits/*.json"))
     assert 0 < num_committed < NUM_SHARDS
     s3_proxy.faults = []
-    check_whole(score(*command), num_committed)
+    check_resumed(score(*command), num_committed, NUM_SHARDS)
     assert scores_in(s3_proxy.files, bucket) == undisturbed_scores
 
 
