@@ -163,3 +163,22 @@ def test_there_is_nothing_to_take_back_of_a_date_with_one_version(
     ended = score("rollback", features_job, *more)
     assert ended.code == 1
     assert "there is only one version" in ended.err
+
+
+def test_a_damaged_manifest_is_said_and_the_way_out_works(
+    score: Callable[..., Any], features_job: Path, tmp_path: Path
+) -> None:
+    more = ("--date", DATE, "--json", "--set", f"output.uri={tmp_path}")
+    assert score("run", features_job, *more).code == 0
+    folder = tmp_path / "users" / f"dt={DATE}"
+    (folder / "_MANIFEST.json").write_bytes(b"{")
+    for command in ("run", "verify", "report"):
+        ended = score(command, features_job, *more)
+        assert (ended.code, ended.json["exit_code"]) == (1, 1), ended.err
+        assert "damaged" in ended.json["error"]
+        assert "Traceback" not in ended.err
+    folder.rename(tmp_path / "away")
+    again = score("run", features_job, *more)
+    assert again.code == 0, again.err
+    assert again.json["shards_reused"] == again.json["shards"]
+    assert score("verify", features_job, *more).code == 0
