@@ -312,6 +312,8 @@ class RunReport:
     and `cost.replay_usd` are then the most that it can be."""
     replay_s: float = 0.0
     """Wall-clock seconds for those rows, at the rate of all attempts."""
+    rows_taken_over: int = 0
+    """Rows that `score requeue` left as the version before had scored them: in no rate or price."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -122,6 +122,12 @@ def test_requeued_rows_are_scored_and_the_other_shards_taken_over(
     shards_with_bad_rows = again.json["shards"] - again.json["shards_reused"]
     assert 1 <= shards_with_bad_rows <= NUM_BAD
     assert again.json["quarantined"] == NUM_BAD  # they are still what they were
+    scored = shards_with_bad_rows * 100
+    assert again.json["rows_taken_over"] == NUM_ROWS - scored
+    assert again.json["examples_per_sec"] == pytest.approx(scored / again.json["wall_s"])
+    cost = again.json["cost"]
+    assert cost["usd_per_100k"] == pytest.approx(cost["usd"] / scored * 100_000)
+    assert again.json["rows_replayed"] == 0
     assert score("verify", features_job, *more).code == 0
     same = set(before.values()) & set(sums(tmp_path / "out").values())
     assert len(same) >= len(before) - 2 * shards_with_bad_rows
