@@ -9,6 +9,7 @@ import typer
 from flows.cli_bench import bench
 from flows.cli_engine import engine_app
 from flows.cli_plan import plan
+from flows.cli_report import compare, report
 from flows.cli_versions import gc, rollback
 from flows.terminal import (
     Accept,
@@ -22,6 +23,7 @@ from flows.terminal import (
     observer,
     print_json,
     show,
+    show_report,
 )
 
 if TYPE_CHECKING:
@@ -90,23 +92,15 @@ def score_night(
         return run_night(night, watcher, started=process_start(), lanes=lanes)
 
     with interruptible():
-        report = mailed(loaded, wanted, say, score)
-    show_report(report, as_json=as_json)
-
-
-def show_report(report: Any, *, as_json: bool) -> None:
-    """Print a report as the user asked for it."""
-    from pipeline.report_text import render_text
-
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        console.print(render_text(report))
+        found = mailed(loaded, wanted, say, score)
+    show_report(found, as_json=as_json)
 
 
 app.command()(plan)
 app.command()(rollback)
 app.command()(gc)
+app.command()(report)
+app.command()(compare)
 
 
 @app.command()
@@ -136,31 +130,6 @@ def status(job: JobPath, json: Json = False, set: Set = None) -> None:
     from flows.inspect import render_status, status_facts
 
     show(status_facts(load(job, set)), render_status, as_json=json)
-
-
-@app.command()
-def report(
-    job: JobPath,
-    date: Date,
-    send: Annotated[
-        bool, typer.Option("--send", help="Mail it, unless that was done; see the job's `mail`.")
-    ] = False,
-    json: Json = False,
-    set: Set = None,
-) -> None:
-    """Show the report of a published date, or send its mail."""
-    from pipeline.job_file import parse_date
-    from pipeline.publish import read_report
-    from pipeline.storage import open_storage
-
-    loaded = load(job, set)
-    found = read_report(open_storage(loaded.output.uri), loaded.name, parse_date(date))
-    if send:
-        from flows.mail import render_sent, send_facts
-
-        show(send_facts(loaded, found), render_sent, as_json=json)
-        return
-    show_report(found, as_json=json)
 
 
 @app.command()
