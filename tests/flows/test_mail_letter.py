@@ -276,6 +276,16 @@ def test_large_numbers_stay_narrow_in_the_chart() -> None:
     assert chart.bars[0].cells[2:] == ("123M", "54.3k")
 
 
+def test_a_night_that_is_missing_is_named_unless_the_job_runs_now_and_then() -> None:
+    rows = nights()
+    daily = nights_chart((*rows[:5], *rows[6:]), DATE)
+    weekly = nights_chart(nights(50)[::-7][::-1], DATE)
+    assert daily is not None
+    assert weekly is not None
+    assert daily.lead.endswith(f"Not published: {rows[5].date}.")
+    assert "Not published" not in weekly.lead
+
+
 def test_a_first_night_has_nothing_to_be_compared_with() -> None:
     letter = published_letter(REPORT, nights(1))
     assert not any(block.title.startswith("Since") for block in letter.blocks)
