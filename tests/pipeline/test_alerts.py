@@ -133,6 +133,11 @@ def test_a_price_older_than_180_days_is_odd(
     assert names(found) == ["price"] * is_odd
 
 
+def test_your_own_price_never_gets_old(night: Callable[..., HistoryRow]) -> None:
+    backfilled = night(20, market="own", price_as_of="2020-01-01")
+    assert find_alerts(backfilled, (), LIMITS) == ()
+
+
 def test_everything_odd_is_told_in_one_order_and_nothing_where_limits_are_off(
     night: Callable[..., HistoryRow], week: list[HistoryRow]
 ) -> None:
@@ -210,8 +215,9 @@ def test_a_night_without_rows_is_not_compared(
 
 def test_the_age_of_a_price_is_told_in_days() -> None:
     assert price_age_days("2026-01-01", "2026-11-20") == 323
-    assert stale_price("g5.xlarge", "2026-01-01", "2026-11-20T01:02:03Z", None) is None
-    assert stale_price("g5.xlarge", "2026-01-01", "2026-11-20", 323) is None
-    text = stale_price("g5.xlarge", "2026-01-01", "2026-11-20", 180)
+    price = ("g5.xlarge", "spot", "2026-01-01")
+    assert stale_price(*price, "2026-11-20T01:02:03Z", None) is None
+    assert stale_price(*price, "2026-11-20", 323) is None
+    text = stale_price(*price, "2026-11-20", 180)
     assert text is not None
     assert text.startswith("The price of g5.xlarge was read on 2026-01-01, 323 days ago; expected")
