@@ -76,7 +76,7 @@ def finish_run(
 def already_published(output: Storage, published: Published) -> RunReport:
     """The report of a version that has been published before, marked as such.
 
-    What a crash right after its publication may have left undone is done.
+    What follows a publication is done, too, where it is not: a crash may have come between.
     """
     settle(output, published)
     report = report_from_dict(published.manifest["report"])
