@@ -50,7 +50,7 @@ class HistoryRow:
     scored: int
     quarantined: int
     examples_per_sec: float
-    """rows / wall_s: everything included, engine build too."""
+    """Rows that were scored for it / wall_s: everything included, engine build too."""
     wall_s: float
     """Of all attempts, from process start to publication."""
     scoring_s: float
@@ -88,7 +88,9 @@ class HistoryRow:
     """Whether rows are missing because a file is damaged."""
     shards: int
     shards_reused: int
-    """In a version above 1: taken over from the one before, at no cost of this one."""
+    """Whose parts an earlier attempt, or the version before, had committed."""
+    rows_taken_over: int
+    """Rows that `score requeue` left as the version before had scored them: in no rate or price."""
 
 
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -146,6 +148,7 @@ def row_of(report: RunReport, *, version: int, published_at: str) -> HistoryRow:
         degraded=report.degraded,
         shards=report.shards,
         shards_reused=report.shards_reused,
+        rows_taken_over=report.rows_taken_over,
     )
 
 

@@ -250,12 +250,11 @@ def _unreadable(report: RunReport) -> Markup:
 
 
 def _run(report: RunReport) -> Markup:
-    reused = f", {words.count(report.shards_reused)} of them from an earlier attempt"
     facts = {
         "Run": tag("code", words.plain(report.run_id)),
         "Output": tag("code", words.plain(report.output)),
         "Manifest": tag("code", words.plain(report.manifest)),
-        "Shards": words.count(report.shards) + (reused if report.shards_reused else ""),
+        "Shards": words.shards_sentence(report),
         "Attempts": words.count(report.attempts),
         "Interruptions": words.interruption_sentence(report) or "none",
         "Device": words.plain(report.device),
