@@ -89,7 +89,7 @@ class HistoryRow:
     shards: int
     shards_reused: int
     """Whose parts an earlier attempt, or the version before, had committed."""
-    rows_taken_over: int
+    rows_taken_over: int = 0
     """Rows that `score requeue` left as the version before had scored them: in no rate or price."""
 
 
@@ -189,8 +189,7 @@ def read_history(
 ) -> tuple[HistoryRow, ...]:
     """The nights of a job by date, of each the version that is published.
 
-    A file that cannot be read, or that another version of this program wrote, is left out and
-    logged.
+    A file that cannot be read is left out, and logged.
 
     Args:
         output: Of the job.
@@ -229,11 +228,11 @@ def nights_before(
 
 
 def _parse(where: str, data: bytes) -> HistoryRow | None:
-    """Columns that this program does not know are left out."""
+    """Columns that this program does not know are left out, newer ones have their defaults."""
     try:
         (found,) = pq.read_table(io.BytesIO(data)).to_pylist()
-        known: dict[str, Any] = {name: found[name] for name in SCHEMA.names}
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        known: dict[str, Any] = {name: found[name] for name in SCHEMA.names if name in found}
+        return HistoryRow(**known)
+    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
         log.warning("%s: left out of the history (%s: %s).", where, type(error).__name__, error)
         return None
-    return HistoryRow(**known)
