@@ -155,6 +155,7 @@ class Price:
     source: str
     as_of: str
     """ISO date on which the price was read."""
+    currency: str = "USD"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -324,6 +325,8 @@ class RunReport:
     and `cost.replay_usd` are then the most that it can be."""
     replay_s: float = 0.0
     """Wall-clock seconds for those rows, at the rate of all attempts."""
+    rows_taken_over: int = 0
+    """Rows that `score requeue` left as the version before had scored them: in no rate or price."""
     scoring_s: float = 0.0
     """Wall-clock seconds of scoring, of all attempts; `replay_s` is a part of it."""
     building_s: float = 0.0
