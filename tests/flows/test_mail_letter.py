@@ -105,7 +105,7 @@ def said_by(letter: Letter) -> list[str]:
         "f17 is null; expected a number, or `fill_missing`",
         "stability index: scores 0.131 (a minor shift); against 3 nights since 2026-11-17",
         "0.9961 with fp32 on 32 rows of this night",
-        "g6.xlarge, spot, $0.3517 an hour as of 2026-11-01",
+        "g6.xlarge, spot, $0.3517 an hour (USD) as of 2026-11-01",
         "s3://lake/scores/users/dt=2026-11-20/_report.html",
     ],
 )
