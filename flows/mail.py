@@ -105,7 +105,7 @@ def notify(job: Job, subject: str, text: str) -> None:
     Args:
         job: The job.
         subject: Some words.
-        text: Sentences, one a line.
+        text: Sentences, one a line; `name  value`, with two spaces between, is a line of a table.
     """
     if _wants(job, "warning"):
         is_sent, said = _outcome(partial(_send_warning, job, masked(subject), masked(text)))

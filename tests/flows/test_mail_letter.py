@@ -286,6 +286,18 @@ def test_a_night_that_is_missing_is_named_unless_the_job_runs_now_and_then() -> 
     assert "Not published" not in weekly.lead
 
 
+def test_a_summary_has_a_table_that_is_not_endless() -> None:
+    dates = "\n".join(f"2026-{i:04}  published  {'w' * 200}" for i in range(366))
+    letter = warning_letter("users", "backfill: 366 published", f"All is done.\n\n{dates}")
+    notes, table = letter.blocks
+    assert isinstance(notes, Notes)
+    assert isinstance(table, Facts)
+    assert notes.notes == ("All is done.",)
+    assert table.facts[0] == ("2026-0000", f"published  {'w' * 200}")
+    assert table.facts[-1] == ("...", "and 266 more")
+    assert len(render_html(letter).encode()) < CLIPPED_BYTES
+
+
 def test_a_first_night_has_nothing_to_be_compared_with() -> None:
     letter = published_letter(REPORT, nights(1))
     assert not any(block.title.startswith("Since") for block in letter.blocks)
