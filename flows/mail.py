@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LAST_WORDS_S = 8.0
-"""When the machine is being taken away: some clouds give half a minute in all."""
+LAST_WORDS_S = 5.0
+"""When the machine is being taken away: some clouds give half a minute, most of it for shards."""
 
 
 def mailed(
