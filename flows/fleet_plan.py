@@ -118,7 +118,7 @@ def fleet_facts(job: Job, date: str, request: FleetRequest) -> Facts:
     prices = load_prices(Path(shipped_config("prices.yaml")))
     machines = _machines(nights, base, prices, request)
     fleet = {
-        "from": source_facts(base),
+        "from": source_facts(last),
         "rates": asdict(base.rates),
         "engine_cached": has_engine,
         "build_s": base.build_s,
@@ -155,8 +155,8 @@ def _machines(
         if request.instances and name not in request.instances:
             continue
         measured = nights.get(name, base)
-        own = measured.report.cost.price
-        price = find_price(prices, name, request.market) if name in prices else own
+        is_listed = name in prices  # or it is the job's own, at its own price
+        price = find_price(prices, name, request.market) if is_listed else measured.price
         rates = replace(measured.rates, usd_per_hour=price.usd_per_hour)
         if name in request.rates:
             rates = replace(rates, rows_per_s=request.rates[name], lanes_per_machine=1)
@@ -170,7 +170,10 @@ def _machines(
 
 
 def _cut(measured: Measured, shard_rows: int | None) -> Measured:
-    """The same with other shards: of them more or less is lost, and their times are more alike."""
+    """The same with other shards, and files large enough for them.
+
+    With larger ones an interruption costs more, and their times are more alike.
+    """
     if shard_rows is None:
         return measured
     rates = measured.rates
@@ -180,7 +183,7 @@ def _cut(measured: Measured, shard_rows: int | None) -> Measured:
         measured,
         rates=replace(rates, rows_per_shard=shard_rows, spread=rates.spread / math.sqrt(larger)),
         rows_at_risk=max(float(shard_rows), at_risk),
-        files_per_shard=measured.files_per_shard * larger,
+        files_per_shard=min(1.0, measured.files_per_shard * larger),
     )
 
 

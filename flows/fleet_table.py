@@ -66,6 +66,13 @@ def _source(found: Facts) -> str:
         f"{words.hourly(Price(**each['price']))}: {each['rows_per_s']:,.0f} rows/s."
         for each in found["instances"].values()
     ]
+    lines += [
+        f"{words.count(night['rows'])} rows on {fleet['instance']}: most of the time goes into "
+        f"{fleet['forecast']['bottleneck']}."
+        for night in found["nights"]
+        for fleet in night["fleets"]
+        if fleet["forecast"] and fleet["forecast"]["bottleneck"] != "lanes"
+    ]
     if found["without_rate"]:
         num = words.plural(len(found["without_rate"]), "machine")
         lines.append(f"{num} of the price list: no rate; say --rate INSTANCE=ROWS_PER_S.")

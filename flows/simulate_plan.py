@@ -52,8 +52,8 @@ class SimulationRequest:
 class Measured:
     """What the last night of a job tells about the next."""
 
-    report: RunReport
     rates: Rates
+    price: Price
     rows_at_risk: float
     """Of a lane; see pipeline/block_size.py."""
     files_per_shard: float
@@ -104,7 +104,7 @@ def simulation_facts(job: Job, date: str, request: SimulationRequest) -> Facts:
         raise no_night(output, job.name, date)
     measured = measure(output, report, engine_cached=facts["engine"] is not None)
     simulation = {
-        "from": source_facts(measured),
+        "from": source_facts(report),
         "rates": asdict(measured.rates),
         "rows_at_risk": measured.rows_at_risk,
         "window_h": request.window_h,
@@ -120,9 +120,8 @@ def simulation_facts(job: Job, date: str, request: SimulationRequest) -> Facts:
     return {**facts, "simulation": simulation}
 
 
-def source_facts(measured: Measured) -> Facts:
-    """Whose rates they are."""
-    report = measured.report
+def source_facts(report: RunReport) -> Facts:
+    """Of the night whose rates are used."""
     return {
         "run_id": report.run_id,
         "date": report.date,
@@ -167,8 +166,8 @@ def measure(output: Storage, report: RunReport, *, engine_cached: bool) -> Measu
     at_risk = known[-1] / report.num_lanes if known else rates.rows_per_shard
     files = len({record.file for record in records.values()})
     return Measured(
-        report=report,
         rates=rates,
+        price=report.cost.price,
         rows_at_risk=at_risk,
         files_per_shard=files / len(records),
         build_s=build_s,

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.fleet import MAX_TASKS, FixedPhases, Fleet, Workload, phases_of
+from pipeline.fleet import MAX_TASKS, Fleet, Workload, phases_of
 from pipeline.rates import Rates
 from pipeline.simulate import SEED, SimulatedNight, simulate
 
 MAX_LANES = 20_000
 DEFAULT_SEEDS = 20
+NEARLY_ALWAYS = 0.9
 SEARCH_SEEDS = 3
 """Nights of each fleet that is only looked at on the way to the smallest."""
 MAX_GROUPS = 200_000
@@ -94,20 +95,22 @@ def forecast(rates: Rates, work: Workload, fleet: Fleet, *, seeds: int = DEFAULT
         usd=of("usd"),
         usd_high=of("usd", 95),
         usd_per_100k=of("usd") / work.rows * 100_000,
-        bottleneck=_bottleneck(phases, nights[0]),
+        bottleneck=_bottleneck(rates, work, fleet, nights[0]),
     )
 
 
-def _bottleneck(phases: FixedPhases, night: SimulatedNight) -> str:
+def _bottleneck(rates: Rates, work: Workload, fleet: Fleet, night: SimulatedNight) -> str:
     """What most of the night's seconds go into; of scoring, what is busy nearly all the time."""
-    scoring_s = night.score_s - phases.warmup_s
+    phases = phases_of(rates, work, fleet.store)
+    is_far = fleet.store.lane_s_per_shard > work.rows_per_shard / rates.rows_per_s
     shared = {"store requests": night.store_busy, "handing out groups": night.tasks_busy}
     name, share = max(shared.items(), key=lambda item: item[1])
+    scoring = name if share > NEARLY_ALWAYS else "store latency" if is_far else "lanes"
     seconds = {
         "publishing": phases.publish_s,
         "planning": phases.plan_s,
         "start-up": phases.startup_s + phases.engine_s + phases.warmup_s,
-        name if share > 0.9 else "lanes": scoring_s,
+        scoring: night.score_s - phases.warmup_s,
     }
     return max(seconds, key=lambda key: seconds[key])
 

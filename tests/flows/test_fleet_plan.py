@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ from flows import fleet_plan
 from flows.fleet_plan import SPOT_INTERRUPTIONS_PER_H, FleetRequest, parse_rates
 from flows.shipped import shipped_config
 from flows.simulate_plan import Measured
-from pipeline.cost import find_price, load_prices
+from pipeline.cost import find_price, load_prices, own_price
 from pipeline.errors import ConfigError
 from pipeline.rates import Rates
-from pipeline.report import RunReport
 
 PRICES = load_prices(Path(shipped_config("prices.yaml")))
+OWN_PRICE = own_price("the-box", 0.5, as_of="2026-11-20")
 RATES = Rates(
     rows_per_s=100.0,
     spread=0.4,
@@ -52,9 +51,9 @@ def request(**changed: Any) -> FleetRequest:
 
 
 @pytest.fixture
-def measured(a_report: Callable[..., RunReport]) -> Measured:
+def measured() -> Measured:
     return Measured(
-        report=a_report(), rates=RATES, rows_at_risk=1_500, files_per_shard=0.1, build_s=0
+        rates=RATES, price=OWN_PRICE, rows_at_risk=1_500, files_per_shard=0.1, build_s=0
     )
 
 
@@ -71,6 +70,11 @@ def test_a_machine_that_scored_a_night_has_its_rate_and_the_price_of_the_market(
     assert price == find_price(PRICES, name, market)
     assert found.rates.usd_per_hour == price.usd_per_hour
     assert (found.rates.rows_per_s, found.rates.lanes_per_machine) == (100, 2)
+
+
+def test_a_machine_of_no_list_keeps_its_own_price(measured: Measured) -> None:
+    found = fleet_plan._machines({"the-box": measured}, measured, PRICES, request())
+    assert found["the-box"][1] == OWN_PRICE
 
 
 def test_a_rate_that_is_given_is_that_of_a_whole_machine(measured: Measured) -> None:
@@ -106,14 +110,14 @@ def test_larger_shards_are_more_alike_and_more_is_lost_with_one(measured: Measur
 def test_the_cheapest_fleet_comes_first_and_one_that_cannot_do_it_last(
     measured: Measured,
 ) -> None:
-    known = machines(measured, rates={"g6.xlarge": 50_000.0, "m7i.large": 0.01})
+    known = machines(measured, rates={"g6.xlarge": 50_000.0, "m7i.large": 0.01}, shard_rows=10_000)
     night = fleet_plan._night(known, 10**8, request())
     names = [each["instance"] for each in night["fleets"]]
     costs = [each["forecast"]["usd"] for each in night["fleets"][:2]]
     assert names == ["g6.xlarge", "c6i.large", "m7i.large"]
     assert costs == sorted(costs)
     assert night["fleets"][2]["forecast"] is None
-    assert night["ceilings"][0]["name"] == "publishing"
+    assert night["ceilings"][0]["name"] == "planning", "a file a shard"
 
 
 def test_spot_machines_are_taken_away_unless_it_is_said_how_often() -> None:
