@@ -23,10 +23,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.errors import ConfigError
 from pipeline.fleet import Fleet, Workload, phases_of
 from pipeline.rates import Rates
 
 SEED = 20261121
+MAX_INTERRUPTIONS = 50_000
+"""Of a night: one with more makes hardly any way between two."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +71,9 @@ def simulate(
             machine has all lanes it also plans, and does so again after each interruption.
         seed: Of the spreads and of the interruptions; the same seed gives the same night.
         kills_s: Seconds after process start at which the first machine is taken away besides.
+
+    Raises:
+        ConfigError: Machines are taken away before they get anywhere; see `MAX_INTERRUPTIONS`.
     """
     night = _Night(rates, work, fleet, seed)
     return night.run(kills_s)
@@ -172,6 +178,12 @@ class _Night:
         self._unfinished -= 1
 
     def _take_away(self, machine: int, now: float) -> None:
+        if len(self._taken_s) == MAX_INTERRUPTIONS:
+            raise ConfigError(
+                f"{self._fleet.interruptions_per_h:g} interruptions an hour: {MAX_INTERRUPTIONS:,} "
+                f"in a night that needs {self._restart_s():,.0f} s to go on; expected a night that "
+                "ends. Give fewer, or fewer rows."
+            )
         each = self._rates.lanes_per_machine
         self._taken_s.append(now)
         again_s = now + self._fleet.replacement_s + self._restart_s()

@@ -130,8 +130,8 @@ def test_what_costs_nothing_ends_no_growth() -> None:
         (10, 1_000, SPOT, "lanes"),
         (2_000, 100, SPOT, "publishing"),
         (10, 1_000, replace(SPOT, store=replace(S3, latency_s=3)), "store latency"),
-        (2_000, 5_000, replace(SPOT, task_s=1.0), "handing out groups"),
-        (2_000, 50_000, replace(SPOT, store=replace(S3, max_writes_per_s=0.2)), "store requests"),
+        (500, 5_000, replace(SPOT, task_s=4.0), "handing out groups"),
+        (500, 50_000, replace(SPOT, store=replace(S3, max_writes_per_s=0.2)), "store requests"),
     ],
 )
 def test_the_bottleneck_of_a_night_is_what_its_time_goes_into(

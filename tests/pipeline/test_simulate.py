@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import ConfigError
 from pipeline.fleet import S3, Fleet, Store, Workload, phases_of
 from pipeline.rates import Rates
 from pipeline.simulate import SimulatedNight, simulate
@@ -168,6 +169,13 @@ def test_interruptions_come_as_often_as_asked() -> None:
     nights = [night(EVEN, 72_000_000, 20, seed=seed, interruptions_per_h=2) for seed in range(5)]
     hours = sum(20 * each.wall_s / 3600 for each in nights)
     assert sum(each.interruptions for each in nights) / hours == pytest.approx(2, rel=0.1)
+
+
+def test_a_night_that_makes_no_way_is_refused() -> None:
+    """Every three minutes, and an hour of planning before the first row."""
+    rates = replace(EVEN, plan_s=3_600.0)
+    with pytest.raises(ConfigError, match="20 interruptions an hour: 50,000 in a night"):
+        night(rates, 800_000, 1, interruptions_per_h=20.0)
 
 
 def test_the_same_seed_gives_the_same_night_and_another_seed_another() -> None:
