@@ -136,13 +136,12 @@ def test_the_jobs_of_kubernetes_take_exit_codes_as_the_command_means_them() -> N
 def test_a_replaced_pod_still_scores_the_same_date() -> None:
     """`date -d yesterday` is asked for when a pod starts: that must be the day of the schedule."""
     spec = one("CronJob", "nightly")["spec"]
+    job = spec["jobTemplate"]["spec"]
     minute, hour = map(int, spec["schedule"].split()[:2])
-    latest_s = (
-        spec["startingDeadlineSeconds"] + spec["jobTemplate"]["spec"]["activeDeadlineSeconds"]
-    )
+    latest_s = spec["startingDeadlineSeconds"] + job["activeDeadlineSeconds"]
     assert (hour * 60 + minute) * 60 + latest_s < 86_400
     assert spec["timeZone"] == "Etc/UTC"
-    (container,) = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    (container,) = job["template"]["spec"]["containers"]
     assert "date -u -d yesterday" in container["args"][-1]
 
 
