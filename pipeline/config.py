@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from email.utils import parseaddr
 from typing import Annotated, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.paths import stays_below
 
@@ -167,6 +168,26 @@ class LimitsSection(Section):
     null: half of a lane's memory, and at most 4."""
 
 
+class AlertsSection(Section):
+    """What is odd in a published night beside the last seven: told in the report and in the mail.
+
+    Each limit may be null: never odd. Rates and costs are compared with the median of those nights,
+    once there are three.
+    """
+
+    max_rate_fall: Share | None = 0.2
+    """Examples per second, engine build left out: 0.2 is a fifth slower."""
+    max_cost_rise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.25
+    """Dollars per 100,000 rows: 0.25 is a quarter dearer."""
+    max_quarantine_rise: Share | None = 0.001
+    """Share of quarantined rows: 0.001 is one more row of a thousand."""
+    max_psi: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.1
+    """Population stability index of the scores besides what chance explains; above 0.1 is a minor
+    shift by the usual reading. `limits.max_psi` stops publication."""
+    max_price_age_days: Annotated[int, Field(ge=0)] | None = 180
+    """Days since the price of the machine was read."""
+
+
 class GpuDecodeSection(Section):
     """How a lane on a GPU decodes images."""
 
@@ -226,6 +247,60 @@ class CostSection(Section):
     """Your own price: used instead of the price list."""
 
 
+def _one_address(text: str) -> str:
+    person, _, place = parseaddr(text)[1].rpartition("@")
+    # A line break in a name would begin another header of the mail.
+    is_one = person and place and text.count("@") == 1 and text.isprintable()
+    if not is_one or not f"{person}{place}".isascii() or {*person, *place} & {*" ,;:<>()[]"}:
+        raise ValueError("expected one address, such as me@example.com or Me <me@example.com>")
+    return text
+
+
+MailAddress = Annotated[str, AfterValidator(_one_address)]
+
+
+class MailSection(Section):
+    """The mail about each night. A mail that cannot be sent never touches the run.
+
+    The login is none of the job file's business: it is in NIGHTSCORE_SMTP_USER and
+    NIGHTSCORE_SMTP_PASSWORD; without them the server is asked for none.
+    """
+
+    to: Annotated[tuple[MailAddress, ...], Field(min_length=1)]
+    """Who gets it, such as `[me@example.com]`."""
+    sender: Annotated[MailAddress, Field(alias="from")]
+    """Address that it comes from."""
+    host: str | None = None
+    """SMTP server; exactly one of this and `prefect_block`."""
+    port: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    """Null: 587 for `starttls`, 465 for `tls`, 25 for `none`."""
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    """`starttls`: begins in clear and goes on encrypted, or not at all. `tls`: encrypted from the
+    start. `none`: in clear, and without a login. The server's certificate is always checked."""
+    ca_file: str | None = None
+    """PEM file with the authority of your own server's certificate; null: those of the system."""
+    prefect_block: str | None = None
+    """Name of an EmailServerCredentials block on the Prefect server, which has host, port, security
+    and login (needs the extra `mail`)."""
+    when: Annotated[tuple[Literal["published", "failed", "warning"], ...], Field(min_length=1)] = (
+        "published",
+        "failed",
+        "warning",
+    )
+    """`published`: the report of each night. `failed`: nights that failed, were stopped by a guard
+    or interrupted. `warning`: a deadline in danger, and nights that were published with alerts."""
+
+    deadline_s: Annotated[float, Field(gt=0, le=600)] = 30.0
+    """Seconds that a night that has ended waits for its mail; a server that does not take it is
+    asked again until then. `score report JOB --date D --send` sends it later."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_server(self) -> MailSection:
+        if (self.host is None) == (self.prefect_block is None):
+            raise ValueError("expected exactly one of `host` and `prefect_block`")
+        return self
+
+
 class Job(Section):
     """One job file."""
 
@@ -237,8 +312,11 @@ class Job(Section):
     output: OutputSection
     engine: EngineSection = EngineSection()
     limits: LimitsSection = LimitsSection()
+    alerts: AlertsSection = AlertsSection()
     lanes: LanesSection = LanesSection()
     cost: CostSection
+    mail: MailSection | None = None
+    """Null: no mail."""
 
     @pydantic.model_validator(mode="after")
     def _columns_differ(self) -> Job:
