@@ -20,6 +20,7 @@ from prefect.settings.models.root import Settings
 
 from flows.cli import EXIT_INTERRUPTED
 from flows.commands import app
+from flows.mail import LAST_WORDS_S
 from pipeline.cost import find_price, load_prices
 from pipeline.errors import ConfigError, GuardError
 from pipeline.interruptions import END_NOTE_S
@@ -104,7 +105,7 @@ def test_every_variable_is_read_by_somebody() -> None:
 def test_scoring_pods_have_time_to_end() -> None:
     """The sum that README.md does under "The end of a pod"."""
     grace_s = load_job(str(JOB)).lanes.grace_s
-    needed_s = grace_s + JOIN_TIMEOUT_S + END_NOTE_S + FREE_S
+    needed_s = grace_s + JOIN_TIMEOUT_S + END_NOTE_S + LAST_WORDS_S + FREE_S
     assert len(SCORING) == 3
     for pod in SCORING:
         assert pod.spec["terminationGracePeriodSeconds"] >= needed_s
@@ -114,7 +115,7 @@ def test_scoring_pods_have_time_to_end() -> None:
 
 def test_prefect_waits_for_lanes_before_it_kills() -> None:
     patience = inspect.signature(ProcessManager.kill).parameters["grace_seconds"].default
-    assert load_job(str(JOB)).lanes.grace_s + END_NOTE_S < patience
+    assert load_job(str(JOB)).lanes.grace_s + END_NOTE_S + LAST_WORDS_S < patience
 
 
 def test_the_jobs_of_kubernetes_take_exit_codes_as_the_command_means_them() -> None:
