@@ -31,8 +31,8 @@ PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 """A tool of our own environment comes before the machine's."""
 KUSTOMIZATIONS = sorted(path.parent for path in INFRA.rglob("kustomization.yaml"))
 HAS_SECRET = re.compile(r"PASSWORD|SECRET|TOKEN$|ACCESS_KEY")
-FROM_OUTSIDE = re.compile(r"\$\{[A-Z_]+:\?.+\}")
-"""How Compose takes a value from its environment, and refuses to start without it."""
+FROM_OUTSIDE = re.compile(r"\$\{[A-Z_]+:(\?.+|-)\}")
+"""How Compose takes a value from its environment: what is needed, or what may be empty."""
 RAY_KEYS = {
     "spec": {"rayVersion", "enableInTreeAutoscaling", "autoscalerOptions"},
     "group": {"rayStartParams", "template", "groupName", "replicas", "minReplicas", "maxReplicas"},
