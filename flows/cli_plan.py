@@ -6,6 +6,16 @@ from typing import Annotated
 
 import typer
 
+from flows.cli_fleet import (
+    Fleet,
+    Instances,
+    MachineRates,
+    MachinesDiffer,
+    Market,
+    ReplacementS,
+    Seeds,
+    ShardRows,
+)
 from flows.terminal import Date, JobPath, Json, Set, load, show
 
 Rows = Annotated[
@@ -29,20 +39,49 @@ def plan(  # noqa: PLR0913  # each argument is an option of the command
         float, typer.Option(help="Hours that a simulated night may take.", min=0.01)
     ] = 4.0,
     interruptions_per_h: Annotated[
-        float, typer.Option(help="How often a spot machine is taken away.", min=0.0)
-    ] = 0.0,
+        float | None,
+        typer.Option(help="How often each machine is taken away.", min=0.0, max=20.0),
+    ] = None,
+    fleet: Fleet = False,
+    instance: Instances = None,
+    rate: MachineRates = None,
+    market: Market = "spot",
+    shard_rows: ShardRows = None,
+    replacement_s: ReplacementS = 180.0,
+    machines_differ: MachinesDiffer = 0.05,
+    seeds: Seeds = 20,
     json: Json = False,
     set: Set = None,
 ) -> None:
     """Say what a run would do, from footers alone; nothing is written.
 
     With --simulate also what it, and nights of other sizes, would take on more lanes: from the
-    rates that the last published night of the job measured.
+    rates that the last published night of the job measured. With --fleet the cheapest fleet of
+    machines from the price list that scores such nights within --window-h, from a shared store.
     """
     from flows.inspect import plan_facts, render_plan
     from pipeline.job_file import parse_date
 
     loaded, day = load(job, set), parse_date(date)
+    if fleet:
+        from flows.fleet_plan import FleetRequest, fleet_facts, parse_rates
+        from flows.fleet_table import render_fleet
+        from flows.simulate_plan import MAX_ROWS, parse_counts
+
+        wanted = FleetRequest(
+            rows=parse_counts("--rows", rows or (), MAX_ROWS),
+            window_h=window_h,
+            instances=tuple(instance or ()),
+            market=market,
+            rates=parse_rates(rate or ()),
+            shard_rows=shard_rows,
+            interruptions_per_h=interruptions_per_h,
+            replacement_s=replacement_s,
+            machine_spread=machines_differ,
+            seeds=seeds,
+        )
+        show(fleet_facts(loaded, day, wanted), render_fleet, as_json=json)
+        return
     if not simulate:
         show(plan_facts(loaded, day), render_plan, as_json=json)
         return
@@ -53,12 +92,12 @@ def plan(  # noqa: PLR0913  # each argument is an option of the command
         render_simulation,
         simulation_facts,
     )
-    from pipeline.simulate import MAX_LANES
+    from pipeline.fleet_search import MAX_LANES
 
     request = SimulationRequest(
         rows=parse_counts("--rows", rows or (), MAX_ROWS),
         lanes=parse_counts("--lanes", lanes or (), MAX_LANES),
         window_h=window_h,
-        interruptions_per_h=interruptions_per_h,
+        interruptions_per_h=interruptions_per_h or 0.0,
     )
     show(simulation_facts(loaded, day, request), render_simulation, as_json=json)

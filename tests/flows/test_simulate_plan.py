@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.demo_data import write_users
-from flows.simulate_plan import latest_report, parse_counts
+from flows.simulate_plan import no_night, parse_counts, past_reports
 from pipeline.errors import ConfigError
 from pipeline.local_storage import LocalStorage
 
@@ -47,6 +47,7 @@ def test_the_first_night_forecasts_a_larger_one(
     assert found["rows"] == LARGE[1], "the plan itself is there too"
     assert simulation["from"]["run_id"] == first["run_id"]
     assert simulation["engine_cached"]
+    assert 0 < simulation["rows_at_risk"] < SMALL[1]
     assert simulation["rates"]["timed_shards"] == SMALL[1] // SHARD_ROWS - 1
     lines = {(line["rows"], line["lanes"]): line for line in simulation["forecasts"]}
     one, four = lines[LARGE[1], 1], lines[LARGE[1], 4]
@@ -61,16 +62,35 @@ def test_the_first_night_forecasts_a_larger_one(
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("10,000,000,000 ") >= 2, "large numbers are not cut off"
 
+    _check_fleet(command, first)
+
     second = command("run", LARGE[0], "--json").json
     # Generous, as other processes share the cores of whoever runs the tests.
     assert second["wall_s"] / 3 < one["wall_s"] < second["wall_s"] * 3
     assert second["phases"]["score_s"] / 4 < one["score_s"] < second["phases"]["score_s"] * 4
 
 
+def _check_fleet(command: Callable[..., Any], first: Any) -> None:
+    """The same night's rate on its own machine, and another machine's that is given."""
+    asked = ("--fleet", "--rows", "1e8", "--rows", "1e11", "--rate", "g6.xlarge=4e6")
+    fleet = command("plan", LARGE[0], *asked, "--seeds", "3", "--json").json["fleet"]
+    assert fleet["from"]["run_id"] == first["run_id"]
+    assert set(fleet["instances"]) == {"c6i.large", "g6.xlarge"}
+    small, large = fleet["nights"]
+    assert [each["forecast"] for each in large["fleets"]] == [None, None]
+    assert large["ceilings"][0]["name"] == "publishing", "10^8 shards take 8 days of it"
+    assert small["fleets"][0]["forecast"]["wall_high_s"] <= 4 * 3600
+
+    larger = (*asked, "--seeds", "3", "--shard-rows", "1000000")
+    text = command("plan", LARGE[0], *larger).out
+    assert "no number does" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_without_a_night_before_there_is_nothing_to_forecast_from(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        latest_report(LocalStorage(str(tmp_path)), "users", "2026-11-20")
-    assert str(caught.value) == (
+    output = LocalStorage(str(tmp_path))
+    assert list(past_reports(output, "users", "2026-11-20")) == []
+    assert str(no_night(output, "users", "2026-11-20")) == (
         f"{tmp_path}/users: no night published from 2025-11-19 to 2026-11-20; expected one to "
         "take measured rates from. Run `score run JOB --date D` for some date first; a part of "
         "the rows is enough."
