@@ -45,8 +45,12 @@ def find_alerts(
 
 
 def is_telling(row: HistoryRow) -> bool:
-    """Whether a night scored all its rows: `score requeue` scores a few of them, at a poor rate."""
-    return row.rows > 0 and row.rows_taken_over == 0
+    """Whether a night has a rate that others can be held against.
+
+    `score requeue` scores a few rows, at a poor rate; and of attempts that were killed it is not
+    known exactly how long they took.
+    """
+    return row.rows > 0 and row.rows_taken_over == 0 and row.wall_s > row.building_s
 
 
 def rate_per_s(row: HistoryRow) -> float:

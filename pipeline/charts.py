@@ -6,14 +6,14 @@ image to a screen reader, with a name that says in words what it shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.report_markup import Markup, escaped, join, tag
 
-WIDTH, HEIGHT = 360.0, 140.0
-TOP, BOTTOM = 22.0, 22.0
-"""Room for the numbers above the plot, and for the names below it."""
+WIDTH, HEIGHT = 360.0, 128.0
+TOP, BOTTOM = 8.0, 22.0
+"""Room above the plot, and for the names below it."""
 GAP = 0.28
 """Of a column's slot."""
 MIN_SLOTS = 8
@@ -33,15 +33,14 @@ class Column:
     value: float
 
 
-def column_chart(
-    columns: Sequence[Column], *, label: str, number: Callable[[float], str], usual: float
-) -> Markup:
-    """Columns from left to right, the last one in colour and with its number.
+def column_chart(columns: Sequence[Column], *, label: str, usual: float) -> Markup:
+    """Columns from left to right, the last one in colour.
+
+    Its number belongs beside the chart: above it there may be no room between higher columns.
 
     Args:
         columns: The last one, at the right edge, is the night that the page is about.
         label: What a screen reader says: all that is to be known of the chart.
-        number: A value as text.
         usual: Of the others; a dashed line.
     """
     most = max(usual, *(column.value for column in columns)) or 1.0
@@ -50,12 +49,9 @@ def column_chart(
     for index, column in enumerate(columns):
         is_last = index == len(columns) - 1
         right = WIDTH - slot * (len(columns) - 1 - index) - slot * GAP / 2
-        width, height = slot * (1 - GAP), _height(column.value, most)
-        box = _rect(right - width, width, height)
+        width = slot * (1 - GAP)
+        box = _rect(right - width, width, _height(column.value, most))
         drawn.append(_named("rect", box, "column now" if is_last else "column", column.title))
-        if is_last:
-            above = _y(column.value, most) - 6
-            drawn.append(_text(number(column.value), right, above, "end strong"))
         if column.name:
             place = (right, "end") if is_last else (right - width, "start")
             drawn.append(_text(column.name, place[0], HEIGHT - 6, place[1]))

@@ -26,8 +26,8 @@ from pipeline.storage import Storage
 log = logging.getLogger(__name__)
 
 FOLDER = "_history"
-NUM_NIGHTS = 14
-"""That a report shows beside its own."""
+NUM_NIGHTS = 13
+"""That a report shows beside its own: two weeks."""
 FILE_NAME = re.compile(
     r"(?P<date>\d{4}-\d\d-\d\d)_v(?P<version>\d+)_(?P<run_id>[^/]+)\.parquet", re.ASCII
 )

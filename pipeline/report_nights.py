@@ -46,7 +46,8 @@ def nights_part(report: RunReport, past: Sequence[HistoryRow]) -> Markup:
     numbers = table("Each published night, the newest last", columns, _cells(rows), strong)
     return section(
         f"The last {words.plural(len(rows), 'night')}",
-        "Everything included: a night that built its engine is slower and dearer.",
+        "Everything included: a night that built its engine is slower and dearer. The dashed line "
+        "is the median of the nights before.",
         tag("div", rates, costs, class_="charts"),
         tag("details", tag("summary", "The same in numbers"), numbers),
     )
@@ -107,9 +108,9 @@ def _chart(
         f"{number(value(now))} in this one; in those before {number(min(values))} to "
         f"{number(max(values))}, median {number(usual)}."
     )
-    chart = column_chart(columns, label=label, number=number, usual=usual)
-    caption = f"{title}; dashed: median, {number(usual)}"
-    return tag("figure", tag("figcaption", caption), chart)
+    shown = tag("b", number(value(now)))
+    caption = tag("figcaption", f"{title}: ", shown, f", median {number(usual)}")
+    return tag("figure", caption, column_chart(columns, label=label, usual=usual))
 
 
 def _rate(row: HistoryRow) -> float:

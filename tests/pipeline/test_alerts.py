@@ -213,6 +213,14 @@ def test_a_night_without_rows_is_not_compared(
     assert find_alerts(night(20), [*week[:4], *(night(18, **empty),) * 3], LIMITS) == ()
 
 
+def test_a_night_whose_clocks_disagree_is_not_compared(
+    night: Callable[..., HistoryRow], week: list[HistoryRow]
+) -> None:
+    wrong = night(20, wall_s=30.0, building_s=30.0)
+    assert find_alerts(wrong, week, LIMITS) == ()
+    assert find_alerts(night(21), [*week[:3], wrong], LIMITS) == ()
+
+
 def test_the_age_of_a_price_is_told_in_days() -> None:
     assert price_age_days("2026-01-01", "2026-11-20") == 323
     price = ("g5.xlarge", "spot", "2026-01-01")

@@ -20,9 +20,7 @@ def columns(*values: float) -> list[Column]:
 
 
 def chart(*values: float, usual: float = 0.0) -> ElementTree.Element:
-    return parsed(
-        column_chart(columns(*values), label="rates", number=lambda v: f"{v:g}", usual=usual)
-    )
+    return parsed(column_chart(columns(*values), label="rates", usual=usual))
 
 
 def heights(svg: ElementTree.Element) -> list[float]:
@@ -34,10 +32,10 @@ def test_columns_are_as_high_as_their_values() -> None:
     assert (half, quarter) == (pytest.approx(full / 2), pytest.approx(full / 4))
 
 
-def test_the_last_column_stands_out_and_has_its_number() -> None:
+def test_the_last_column_stands_out_and_both_ends_are_named() -> None:
     svg = chart(8.0, 4.0)
     assert [rect.attrib["class"] for rect in svg.iter("rect")] == ["column", "column now"]
-    assert [text.text for text in svg.iter("text")] == ["11-00", "4", "11-01"]
+    assert [text.text for text in svg.iter("text")] == ["11-00", "11-01"]
 
 
 def test_a_small_value_is_seen() -> None:
@@ -77,7 +75,7 @@ def test_a_chart_is_one_image_with_a_name() -> None:
 
 def test_foreign_texts_stay_text() -> None:
     hostile = [Column(name=HOSTILE, title=HOSTILE, value=1.0)] * 2
-    svg = parsed(column_chart(hostile, label=HOSTILE, number=lambda _: HOSTILE, usual=1.0))
+    svg = parsed(column_chart(hostile, label=HOSTILE, usual=1.0))
     assert svg.attrib["aria-label"] == HOSTILE
     assert {element.tag for element in svg.iter()} <= {"svg", "line", "rect", "text", "title"}
 
