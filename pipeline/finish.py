@@ -13,6 +13,7 @@ from pipeline.engine_facts import engine_facts
 from pipeline.errors import StorageError
 from pipeline.footers import check_pin
 from pipeline.guards import Findings, check_before_publication
+from pipeline.history import record_night
 from pipeline.interruptions import earlier_attempts, note_end
 from pipeline.lane import NO_TIME, Lane, add_times
 from pipeline.ledger import CommitRecord, utc_now
@@ -73,6 +74,8 @@ def finish_run(
         assert first is not None, "somebody was first"
         return already_published(output, first)
     write_reports(output, report)
+    version = run.replaces.version + 1 if run.replaces else 1
+    record_night(output, report, version=version, published_at=draft.manifest["published_at"])
     return report
 
 
@@ -84,6 +87,8 @@ def already_published(output: Storage, published: Published) -> RunReport:
     settle(output, published)
     report = report_from_dict(published.manifest["report"])
     write_reports(output, report)
+    published_at = published.manifest["published_at"]
+    record_night(output, report, version=published.version, published_at=published_at)
     return dataclasses.replace(report, status="already_published")
 
 
@@ -175,6 +180,8 @@ def _make_report(
         replay_is_exact=earlier.is_exact,
         replay_s=replay_s,
         window=_outcome(run.window),
+        scoring_s=score_s + earlier.score_s,
+        building_s=build_s + earlier.build_s,
         limit=limit_of(
             ceilings,
             stages,

@@ -255,6 +255,16 @@ class WindowOutcome:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Alert:
+    """What is odd beside the nights before; it stops nothing. See pipeline/alerts.py."""
+
+    name: str
+    """`rate`, `cost`, `quarantine`, `scores` or `price`."""
+    text: str
+    """One sentence, with the numbers and the key of the job file that says what is odd."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunReport:
     """Everything that the morning wants to know about one run."""
 
@@ -325,6 +335,11 @@ class RunReport:
     """Wall-clock seconds for those rows, at the rate of all attempts."""
     window: WindowOutcome | None = None
     """None when the job, or a date that is caught up with, has no deadline."""
+    scoring_s: float = 0.0
+    """Wall-clock seconds of scoring, of all attempts; `replay_s` is a part of it."""
+    building_s: float = 0.0
+    """Wall-clock seconds of building the engine, of all attempts."""
+    alerts: tuple[Alert, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -353,6 +368,7 @@ def report_from_dict(data: dict[str, Any]) -> RunReport:
             "distribution": _distribution(data.get("distribution")),
             "window": WindowOutcome(**data["window"]) if data.get("window") else None,
             "accepted": tuple(data.get("accepted", ())),
+            "alerts": tuple(Alert(**alert) for alert in data.get("alerts", ())),
             "unreadable_files": tuple(
                 UnreadableFile(**file) for file in data.get("unreadable_files", ())
             ),
