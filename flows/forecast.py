@@ -18,20 +18,24 @@ from pipeline.window import Window, find_window
 Facts = dict[str, Any]
 
 
-def forecast_facts(job: Job, date: str, output: Storage, *, rows: int, must_build: bool) -> Facts:
+def forecast_facts(
+    job: Job, date: str, output: Storage, *, rows: int | None, must_build: bool
+) -> Facts:
     """Under `forecast` what scoring `rows` takes, under `window` by when; null where unknown.
 
     Args:
         job: The job.
         date: ISO date.
         output: Of the job.
-        rows: Of the date that are not committed; 0: there is nothing to forecast.
+        rows: Of the date that are not committed; None: it is published.
         must_build: Whether an engine must be built first.
     """
+    if rows is None:
+        return {"forecast": None, "window": None}
     now = datetime.datetime.now(datetime.UTC)
-    past = read_history(output, job.name, last=LOOK_BACK_NIGHTS) if rows else ()
+    past = read_history(output, job.name, last=LOOK_BACK_NIGHTS)
     found = forecast_night(past, rows, price_of(job, date), must_build=must_build)
-    window = find_window(job.window, date, now) if rows else None
+    window = find_window(job.window, date, now)
     return {
         "forecast": asdict(found) if found else None,
         "window": _window_facts(window, now, found) if window else None,

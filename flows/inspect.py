@@ -38,7 +38,7 @@ def plan_facts(job: Job, date: str) -> Facts:
     sizes = sorted(shard.num_rows for shard in plan.shards)
     is_published = find_published(output, job.name, date) is not None
     rows_done = sum(record.num_rows for record in done.values())
-    rows_to_do = 0 if is_published else plan.num_rows - rows_done
+    rows_to_do = None if is_published else plan.num_rows - rows_done
     return {
         "job": job.name,
         "date": date,
@@ -49,7 +49,7 @@ def plan_facts(job: Job, date: str) -> Facts:
         "unreadable_files": [asdict(file) for file in plan.unreadable],
         "rows": plan.num_rows,
         "shards": len(plan.shards),
-        "rows_to_do": rows_to_do,
+        "rows_to_do": rows_to_do or 0,
         "shards_done": len(done),
         "shards_to_do": 0 if is_published else len(plan.shards) - len(done),
         "smallest_shard_rows": sizes[0],
