@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
 from engines.errors import EngineCorruptError
 from flows.devices import start_lanes
+from flows.giving_way import at_work
 from flows.lookout import Lookout, OnWarning
 from flows.shipped import shipped_config
 from flows.spot import notices
@@ -123,11 +124,12 @@ def run_night(
                 end_run(run, lanes, error)
             raise
 
-    try:
-        return attempt(lanes or start_lanes(job), rebuild=False)
-    except EngineCorruptError as error:  # its hashes are right, or it would not have been found
-        log.warning("%s This run builds a new one.", error)
-    return attempt(start_lanes(job), rebuild=True)
+    with nullcontext() if night.gives_way else at_work(job):
+        try:
+            return attempt(lanes or start_lanes(job), rebuild=False)
+        except EngineCorruptError as error:  # its hashes are right, or it would not have been found
+            log.warning("%s This run builds a new one.", error)
+        return attempt(start_lanes(job), rebuild=True)
 
 
 def _tuned(job: Job, device: LaneDevice, observer: Observer) -> Job:
