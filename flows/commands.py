@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,7 @@ from flows.cli_backfill import backfill
 from flows.cli_bench import bench
 from flows.cli_engine import engine_app
 from flows.cli_plan import plan
+from flows.cli_report import compare, report
 from flows.cli_versions import gc, rollback
 from flows.terminal import (
     Accept,
@@ -23,7 +24,11 @@ from flows.terminal import (
     observer,
     print_json,
     show,
+    show_report,
 )
+
+if TYPE_CHECKING:
+    from pipeline.report import RunReport
 
 app = typer.Typer(
     name="score",
@@ -68,39 +73,36 @@ def score_night(
 ) -> None:
     """Score a date, and print its report."""
     from flows.devices import start_lanes
+    from flows.mail import mailed
     from pipeline.errors import known_guards
     from pipeline.job_file import parse_date
 
     loaded, wanted = load(job, overrides), parse_date(date)
     accepted = known_guards(accept or ())
-    with interruptible():
+
+    def say(text: str) -> None:
+        observer(quiet=as_json).say(text)
+
+    def score() -> RunReport:
         lanes = start_lanes(loaded)  # their processes import what they need while this one does
         from flows.night import process_start, run_night
         from pipeline.run import Night
 
-        report = run_night(
-            Night(job=loaded, date=wanted, again=again, accept=accepted),
-            observer(quiet=as_json),
-            started=process_start(),
-            lanes=lanes,
-        )
-    show_report(report, as_json=as_json)
+        night = Night(job=loaded, date=wanted, again=again, accept=accepted)
+        watcher = observer(quiet=as_json)
+        return run_night(night, watcher, started=process_start(), lanes=lanes)
 
-
-def show_report(report: Any, *, as_json: bool) -> None:
-    """Print a report as the user asked for it."""
-    from pipeline.report_text import render_text
-
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        console.print(render_text(report))
+    with interruptible():
+        found = mailed(loaded, wanted, say, score)
+    show_report(found, as_json=as_json)
 
 
 app.command()(plan)
 app.command()(backfill)
 app.command()(rollback)
 app.command()(gc)
+app.command()(report)
+app.command()(compare)
 
 
 @app.command()
@@ -130,18 +132,6 @@ def status(job: JobPath, json: Json = False, set: Set = None) -> None:
     from flows.inspect import render_status, status_facts
 
     show(status_facts(load(job, set)), render_status, as_json=json)
-
-
-@app.command()
-def report(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
-    """Show the report of a published date."""
-    from pipeline.job_file import parse_date
-    from pipeline.publish import read_report
-    from pipeline.storage import open_storage
-
-    loaded = load(job, set)
-    found = read_report(open_storage(loaded.output.uri), loaded.name, parse_date(date))
-    show_report(found, as_json=json)
 
 
 @app.command()

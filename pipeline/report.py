@@ -241,6 +241,8 @@ class ScoreDistribution:
     """Population stability index, of `scores`, or of `probability` and `classes`."""
     chance: dict[str, float] = field(default_factory=dict)
     """What of each chance explains: values are few."""
+    before: str = ""
+    """The counts of `nights` together; empty without any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
