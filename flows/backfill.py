@@ -17,12 +17,13 @@ from typing import Literal
 
 from engines.errors import EngineError
 from flows.backfill_dates import dates_between, nothing_to_do
-from flows.backfill_summary import DONE, BackfillSummary, DateOutcome, Status
+from flows.backfill_summary import DONE, BackfillSummary, DateOutcome, Status, plain_summary
 from flows.budget import Budget
 from flows.cli import EXIT_INTERRUPTED, exit_code_of
 from flows.crews import Crew, make_crews, wait_all
 from flows.giving_way import wait_for_nights
 from flows.inspect import plan_facts
+from flows.mail import notify
 from flows.night import Group, Observer, map_in_threads, price_of, run_night
 from flows.progress import LineProgress
 from pipeline import report_words as words
@@ -87,9 +88,13 @@ def run_backfill(
         else:
             backfill.run()
     finally:
+        summary = backfill.summary()
         if tell is not None:
-            tell(backfill.summary())
-    return backfill.summary()
+            tell(summary)
+        if summary.began_at is not None:
+            subject = f"backfill {summary.first} to {summary.last}: {summary.headline()}"
+            notify(request.job, subject, plain_summary(summary))
+    return summary
 
 
 class _Backfill:
@@ -107,7 +112,8 @@ class _Backfill:
         self._todo = [date for date in in_order if date not in self._outcomes]
         self._num_todo = len(self._todo)
         self._began_at: str | None = None
-        self._usd_per_hour = price_of(self._job, self._dates[-1]).usd_per_hour
+        share = 1 / request.concurrency
+        self._usd_per_hour = price_of(self._job, self._dates[-1], share).usd_per_hour
         self._budget = Budget(request.max_usd, self._log.spent())
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -209,7 +215,8 @@ class _Backfill:
         say(f"{date}, {number} of {self._num_todo}")
         lanes = crew.lanes()
         job = self._job_of(date, len(lanes) * self._request.concurrency)
-        night = Night(job=job, date=date, gives_way=True)
+        share = 1 / self._request.concurrency
+        night = Night(job=job, date=date, gives_way=True, machine_share=share)
         alone = self._request.concurrency == 1
         observer = self._observer if alone else LineProgress(lambda line: say(f"{date}: {line}"))
 

@@ -104,7 +104,7 @@ def run_night(
         run: PreparedRun | None = None
         try:
             with open_lanes(lanes, job.lanes.grace_s, observer), notices(job, observer.say):
-                price = price_of(job, date)
+                price = price_of(job, date, night.machine_share)
                 output = open_storage(job.output.uri)
                 published = find_published(output, job.name, date)
                 if published is not None and night.again == "no":
@@ -141,12 +141,27 @@ def _tuned(job: Job, device: LaneDevice, observer: Observer) -> Job:
     return with_settings(job, tuning.settings)
 
 
-def price_of(job: Job, date: str) -> Price:
-    """The price of this machine: the job's own, or that of its entry in configs/prices.yaml."""
+def price_of(job: Job, date: str, machine_share: float = 1.0) -> Price:
+    """The price of this machine: the job's own, or that of its entry in configs/prices.yaml.
+
+    Args:
+        job: The job.
+        date: ISO date of the run.
+        machine_share: Of the machine that the run pays; the price then says so.
+    """
     cost = job.cost
     if cost.usd_per_hour is not None:
-        return own_price(cost.instance, cost.usd_per_hour, as_of=date)
-    return find_price(load_prices(Path(shipped_config("prices.yaml"))), cost.instance, cost.market)
+        price = own_price(cost.instance, cost.usd_per_hour, as_of=date)
+    else:
+        listed = load_prices(Path(shipped_config("prices.yaml")))
+        price = find_price(listed, cost.instance, cost.market)
+    if machine_share == 1:
+        return price
+    return dataclasses.replace(
+        price,
+        usd_per_hour=price.usd_per_hour * machine_share,
+        source=f"{price.source}; {machine_share:.0%} of the machine, which other dates share",
+    )
 
 
 @contextmanager

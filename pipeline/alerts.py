@@ -63,10 +63,20 @@ def price_age_days(as_of: str, day: str) -> int:
     return (datetime.date.fromisoformat(day[:10]) - read).days
 
 
-def stale_price(instance: str, as_of: str, day: str, max_age_days: int | None) -> str | None:
-    """A sentence on a price that was read too long before a day, both ISO dates; or None."""
+def stale_price(
+    instance: str, market: str, as_of: str, day: str, max_age_days: int | None
+) -> str | None:
+    """A sentence on a price that was read too long ago, or None.
+
+    Args:
+        instance: The machine.
+        market: `own` for a price of the job file, which never gets old.
+        as_of: ISO date on which the price was read.
+        day: ISO date, or a time on it, from which it is seen.
+        max_age_days: None: never too long.
+    """
     age_days = price_age_days(as_of, day)
-    if max_age_days is None or age_days <= max_age_days:
+    if market == "own" or max_age_days is None or age_days <= max_age_days:
         return None
     return (
         f"The price of {words.plain(instance)} was read on {words.plain(as_of)}, "
@@ -131,7 +141,8 @@ def _moved(now: HistoryRow, limits: AlertsSection) -> Alert | None:
 
 
 def _old_price(now: HistoryRow, limits: AlertsSection) -> Alert | None:
-    text = stale_price(now.instance, now.price_as_of, now.published_at, limits.max_price_age_days)
+    limit, seen = limits.max_price_age_days, now.published_at
+    text = stale_price(now.instance, now.market, now.price_as_of, seen, limit)
     return Alert(name="price", text=text) if text else None
 
 

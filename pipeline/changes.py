@@ -16,7 +16,7 @@ def what_changed(before: HistoryRow, now: HistoryRow) -> tuple[str, ...]:
     """
     facts = {
         "engine": (_engine(before), _engine(now)),
-        "model": (before.model_fingerprint, now.model_fingerprint),
+        "model": (_model(before), _model(now)),
         "device": (before.device, now.device),
         "machine": (_machine(before), _machine(now)),
         "price": (_price(before), _price(now)),
@@ -35,6 +35,10 @@ def what_changed(before: HistoryRow, now: HistoryRow) -> tuple[str, ...]:
 
 def _engine(row: HistoryRow) -> str:
     return f"{row.runtime} {row.precision} {row.engine_key[-8:]}"
+
+
+def _model(row: HistoryRow) -> str | None:
+    return row.model_fingerprint and row.model_fingerprint[:8]
 
 
 def _machine(row: HistoryRow) -> str:

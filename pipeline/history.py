@@ -26,7 +26,6 @@ from pipeline.storage import Storage
 log = logging.getLogger(__name__)
 
 FOLDER = "_history"
-CURRENCY = "USD"
 NUM_NIGHTS = 14
 """That a report shows beside its own."""
 FILE_NAME = re.compile(
@@ -129,7 +128,7 @@ def row_of(report: RunReport, *, version: int, published_at: str) -> HistoryRow:
         usd_per_hour=cost.price.usd_per_hour,
         instance=cost.price.instance,
         market=cost.price.market,
-        currency=CURRENCY,
+        currency=cost.price.currency,
         price_as_of=cost.price.as_of,
         num_lanes=report.num_lanes,
         device=report.device,

@@ -155,6 +155,7 @@ class Price:
     source: str
     as_of: str
     """ISO date on which the price was read."""
+    currency: str = "USD"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
