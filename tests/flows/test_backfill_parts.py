@@ -68,9 +68,11 @@ def test_a_period_that_is_none_is_refused(first: str, last: str) -> None:
 
 
 def test_dates_that_are_published_or_have_no_input_are_nothing_to_do(job: Job) -> None:
-    manifest = Path(job.output.uri, "users", "dt=2026-11-18", "_MANIFEST.json")
-    manifest.parent.mkdir(parents=True)
-    manifest.touch()
+    published = Path(job.output.uri, "users", "dt=2026-11-18")
+    published.mkdir(parents=True)
+    (published / "_MANIFEST.json").touch()
+    assert "2026-11-18" not in nothing_to_do(job, ["2026-11-18"]), "its report is missing"
+    (published / "_report.html").touch()
     found = nothing_to_do(job, ["2026-11-18", "2026-11-19", DAY])
     assert {date: each.status for date, each in found.items()} == {
         "2026-11-18": "already_published",
