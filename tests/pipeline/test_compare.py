@@ -97,7 +97,7 @@ def test_scores_of_other_kinds_are_not_compared(
         ),
         ({"model_fingerprint": "b" * 64}, ("model: aaaaaaaa, now bbbbbbbb",)),
         ({"model_fingerprint": None}, ()),
-        ({"building_s": 31.4}, ("the engine was built, 31.4 s",)),
+        ({"building_s": 31.4}, ("engine build: none, now 31.4 s",)),
         ({"examples_per_sec": 1.0, "usd": 9.0, "wall_s": 1e4}, ()),
     ],
 )

@@ -51,7 +51,7 @@ class Server:
             )
 
     def wait_for_health(self) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         while True:
             try:
                 urllib.request.urlopen(f"{self.url}/health", timeout=2).close()
