@@ -72,13 +72,18 @@ def fake_night(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             job="my_job", date=night.date, rows=12, manifest="/scores/_MANIFEST.json"
         )
 
+    def mailed(job: Any, date: str, say: Callable[[str], None], score: Callable[[], Any]) -> Any:
+        say("mail: sent")
+        calls["mailed"] = (job, date)
+        return score()
+
     def create_artifact(markdown: str, key: str, **_: Any) -> None:
         calls.update(markdown=markdown, key=key)
 
     replaced: dict[str, Callable[..., Any]] = {
         "load_job": lambda path: f"job of {path}",
         "run_night": run_night,
-        "mailed": lambda _job, _date, _say, score: score(),
+        "mailed": mailed,
         "render_markdown": lambda report: f"# {report.rows} rows",
         "create_markdown_artifact": create_artifact,
         "get_run_logger": lambda: logging.getLogger("night"),
@@ -98,6 +103,8 @@ def test_the_flow_scores_the_date_asked_for_and_returns_its_manifest(
     assert (fake_night["job"], fake_night["date"]) == ("job of job.yaml", "2026-11-20")
     assert fake_night["map_groups"] is nightly.map_as_tasks
     assert "building an engine" in caplog.messages
+    assert fake_night["mailed"] == ("job of job.yaml", "2026-11-20")
+    assert "mail: sent" in caplog.messages
 
 
 def test_the_artifact_has_a_key_that_prefect_accepts(fake_night: dict[str, Any]) -> None:
