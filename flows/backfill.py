@@ -39,8 +39,9 @@ from pipeline.watchdog import memory_share
 log = logging.getLogger(__name__)
 
 Order = Literal["oldest", "newest"]
-ENDING_S = 10.0
-"""Seconds that dates which are scored at once get to end, besides `lanes.grace_s`."""
+ENDING_S = 60.0
+"""Seconds that dates which are scored at once get to end, besides `lanes.grace_s`: one that is being
+published is not stopped half-way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,11 +84,9 @@ def run_backfill(
         ConfigError: The period is none, or the job has no dates.
     """
     backfill = _Backfill(request, observer)
+    backfill.begin()
     try:
-        if request.dry_run:
-            backfill.forecast()
-        else:
-            backfill.run()
+        backfill.forecast() if request.dry_run else backfill.run()
     finally:
         summary = backfill.summary()
         if tell is not None:
@@ -116,12 +115,19 @@ class _Backfill:
         share = 1 / request.concurrency
         self._usd_per_hour = price_of(self._job, self._dates[-1], share).usd_per_hour
         self._budget = Budget(request.max_usd, self._log.spent())
+        self._crews = make_crews(self._job, request.concurrency)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
+    def begin(self) -> None:
+        """Write down that it begins, or find out when it did, and what it has spent since."""
+        if self._todo and not self._request.dry_run:
+            self._began_at = self._log.begin(self._todo)
+            self._budget = Budget(self._request.max_usd, self._log.spent())
+
     def forecast(self) -> None:
         """Say what a run would do, and what it would cost."""
-        while self._todo and not self._stopped.is_set():
+        while self._todo:
             date = self._todo.pop(0)
             try:
                 found = plan_facts(self._job, date)["forecast"]
@@ -136,27 +142,23 @@ class _Backfill:
 
     def run(self) -> None:
         """Score what is missing."""
-        if not self._todo:
-            return
-        self._began_at = self._log.begin(self._todo)
-        self._budget = Budget(self._request.max_usd, self._log.spent())
-        crews = make_crews(self._job, self._request.concurrency)
         try:
-            if len(crews) == 1:  # in this thread, where signals come
-                self._work(crews[0])
+            if len(self._crews) == 1:  # in this thread, where signals come
+                self._work(self._crews[0])
             else:
-                self._work_at_once(crews)
+                self._work_at_once()
         except BaseException as error:
             self._give_up(f"{type(error).__name__.strip('_')}: {one_line(error)}".rstrip(": "))
             raise
         finally:
-            for crew in crews:
+            self._stopped.set()
+            for crew in self._crews:
                 crew.dismiss()
 
-    def _work_at_once(self, crews: Sequence[Crew]) -> None:
+    def _work_at_once(self) -> None:
         threads = [
             threading.Thread(target=self._work, args=(crew,), name="backfill", daemon=True)
-            for crew in crews
+            for crew in self._crews
         ]
         for thread in threads:
             thread.start()
@@ -165,7 +167,7 @@ class _Backfill:
                 thread.join()
         except BaseException:
             self._stopped.set()
-            for crew in crews:
+            for crew in self._crews:
                 crew.dismiss(self._job.lanes.grace_s)
             wait_all(threads, ENDING_S)
             raise

@@ -53,7 +53,7 @@ def test_every_date_of_a_month_is_published_once_or_listed_with_why_it_is_not(
     period = ("--from", FIRST, "--to", LAST, "--json")
     command = ("backfill", features_job, *period, *sets, *DOLLAR_A_SECOND)
 
-    running = start_score(*command)
+    running = start_score(*command, "--concurrency", "2")
     wait_until(lambda: len(manifests(output)) >= 5, running)
     running.signal(signal.SIGTERM)
     stopped = running.end(60)
