@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 
 Order = Literal["oldest", "newest"]
 ENDING_S = 60.0
-"""Seconds that dates which are scored at once get to end, besides `lanes.grace_s`: one that is being
-published is not stopped half-way."""
+"""Seconds that dates which are scored at once get to end, besides `lanes.grace_s`: one that is
+being published is not stopped half-way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
