@@ -49,7 +49,8 @@ def test_every_date_of_a_month_is_published_once_or_listed_with_why_it_is_not(
     tmp_path: Path,
 ) -> None:
     output = tmp_path / "scores"
-    sets = ("--set", f"input.uri={month}", "--set", "limits.max_quarantined=0.5")
+    values = (f"input.uri={month}", "limits.max_quarantined=0.5", "limits.drift_rows=0")
+    sets = tuple(part for value in values for part in ("--set", value))
     period = ("--from", FIRST, "--to", LAST, "--json")
     command = ("backfill", features_job, *period, *sets, *DOLLAR_A_SECOND)
 
