@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from engines.build import ResolvedEngine
 from engines.manifest import EngineManifest
@@ -130,7 +130,8 @@ def prepare_run(
     version = replaces.version + 1 if replaces else 1
     run_id = run_id_of(plan, job, resolved.engine.key, class_names, version)
     ledger = Ledger(output, job.name, run_id)
-    attempt = _open_attempt(ledger, job, plan, resolved, devices, clock)
+    attempt = _new_attempt(job, plan, resolved, devices, clock)
+    ledger.open(_description(run_id, version, job, plan, resolved), attempt)
     if night.again == "quarantine":
         requeue(ledger, plan, resolved.engine.key, replaces, output)
     done = ledger.sound_records()
@@ -162,8 +163,7 @@ def _window_of(job: Job, date: str, ledger: Ledger) -> Window | None:
     return find_window(job.window, date, opened)
 
 
-def _open_attempt(
-    ledger: Ledger,
+def _new_attempt(
     job: Job,
     plan: Plan,
     resolved: ResolvedEngine,
@@ -174,7 +174,7 @@ def _open_attempt(
     began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(
         seconds=time.monotonic() - clock.started
     )
-    attempt = Attempt(
+    return Attempt(
         id=uuid.uuid4().hex[:12],
         started_at=began.isoformat(),
         host=socket.gethostname(),
@@ -185,17 +185,22 @@ def _open_attempt(
             rows_at_risk(job, manifest, device.num_threads, plan.shards) for device in devices
         ),
     )
-    description = {
-        "run_id": ledger.run_id,
+
+
+def _description(
+    run_id: str, version: int, job: Job, plan: Plan, resolved: ResolvedEngine
+) -> dict[str, Any]:
+    """What a run is, for people, and for whoever looks for what it pinned."""
+    return {
+        "run_id": run_id,
         "date": plan.date,
+        "version": version,
         "job": job.model_dump(mode="json"),
         "engine": resolved.engine.key,
         "files": [asdict(file) for file in plan.files],
         "unreadable": [asdict(file) for file in plan.unreadable],
         "num_shards": len(plan.shards),
     }
-    ledger.open(description, attempt)
-    return attempt
 
 
 def watch_over(run: PreparedRun, price: Price) -> NightWatch:

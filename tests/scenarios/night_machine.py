@@ -176,13 +176,15 @@ class NightMachine(RuleBasedStateMachine):
     def committed(self) -> set[int]:
         """Shards of the present input with a record and parts that nobody has cut.
 
-        Those of runs that were published are not meant: who scores them again was told to.
+        Those of runs that were published are not meant: who scores them again was told to. Nor
+        are those of a version whose number another has taken since.
         """
         found = set()
+        version = self.manifest().get("version", 1) + 1 if self.is_published else 1
         for description in self.output.glob("users/_runs/*/run.json"):
             run = json.loads(description.read_text())
             is_ours = (run["date"], self.pinned_version(run["files"])) == (self.date, self.version)
-            if not is_ours or run["run_id"] in self.published_runs:
+            if not is_ours or run["version"] != version or run["run_id"] in self.published_runs:
                 continue
             for path in description.parent.glob("commits/[!.]*.json"):
                 record = {} if path in self.rot.records else json.loads(path.read_text())
