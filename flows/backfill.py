@@ -91,9 +91,9 @@ def run_backfill(
         summary = backfill.summary()
         if tell is not None:
             tell(summary)
-        if summary.began_at is not None:
-            subject = f"backfill {summary.first} to {summary.last}: {summary.headline()}"
-            notify(request.job, subject, plain_summary(summary))
+    if summary.began_at is not None:  # one that is interrupted mails when it is run to its end
+        subject = f"backfill {summary.first} to {summary.last}: {summary.headline()}"
+        notify(request.job, subject, plain_summary(summary))
     return summary
 
 

@@ -82,6 +82,17 @@ def test_one_date_that_fails_and_one_without_input_do_not_stop_the_others(job: J
     assert again.spent_usd == pytest.approx(found.spent_usd, rel=0.5)
 
 
+def test_one_mail_says_what_came_of_a_backfill(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    mails: list[tuple[str, str]] = []
+    monkeypatch.setattr("flows.backfill.notify", lambda _, *words: mails.append(words))
+    backfill(job, first=NO_INPUT, last=NO_INPUT)
+    assert mails == [], "there was nothing to do"
+    backfill(job, first=DAMAGED, last=DAMAGED)
+    ((subject, text),) = mails
+    assert subject == f"backfill {DAMAGED} to {DAMAGED}: 1 date: 1 not done: failed"
+    assert f"{DAMAGED}  not done: failed  {job.input.uri}" in text
+
+
 def test_an_interruption_is_told_and_the_same_command_goes_on(job: Job) -> None:
     told: list[BackfillSummary] = []
 
