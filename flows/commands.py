@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli_bench import bench
+from flows.cli_deploy import deploy
 from flows.cli_engine import engine_app
 from flows.cli_plan import plan
 from flows.cli_versions import gc, rollback
@@ -204,16 +205,4 @@ def tune(
     show(facts, render_tuning, as_json=json)
 
 
-@app.command()
-def deploy(
-    job: JobPath,
-    cron: Annotated[str, typer.Option(help="Schedule, as cron.")] = "30 0 * * *",
-    timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "UTC",
-    pool: Annotated[str, typer.Option(help="Work pool; made when it is missing.")] = "nightscore",
-    json: Json = False,
-) -> None:
-    """Register the deployment score/nightly with the Prefect server at PREFECT_API_URL."""
-    from flows.deployment import deploy_nightly, render_deployment
-
-    load(job, None)  # a wrong job file should fail now and not at midnight
-    show(deploy_nightly(job, cron, timezone, pool), render_deployment, as_json=json)
+app.command()(deploy)
