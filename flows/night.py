@@ -20,6 +20,7 @@ from typing import Protocol
 
 from engines.errors import EngineCorruptError
 from flows.devices import start_lanes
+from flows.lookout import Lookout, OnWarning
 from flows.shipped import shipped_config
 from flows.spot import notices
 from pipeline.config import Job
@@ -62,6 +63,9 @@ class Observer(Protocol):
     def update(self, times: dict[str, StageTimes]) -> None:
         """Stage times until now; called a few times a second."""
 
+    def expect(self, end: str) -> None:
+        """When the night will end, in a few words, and how that is to its deadline; as often."""
+
     def stop(self) -> None:
         """Scoring has ended, well or not."""
 
@@ -72,6 +76,7 @@ def run_night(
     map_groups: MapGroups | None = None,
     started: float | None = None,
     lanes: list[Lane] | None = None,
+    on_warning: OnWarning | None = None,
 ) -> RunReport:
     """Score one date of a job and publish it; a published date is left as it is.
 
@@ -82,6 +87,8 @@ def run_night(
         started: `time.monotonic()` when the process began; now by default.
         lanes: Of the job, and closed here: whoever starts them before this module is imported gains
             that time; started here by default.
+        on_warning: Is told when the deadline of the job's `window` is in danger, besides the
+            observer.
 
     An engine from the store that does not open, or does not answer as it did, is built anew, once.
 
@@ -106,8 +113,9 @@ def run_night(
                     tuned, devices, clock, observer.say, replaces=published, rebuild=rebuild
                 )
                 watch = watch_over(run, price)
+                lookout = Lookout(run, len(lanes), observer, on_warning)
                 with resumable():
-                    uses = _score(run, lanes, observer, map_groups or map_in_threads, watch)
+                    uses = _score(run, lanes, lookout, map_groups or map_in_threads, watch)
             with resumable():
                 return finish_run(run, lanes, price, uses)
         except BaseException as error:
@@ -202,10 +210,11 @@ def next_signals() -> Iterator[list[int]]:
 def _score(
     run: PreparedRun,
     lanes: list[Lane],
-    observer: Observer,
+    lookout: Lookout,
     map_groups: MapGroups,
     watch: NightWatch,
 ) -> tuple[DeviceUse, ...]:
+    observer = lookout.observer
     num_todo = sum(shard.num_rows for shard in run.todo)
     num_rows = run.plan.num_rows
     if not run.todo:
@@ -227,18 +236,18 @@ def _score(
 
     observer.start(num_rows, num_rows - num_todo)
     devices = dict.fromkeys(lane.device.engine_device for lane in lanes)  # lanes may share a CPU
-    with Sampler(devices) as sampler, _watch(lanes, observer):
+    with Sampler(devices) as sampler, _watch(lanes, lookout):
         map_groups(score_group, groups, CALLERS_PER_LANE * len(lanes))
     return sampler.use()
 
 
 @contextmanager
-def _watch(lanes: list[Lane], observer: Observer) -> Iterator[None]:
+def _watch(lanes: list[Lane], lookout: Lookout) -> Iterator[None]:
     done = threading.Event()
 
     def tell() -> None:
         while not done.wait(PROGRESS_PERIOD_S):
-            observer.update(add_times(lane.times() for lane in lanes))
+            lookout.look(add_times(lane.times() for lane in lanes))
 
     watcher = threading.Thread(target=tell, name="progress", daemon=True)
     watcher.start()
@@ -247,7 +256,7 @@ def _watch(lanes: list[Lane], observer: Observer) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
-        observer.stop()
+        lookout.observer.stop()
 
 
 def map_in_threads(

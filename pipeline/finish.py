@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import time
 from collections.abc import Mapping, Sequence
 
@@ -12,19 +13,29 @@ from pipeline.engine_facts import engine_facts
 from pipeline.errors import StorageError
 from pipeline.footers import check_pin
 from pipeline.guards import Findings, check_before_publication
+from pipeline.history import record_night
 from pipeline.interruptions import earlier_attempts, note_end
 from pipeline.lane import NO_TIME, Lane, add_times
 from pipeline.ledger import CommitRecord, utc_now
 from pipeline.limit import limit_of, sum_of_ceilings
 from pipeline.publish import check_complete, count_reasons, draft_of, publish, write_reports
 from pipeline.quarantine import read_samples
-from pipeline.report import DeviceUse, Phases, Price, RunReport, StageTimes, report_from_dict
+from pipeline.report import (
+    DeviceUse,
+    Phases,
+    Price,
+    RunReport,
+    StageTimes,
+    WindowOutcome,
+    report_from_dict,
+)
 from pipeline.row_groups import DAMAGES
 from pipeline.run import PreparedRun
 from pipeline.storage import MANIFEST, Storage
 from pipeline.telemetry import joules_per_1000
 from pipeline.tuning import settings_of
 from pipeline.versions import Published, find_published, published_folder, settle
+from pipeline.window import Window
 
 
 def finish_run(
@@ -63,6 +74,8 @@ def finish_run(
         assert first is not None, "somebody was first"
         return already_published(output, first)
     write_reports(output, report)
+    version = run.replaces.version + 1 if run.replaces else 1
+    record_night(output, report, version=version, published_at=draft.manifest["published_at"])
     return report
 
 
@@ -74,6 +87,8 @@ def already_published(output: Storage, published: Published) -> RunReport:
     settle(output, published)
     report = report_from_dict(published.manifest["report"])
     write_reports(output, report)
+    published_at = published.manifest["published_at"]
+    record_night(output, report, version=published.version, published_at=published_at)
     return dataclasses.replace(report, status="already_published")
 
 
@@ -164,6 +179,9 @@ def _make_report(
         rows_replayed=rows_replayed,
         replay_is_exact=earlier.is_exact,
         replay_s=replay_s,
+        window=_outcome(run.window),
+        scoring_s=score_s + earlier.score_s,
+        building_s=build_s + earlier.build_s,
         limit=limit_of(
             ceilings,
             stages,
@@ -173,6 +191,13 @@ def _make_report(
             num_threads=_num_core_threads(job, lanes),
         ),
     )
+
+
+def _outcome(window: Window | None) -> WindowOutcome | None:
+    if window is None:
+        return None
+    margin_s = window.margin_s(datetime.datetime.now(datetime.UTC))
+    return WindowOutcome(deadline=window.deadline.isoformat(), met=margin_s >= 0, margin_s=margin_s)
 
 
 def bottleneck_of(stages: Mapping[str, StageTimes]) -> str:

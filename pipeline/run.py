@@ -29,6 +29,7 @@ from pipeline.requeue import requeue
 from pipeline.storage import Storage, open_storage, probe
 from pipeline.versions import Published
 from pipeline.watchdog import memory_share
+from pipeline.window import Window, find_window
 
 GIB = 2**30
 Again = Literal["no", "all", "quarantine"]
@@ -72,6 +73,8 @@ class PreparedRun:
     guards: Guards
     done: Mapping[int, CommitRecord]
     """Records of earlier attempts."""
+    window: Window | None
+    """By when it has to be published."""
 
 
 @dataclass(slots=True)
@@ -143,7 +146,16 @@ def prepare_run(
         clock=clock,
         guards=guards,
         done=done,
+        window=_window_of(job, date, ledger),
     )
+
+
+def _window_of(job: Job, date: str, ledger: Ledger) -> Window | None:
+    """From its first attempt on: a night that was interrupted gets no other deadline for it."""
+    if job.window is None:
+        return None
+    opened = datetime.datetime.fromisoformat(ledger.attempts()[0].started_at)
+    return find_window(job.window, date, opened)
 
 
 def _open_attempt(
