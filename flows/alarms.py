@@ -74,6 +74,19 @@ def alarms(nightly: str, gap_s: float) -> tuple[Alarm, ...]:
             },
         },
         {
+            "name": f"score/{nightly}: skipped",
+            "description": "A night was cancelled before it began: another one was still running.",
+            "posture": "Reactive",
+            "expect": ["prefect.flow-run.Cancelled"],
+            "match": {**run["match"], "prefect.run-count": "0"},
+            "match_related": run["match_related"],
+            "parameters": {
+                "subject": "a night was skipped",
+                "text": f"A run of score/{nightly} was cancelled before it began, as another one "
+                "was still running. Its date is not scored: run score/backfill for it.",
+            },
+        },
+        {
             "name": f"score/{nightly}: missing",
             "description": "No night was published for longer than the schedule allows.",
             "posture": "Proactive",

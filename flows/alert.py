@@ -1,11 +1,12 @@
-"""The Prefect flow behind `score/alert`: what the server's automations notice becomes a message."""
+"""The Prefect flow behind `score/alert`: what the server noticed becomes a message."""
 
 from __future__ import annotations
 
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from flows.hooks import job_name, say
+from flows.hooks import mail_warning
+from flows.run_names import job_name
 
 
 def _run_name() -> str:
@@ -26,4 +27,7 @@ def alert(job: str, subject: str = "a test of the alert", text: str = "Nothing i
         subject: What is wrong, in a few words.
         text: What to do about it.
     """
-    say(get_run_logger(), job, subject, text)
+    logger = get_run_logger()
+    title = f"{job_name(job)}: {subject}"
+    logger.warning("%s. %s", title, text)
+    mail_warning(logger, job, title, text)

@@ -9,13 +9,12 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.hooks import cancelled, crashed, failed, job_name
+from flows.hooks import cancelled, crashed, failed
+from flows.run_names import title_of
 
 
 def _run_name() -> str:
-    parameters = flow_run.parameters
-    job = job_name(str(parameters["job"]))
-    return f"{job} backfill {parameters['first']} to {parameters['last']}"
+    return title_of(flow_run.parameters, None)
 
 
 @flow(

@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 # Before Prefect is imported: it reads its settings then. No telemetry, from nobody's machine.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -23,11 +22,13 @@ from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from engines.errors import EngineError
-from flows.hooks import cancelled, crashed, failed, job_name
+from flows.hooks import cancelled, crashed, failed
+from flows.mail import mailed
 from flows.night import Group, run_night
+from flows.run_names import title_of, wanted_date
 from flows.run_page import PageProgress, quietly
-from pipeline.errors import ConfigError, PipelineError, known_guards
-from pipeline.job_file import load_job, parse_date
+from pipeline.errors import PipelineError, known_guards
+from pipeline.job_file import load_job
 from pipeline.run import Night
 
 MAX_TASKS_AT_ONCE = 64
@@ -43,35 +44,8 @@ Guard = Literal["rows", "quarantine", "budget", "scores", "drift"]
 _TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=MAX_TASKS_AT_ONCE)
 
 
-def date_of(scheduled: datetime.datetime, days_back: int, timezone: str) -> str:
-    """The date that a run scores: `days_back` days before its scheduled start in `timezone`.
-
-    The scheduled start and not the clock: a late run, and one that is retried on another day, still
-    scores its own night.
-    """
-    try:
-        zone = ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError):
-        raise ConfigError(
-            f"timezone: {timezone!r}; expected a name such as Europe/Zurich or UTC."
-        ) from None
-    return (scheduled.astimezone(zone).date() - datetime.timedelta(days=days_back)).isoformat()
-
-
 def _run_name() -> str:
-    parameters = flow_run.parameters
-    job = job_name(str(parameters["job"]))
-    try:
-        return f"{job} {_date_from(parameters)}"
-    except ConfigError:  # said by the flow itself; here it would crash the run before it begins
-        return f"{job} {parameters['date'] or parameters['timezone']}"
-
-
-def _date_from(parameters: dict[str, Any]) -> str:
-    if parameters.get("date"):
-        return parse_date(str(parameters["date"]))
-    scheduled = flow_run.scheduled_start_time or datetime.datetime.now(datetime.UTC)
-    return date_of(scheduled, int(parameters["days_back"]), str(parameters["timezone"]))
+    return title_of(flow_run.parameters, flow_run.scheduled_start_time)
 
 
 # No task retries: a lane replaces its own process, and the ledger, not Prefect, knows what is done.
@@ -147,12 +121,14 @@ def score(
     Returns:
         Address of the run's manifest.
     """
-    wanted: dict[str, Any] = {"date": date, "days_back": days_back, "timezone": timezone}
+    asked: dict[str, Any] = {"date": date, "days_back": days_back, "timezone": timezone}
     try:
-        night = Night(job=load_job(job), date=_date_from(wanted), accept=known_guards(accept))
-        title = f"{night.job.name} {night.date}"
+        day = wanted_date(asked, flow_run.scheduled_start_time)
+        night = Night(job=load_job(job), date=day, accept=known_guards(accept))
+        title = f"{night.job.name} {day}"
         page = PageProgress(title, get_run_logger().info)
-        report = run_night(night, page, functools.partial(map_as_tasks, title))
+        map_groups = functools.partial(map_as_tasks, title)
+        report = mailed(night.job, day, page.say, lambda: run_night(night, page, map_groups))
     except Exception as error:
         if not may_pass(error):
             quietly(_do_not_retry)

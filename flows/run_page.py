@@ -42,6 +42,7 @@ class PageProgress:
         self._bar: UUID | None = None
         self._num_rows = self._num_done = 0
         self._started = self._next_step = 0.0
+        self._end = ""
 
     def say(self, text: str) -> None:
         """Write a line."""
@@ -70,6 +71,11 @@ class PageProgress:
         num_scored = times["write"].items
         self._step(self._num_done + num_scored, num_scored / (now - self._started))
 
+    def expect(self, end: str) -> None:
+        """The next line, and the bar, say when the night will end."""
+        self._lines.expect(end)
+        self._end = end
+
     def stop(self) -> None:
         """Scoring has ended: the bar stays where it is until `publish` fills it."""
         self._lines.stop()
@@ -77,6 +83,7 @@ class PageProgress:
     def publish(self, report: RunReport) -> None:
         """Fill the bar, and show the report."""
         if self._bar is not None:
+            self._end = report.status.replace("_", " ")
             self._step(self._num_rows, report.examples_per_sec)
         quietly(
             create_markdown_artifact,
@@ -89,8 +96,9 @@ class PageProgress:
         if self._bar is None:
             return
         said = f"{self._title}: {num_rows:,} of {self._num_rows:,} rows, {rows_per_s:,.0f} rows/s"
+        end = f", {self._end}" if self._end else ""
         percent = _percent(num_rows, self._num_rows)
-        quietly(update_progress_artifact, self._bar, progress=percent, description=said)
+        quietly(update_progress_artifact, self._bar, progress=percent, description=said + end)
 
 
 def artifact_key(title: str, *more: str) -> str:
