@@ -21,6 +21,7 @@ from typing import Protocol
 from engines.errors import EngineCorruptError
 from flows.devices import start_lanes
 from flows.lookout import Lookout, OnWarning
+from flows.metrics import Meter
 from flows.shipped import shipped_config
 from flows.spot import notices
 from pipeline.config import Job
@@ -123,11 +124,12 @@ def run_night(
                 end_run(run, lanes, error)
             raise
 
-    try:
-        return attempt(lanes or start_lanes(job), rebuild=False)
-    except EngineCorruptError as error:  # its hashes are right, or it would not have been found
-        log.warning("%s This run builds a new one.", error)
-    return attempt(start_lanes(job), rebuild=True)
+    with Meter(job, observer) as observer:
+        try:
+            return observer.publish(attempt(lanes or start_lanes(job), rebuild=False))
+        except EngineCorruptError as error:  # its hashes are right, or it would not be found
+            log.warning("%s This run builds a new one.", error)
+        return observer.publish(attempt(start_lanes(job), rebuild=True))
 
 
 def _tuned(job: Job, device: LaneDevice, observer: Observer) -> Job:
