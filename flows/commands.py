@@ -10,6 +10,7 @@ from flows.cli_bench import bench
 from flows.cli_deploy import deploy
 from flows.cli_engine import engine_app
 from flows.cli_plan import plan
+from flows.cli_status import status
 from flows.cli_versions import gc, rollback
 from flows.terminal import (
     Accept,
@@ -123,12 +124,7 @@ def verify(job: JobPath, date: Date, json: Json = False, set: Set = None) -> Non
         console.print(Text.assemble(("verified", "bold green"), said))
 
 
-@app.command()
-def status(job: JobPath, json: Json = False, set: Set = None) -> None:
-    """List the dates of a job: published, or how far an unfinished run has come."""
-    from flows.inspect import render_status, status_facts
-
-    show(status_facts(load(job, set)), render_status, as_json=json)
+app.command()(status)
 
 
 @app.command()
