@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ from flows.terminal import (
     print_json,
     show,
 )
+
+if TYPE_CHECKING:
+    from pipeline.report import RunReport
 
 app = typer.Typer(
     name="score",
@@ -69,22 +72,27 @@ def score_night(
 ) -> None:
     """Score a date, and print its report."""
     from flows.devices import start_lanes
+    from flows.mail import mailed
     from pipeline.errors import known_guards
     from pipeline.job_file import parse_date
 
     loaded, wanted = load(job, overrides), parse_date(date)
     accepted = known_guards(accept or ())
-    with interruptible():
+
+    def say(text: str) -> None:
+        observer(quiet=as_json).say(text)
+
+    def score() -> RunReport:
         lanes = start_lanes(loaded)  # their processes import what they need while this one does
         from flows.night import process_start, run_night
         from pipeline.run import Night
 
-        report = run_night(
-            Night(job=loaded, date=wanted, again=again, accept=accepted),
-            observer(quiet=as_json),
-            started=process_start(),
-            lanes=lanes,
-        )
+        night = Night(job=loaded, date=wanted, again=again, accept=accepted)
+        watcher = observer(quiet=as_json)
+        return run_night(night, watcher, started=process_start(), lanes=lanes)
+
+    with interruptible():
+        report = mailed(loaded, wanted, say, score)
     show_report(report, as_json=as_json)
 
 
@@ -128,14 +136,27 @@ app.command()(status)
 
 
 @app.command()
-def report(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
-    """Show the report of a published date."""
+def report(
+    job: JobPath,
+    date: Date,
+    send: Annotated[
+        bool, typer.Option("--send", help="Mail it, unless that was done; see the job's `mail`.")
+    ] = False,
+    json: Json = False,
+    set: Set = None,
+) -> None:
+    """Show the report of a published date, or send its mail."""
     from pipeline.job_file import parse_date
     from pipeline.publish import read_report
     from pipeline.storage import open_storage
 
     loaded = load(job, set)
     found = read_report(open_storage(loaded.output.uri), loaded.name, parse_date(date))
+    if send:
+        from flows.mail import render_sent, send_facts
+
+        show(send_facts(loaded, found), render_sent, as_json=json)
+        return
     show_report(found, as_json=json)
 
 

@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from engines.masking import masked
@@ -50,10 +51,10 @@ def mailed(
         report = score()
     except BaseException as error:
         if _wants(job, "failed"):
-            _quietly(say, date, lambda: _send_stopped(job, date, error))
+            _quietly(say, date, partial(_send_stopped, job, date, error))
         raise
     if _wants(job, "published") or (report.alerts and _wants(job, "warning")):
-        _quietly(say, date, lambda: send_report(job, report))
+        _quietly(say, date, partial(send_report, job, report))
     return report
 
 
@@ -82,6 +83,17 @@ def send_report(job: Job, report: RunReport) -> str:
     return post(job, Mail(name=name, write=write, deadline_s=section.deadline_s))
 
 
+def send_facts(job: Job, report: RunReport) -> dict[str, str]:
+    """For `score report --send`: what became of the mail about a date; raises as `send_report`."""
+    said = send_report(job, report)
+    return {"job": job.name, "date": report.date, "run_id": report.run_id, "mail": said}
+
+
+def render_sent(facts: dict[str, str]) -> str:
+    """One line."""
+    return f"{facts['date']}: mail {facts['mail']}"
+
+
 def notify(job: Job, subject: str, text: str) -> None:
     """Mail a warning, once a day; it never raises, and without a `mail` section it does nothing.
 
@@ -93,7 +105,7 @@ def notify(job: Job, subject: str, text: str) -> None:
         text: Sentences, one a line.
     """
     if _wants(job, "warning"):
-        _quietly(log.warning, None, lambda: _send_warning(job, masked(subject), masked(text)))
+        _quietly(log.warning, None, partial(_send_warning, job, masked(subject), masked(text)))
 
 
 def _send_warning(job: Job, subject: str, text: str) -> str:
@@ -103,9 +115,7 @@ def _send_warning(job: Job, subject: str, text: str) -> str:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     letter = warning_letter(job.name, subject, text)
     name = _name(job, today, "warning", f"{subject}\n{text}")
-    return post(
-        job, Mail(name=name, write=lambda _: letter, deadline_s=_section(job).deadline_s)
-    )
+    return post(job, Mail(name=name, write=lambda _: letter, deadline_s=_section(job).deadline_s))
 
 
 def _send_stopped(job: Job, date: str, error: BaseException) -> str:

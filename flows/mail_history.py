@@ -13,11 +13,12 @@ SMALL_CHANGE = 0.005
 """Of a price: below half a percent nothing has changed."""
 
 
-def nights_chart(rows: Sequence[HistoryRow]) -> Chart | None:
+def nights_chart(rows: Sequence[HistoryRow], date: str) -> Chart | None:
     """Examples per second and cost of the last nights, the newest at the end; None without any.
 
     Args:
         rows: By date.
+        date: Of the night that the mail is about.
     """
     shown = rows[-NIGHTS:]
     if not shown:
@@ -25,19 +26,19 @@ def nights_chart(rows: Sequence[HistoryRow]) -> Chart | None:
     fastest = max(row.examples_per_sec for row in shown)
     bars = tuple(
         Bar(
-            name=row.date,
+            name=row.date[5:],  # the year is known, and a phone is narrow
             share=row.examples_per_sec / fastest if fastest else 0.0,
             cells=(
                 words.amount(row.examples_per_sec),
                 words.usd(row.usd_per_100k),
-                words.count(row.rows),
-                words.count(row.quarantined),
+                _short(row.rows),
+                _short(row.quarantined),
             ),
-            is_strong=row is shown[-1],
+            is_strong=row.date == date,
         )
         for row in shown
     )
-    title = "The last night" if len(shown) == 1 else f"The last {len(shown)} nights"
+    title = "The only night" if len(shown) == 1 else f"The last {len(shown)} published nights"
     return Chart(
         title=title,
         lead="Bars: examples per second, everything included.",
@@ -88,6 +89,14 @@ def _unchanged(now: HistoryRow, before: HistoryRow) -> Iterator[str]:
     ]
     if same:
         yield f"{', '.join(same)}: as before"
+
+
+def _short(number: int) -> str:
+    """`950`, `40.0k`, `100M`: for a column that must stay narrow."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**4, "k")):
+        if number >= size:
+            return f"{words.amount(number / (1_000 if unit == 'k' else size))}{unit}"
+    return words.count(number)
 
 
 def _moved(name: str, old_text: str, new_text: str, new: float, old: float) -> str:

@@ -124,13 +124,17 @@ def _notes(block: Notes) -> Markup:
 
 
 def _facts(block: Facts) -> Markup:
-    rows = [
-        _row(
-            _cell(plain(name), "muted", "line", style=_line("width:34%;padding-right:12px;")),
-            _cell(plain(value), "ink", "line", style=_line(WRAP)),
+    rows = []
+    for number, (name, value) in enumerate(block.facts, 1):
+        line = "line" if number < len(block.facts) else ""
+        rows.append(
+            _row(
+                _cell(
+                    plain(name), "muted", line, style=_fact("width:34%;padding-right:12px;", line)
+                ),
+                _cell(plain(value), "ink", line, style=_fact(WRAP, line)),
+            )
         )
-        for name, value in block.facts
-    ]
     return _table(*rows, style="margin-top:4px;")
 
 
@@ -208,10 +212,9 @@ def _text(text: str, look: str, style: str) -> Markup:
     return tag("div", plain(text), **_look(look, f"line-height:1.45;{WRAP}{style}"))
 
 
-def _line(style: str) -> str:
-    return f"font-size:14px;line-height:1.45;vertical-align:top;padding:5px 0;{style}" + (
-        "border-bottom:1px solid;"
-    )
+def _fact(style: str, line: str) -> str:
+    below = "border-bottom:1px solid;" if line else ""
+    return f"font-size:14px;line-height:1.45;vertical-align:top;padding:5px 0;{below}{style}"
 
 
 def _look(classes: str, style: str = "") -> dict[str, str]:

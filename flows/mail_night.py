@@ -69,7 +69,7 @@ def stopped_letter(
         ("how far it came", "score status JOB"),
         ("go on", f"score run JOB --date {date}"),
     )
-    chart = nights_chart(history)
+    chart = nights_chart(history, date)
     return Letter(
         subject=_subject(job, date, f"{verdict}: {said}"),
         eyebrow=_eyebrow(job, date),
@@ -149,14 +149,14 @@ def _blocks(report: RunReport, history: Sequence[HistoryRow]) -> Iterator[Block]
         yield Notes(title="Published although a guard said no", notes=report.accepted, mood="odd")
     if len(history) > 1 and history[-1].run_id == report.run_id:
         yield changes(history[-1], history[-2])
-    if chart := nights_chart(history):
+    if chart := nights_chart(history, report.date):
         yield chart
     yield _cost(report)
     yield _time(report)
     yield from _limits(report)
     yield from _quarantine(report)
     yield from _unreadable(report)
-    if facts := tuple(guard_facts(report)):
+    if facts := tuple(guard_facts(dataclasses.replace(report, accepted=()))):
         yield Facts(title="Scores and drift", facts=facts)
     yield _run(report)
 
@@ -190,7 +190,7 @@ def _time(report: RunReport) -> Facts:
     return Facts(
         title="When",
         facts=(
-            ("window", f"{_moment(report.started_at)} to {_moment(report.finished_at)}"),
+            ("from and to", _span(report.started_at, report.finished_at)),
             ("wall clock", words.duration(report.wall_s)),
             ("phases", phases),
             ("attempts", words.count(report.attempts)),
@@ -199,9 +199,10 @@ def _time(report: RunReport) -> Facts:
     )
 
 
-def _moment(iso: str) -> str:
-    """`2026-11-21 02:00:43 UTC`: the report's times are ISO 8601 in UTC."""
-    return f"{words.plain(iso)[:19].replace('T', ' ')} UTC"
+def _span(started: str, finished: str) -> str:
+    """`2026-11-21 02:00:00 to 02:43:10 UTC`; the report's times are ISO 8601 in UTC."""
+    (day, begin), (other, end) = (words.plain(iso)[:19].split("T") for iso in (started, finished))
+    return f"{day} {begin} to {end if other == day else f'{other} {end}'} UTC"
 
 
 def _limits(report: RunReport) -> Iterator[Block]:

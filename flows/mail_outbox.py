@@ -56,9 +56,7 @@ class Outbox:
         Raises:
             MailError: Somebody else is sending it.
         """
-        claims = [
-            info for info in self._output.list_files(self._folder) if "/claim-" in info.path
-        ]
+        claims = [info for info in self._output.list_files(self._folder) if "/claim-" in info.path]
         if claims and time.time() - claims[-1].modified_at < LEASE_S:
             raise self._taken(claims[-1].path)
         number = int(claims[-1].path[-8:-5]) + 1 if claims else 0

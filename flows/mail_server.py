@@ -6,6 +6,7 @@ Encrypted and checked, unless the job says `security: none`; a password never tr
 from __future__ import annotations
 
 import base64
+import importlib
 import os
 import random
 import smtplib
@@ -15,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import EmailMessage
-from typing import Any
 
 from engines.masking import MASK, masked
 from pipeline.config import MailSection
@@ -83,14 +83,14 @@ def _own(mail: MailSection) -> MailServer:
 
 def _server_of_block(mail: MailSection, name: str) -> MailServer:
     try:
-        from prefect_email import EmailServerCredentials
+        blocks = importlib.import_module("prefect_email")
     except ImportError:
         raise MailError(
             "mail.prefect_block: prefect-email is not installed; expected the extra `mail`. "
             "Run `pip install 'nightscore[mail]'`."
         ) from None
     try:
-        block: Any = EmailServerCredentials.load(name)
+        block = blocks.EmailServerCredentials.load(name)
     except Exception as error:  # whatever Prefect's client raises: no server, no such block
         raise MailError(
             f"mail.prefect_block {name}: {cut(masked(why(error)))}; expected an "
@@ -192,7 +192,10 @@ def _judge(error: OSError | ValueError) -> tuple[str, str, bool]:
     """What went wrong, what is to be done, and whether trying again is useless."""
     match error:
         case smtplib.SMTPAuthenticationError():
-            said, way_out = _text(error.smtp_code, error.smtp_error), f"Check {USER} and {PASSWORD}."
+            said, way_out = (
+                _text(error.smtp_code, error.smtp_error),
+                f"Check {USER} and {PASSWORD}.",
+            )
             return said, way_out, error.smtp_code >= 500
         case smtplib.SMTPResponseException():
             said = _text(error.smtp_code, error.smtp_error)

@@ -14,7 +14,7 @@ BAR_COLUMNS = 16
 
 
 def render_plain(letter: Letter) -> str:
-    """The text of a mail, with `\\n` at the end of lines."""
+    """The text of a mail; its lines end as in Python."""
     lines = [plain(letter.eyebrow), *_wrapped(letter.headline), *_wrapped(letter.lead)]
     if letter.tiles:
         lines.append("")
