@@ -26,7 +26,7 @@ from flows.hooks import cancelled, crashed, failed
 from flows.mail import mailed
 from flows.night import Group, run_night
 from flows.run_names import title_of, wanted_date
-from flows.run_page import PageProgress, quietly
+from flows.run_page import PageProgress, quietly, warn_of_deadline
 from pipeline.errors import PipelineError, known_guards
 from pipeline.job_file import load_job
 from pipeline.run import Night
@@ -127,8 +127,14 @@ def score(
         night = Night(job=load_job(job), date=day, accept=known_guards(accept))
         title = f"{night.job.name} {day}"
         page = PageProgress(title, get_run_logger().info)
-        map_groups = functools.partial(map_as_tasks, title)
-        report = mailed(night.job, day, page.say, lambda: run_night(night, page, map_groups))
+        score_it = functools.partial(
+            run_night,
+            night,
+            page,
+            functools.partial(map_as_tasks, title),
+            on_warning=warn_of_deadline(night.job, title),
+        )
+        report = mailed(night.job, day, page.say, score_it)
     except Exception as error:
         if not may_pass(error):
             quietly(_do_not_retry)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +18,12 @@ from prefect.artifacts import (
     create_progress_artifact,
     update_progress_artifact,
 )
+from prefect.events import emit_event
 
+from flows.lookout import OnWarning
+from flows.mail import notify
 from flows.progress import LineProgress
+from pipeline.config import Job
 from pipeline.report import RunReport, StageTimes
 from pipeline.report_text import render_markdown
 
@@ -26,6 +31,8 @@ PROGRESS_PERIOD_S = 30.0
 """Between two lines of the log."""
 BAR_PERIOD_S = 5.0
 """Between two steps of the bar; each is a request of about 10 ms."""
+DEADLINE_EVENT = "nightscore.deadline-in-danger"
+"""For automations of one's own; its resource is `nightscore.job.<name>`."""
 
 
 class PageProgress:
@@ -99,6 +106,21 @@ class PageProgress:
         end = f", {self._end}" if self._end else ""
         percent = _percent(num_rows, self._num_rows)
         quietly(update_progress_artifact, self._bar, progress=percent, description=said + end)
+
+
+def warn_of_deadline(job: Job, title: str) -> OnWarning:
+    """Tells Prefect, by an event for automations, and people, by mail; see `flows/lookout.py`."""
+
+    def warn(text: str) -> None:
+        resource = {
+            "prefect.resource.id": f"nightscore.job.{job.name}",
+            "prefect.resource.name": title,
+        }
+        quietly(emit_event, DEADLINE_EVENT, resource, payload={"text": text})
+        mail = (job, f"{title} may miss its deadline", text)
+        threading.Thread(target=notify, args=mail, name="warning", daemon=True).start()
+
+    return warn
 
 
 def artifact_key(title: str, *more: str) -> str:
