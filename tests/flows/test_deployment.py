@@ -123,7 +123,9 @@ def test_prefect_yaml_counts_days_in_the_time_zone_of_its_schedule(
 
 
 def test_a_second_night_is_cancelled_and_a_second_backfill_waits() -> None:
-    strategies = {kind: limit["collision_strategy"] for kind, limit in deployment.CONCURRENCY.items()}
+    strategies = {
+        kind: limit["collision_strategy"] for kind, limit in deployment.CONCURRENCY.items()
+    }
     assert strategies == {"nightly": "CANCEL_NEW", "backfill": "ENQUEUE"}
     assert {limit["limit"] for limit in deployment.CONCURRENCY.values()} == {1}
 
