@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli_backfill import backfill
 from flows.cli_bench import bench
 from flows.cli_deploy import deploy
 from flows.cli_engine import engine_app
 from flows.cli_plan import plan
+from flows.cli_report import compare, report
 from flows.cli_status import status
 from flows.cli_versions import gc, rollback
 from flows.terminal import (
@@ -24,6 +26,7 @@ from flows.terminal import (
     observer,
     print_json,
     show,
+    show_report,
 )
 
 if TYPE_CHECKING:
@@ -92,23 +95,16 @@ def score_night(
         return run_night(night, watcher, started=process_start(), lanes=lanes)
 
     with interruptible():
-        report = mailed(loaded, wanted, say, score)
-    show_report(report, as_json=as_json)
-
-
-def show_report(report: Any, *, as_json: bool) -> None:
-    """Print a report as the user asked for it."""
-    from pipeline.report_text import render_text
-
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        console.print(render_text(report))
+        found = mailed(loaded, wanted, say, score)
+    show_report(found, as_json=as_json)
 
 
 app.command()(plan)
+app.command()(backfill)
 app.command()(rollback)
 app.command()(gc)
+app.command()(report)
+app.command()(compare)
 
 
 @app.command()
@@ -133,31 +129,6 @@ def verify(job: JobPath, date: Date, json: Json = False, set: Set = None) -> Non
 
 
 app.command()(status)
-
-
-@app.command()
-def report(
-    job: JobPath,
-    date: Date,
-    send: Annotated[
-        bool, typer.Option("--send", help="Mail it, unless that was done; see the job's `mail`.")
-    ] = False,
-    json: Json = False,
-    set: Set = None,
-) -> None:
-    """Show the report of a published date, or send its mail."""
-    from pipeline.job_file import parse_date
-    from pipeline.publish import read_report
-    from pipeline.storage import open_storage
-
-    loaded = load(job, set)
-    found = read_report(open_storage(loaded.output.uri), loaded.name, parse_date(date))
-    if send:
-        from flows.mail import render_sent, send_facts
-
-        show(send_facts(loaded, found), render_sent, as_json=json)
-        return
-    show_report(found, as_json=json)
 
 
 @app.command()

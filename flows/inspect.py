@@ -11,10 +11,13 @@ from rich.text import Text
 
 from flows.devices import lane_devices
 from flows.forecast import forecast_facts, forecast_rows
+from flows.night import price_of
+from pipeline.alerts import stale_price
 from pipeline.config import Job
 from pipeline.engine import find_engine, load_class_names, open_store, request_for
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, utc_now
 from pipeline.plan import make_plan, run_id_of
+from pipeline.report_words import hourly
 from pipeline.storage import open_storage
 from pipeline.tuning import find_tuning, with_settings
 from pipeline.versions import find_published
@@ -60,7 +63,15 @@ def plan_facts(job: Job, date: str) -> Facts:
         "tuning": asdict(tuning) if tuning else None,
         "tuning_text": str(tuning) if tuning else "not tuned; see `score tune`",
         **forecast_facts(job, date, output, rows=rows_to_do, must_build=engine is None),
+        **_price_facts(job, date),
     }
+
+
+def _price_facts(job: Job, date: str) -> Facts:
+    """What an hour costs, and a warning where that was read too long ago; None: it was not."""
+    price, limit = price_of(job, date), job.alerts.max_price_age_days
+    warning = stale_price(price.instance, price.market, price.as_of, utc_now(), limit)
+    return {"price": asdict(price), "price_text": hourly(price), "price_warning": warning}
 
 
 def _chosen_rate(manifest: Any) -> float:
@@ -88,5 +99,8 @@ def render_plan(facts: Facts) -> RenderableType:
     table.add_row("settings", facts["tuning_text"])
     for what, said in forecast_rows(facts):
         table.add_row(what, said)
+    table.add_row("price", Text(facts["price_text"]))
+    if facts["price_warning"]:
+        table.add_row("", Text(facts["price_warning"], style="yellow"))
     table.add_row("published", "yes: a run would do nothing" if facts["published"] else "no")
     return table

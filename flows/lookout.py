@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.mail import notify
 from flows.shipped import shipped_config
 from pipeline import window_words
 from pipeline.cost import load_prices
@@ -30,7 +32,7 @@ class Lookout:
         run: That is scored.
         num_lanes: That score it.
         observer: Is told when the night will end, and of danger.
-        on_warning: Is told of danger, too; must not raise.
+        on_warning: Is told of danger, too, besides a mail; must not raise.
     """
 
     def __init__(
@@ -61,8 +63,17 @@ class Lookout:
             return
         text = self._danger(now, outlook) if is_late else self._relief(now, outlook)
         self.observer.say(f"warning: {text}" if is_late else text)
-        if is_late and self._on_warning is not None:
+        if is_late:
+            self._warn(text)
+
+    def _warn(self, text: str) -> None:
+        if self._on_warning is not None:
             self._on_warning(text)
+        subject = f"{self._run.plan.date}: its deadline is in danger"
+        # A mail server may take its time, and the progress is shown by this thread.
+        threading.Thread(
+            target=notify, args=(self._run.job, subject, text), name="warning", daemon=True
+        ).start()
 
     @property
     def _name(self) -> str:

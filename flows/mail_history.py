@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from flows.mail_letter import Bar, Chart, Notes
 from pipeline import report_words as words
+from pipeline.changes import what_changed
 from pipeline.history import HistoryRow
 
 NIGHTS = 14
-SMALL_CHANGE = 0.005
-"""Of a price: below half a percent nothing has changed."""
 
 
 def nights_chart(rows: Sequence[HistoryRow], date: str) -> Chart | None:
@@ -48,47 +47,27 @@ def nights_chart(rows: Sequence[HistoryRow], date: str) -> Chart | None:
 
 
 def changes(now: HistoryRow, before: HistoryRow) -> Notes:
-    """What is not as it was the night before: rows, speed and cost, engine, price, machine."""
-    notes = tuple(_changes(now, before))
-    return Notes(title=f"Since the night before ({words.plain(before.date)})", notes=notes)
-
-
-def _changes(now: HistoryRow, before: HistoryRow) -> Iterator[str]:
-    yield _moved("rows", words.count(before.rows), words.count(now.rows), now.rows, before.rows)
-    for name, old, new, text in (
+    """A night's figures beside those of the night before, and what may explain them."""
+    figures: tuple[tuple[str, float, float, Callable[[float], str]], ...] = (
+        ("rows", before.rows, now.rows, _count),
         ("examples per second", before.examples_per_sec, now.examples_per_sec, words.amount),
         ("cost per 100,000 rows", before.usd_per_100k, now.usd_per_100k, words.usd),
-    ):
-        yield _moved(name, text(old), text(new), new, old)
-    if now.quarantined != before.quarantined:
-        bad = (words.count(row.quarantined) for row in (before, now))
-        yield f"quarantined: {' to '.join(bad)}"
-    for name, old_text, new_text in (
-        ("engine", _engine(before), _engine(now)),
-        ("model", before.model_fingerprint or "unknown", now.model_fingerprint or "unknown"),
-        ("machine", _machine(before), _machine(now)),
-        ("bottleneck", before.bottleneck, now.bottleneck),
-    ):
-        if old_text != new_text:
-            yield f"{name}: {words.plain(old_text)} to {words.plain(new_text)}"
-    if abs(now.usd_per_hour - before.usd_per_hour) > SMALL_CHANGE * before.usd_per_hour:
-        prices = (f"${row.usd_per_hour:,.6g}" for row in (before, now))
-        yield f"price of an hour: {' to '.join(prices)}, as of {words.plain(now.price_as_of)}"
-    yield from _unchanged(now, before)
-
-
-def _unchanged(now: HistoryRow, before: HistoryRow) -> Iterator[str]:
+        ("quarantined", before.quarantined, now.quarantined, _count),
+    )
+    changed = what_changed(before, now)
     same = [
         name
-        for name, is_same in (
-            ("engine", _engine(now) == _engine(before)),
-            ("model", now.model_fingerprint == before.model_fingerprint),
-            ("machine", _machine(now) == _machine(before)),
-        )
-        if is_same
+        for name in ("engine", "model", "device", "machine", "price")
+        if not any(line.startswith(f"{name}:") for line in changed)
     ]
-    if same:
-        yield f"{', '.join(same)}: as before"
+    return Notes(
+        title=f"Since the night before ({words.plain(before.date)})",
+        notes=(
+            *(_moved(*figure) for figure in figures),
+            *(line for line in changed if not line.startswith("rows:")),  # said by the figures
+            *([f"{', '.join(same)}: as before"] if same else []),
+        ),
+    )
 
 
 def _short(number: int) -> str:
@@ -99,18 +78,12 @@ def _short(number: int) -> str:
     return words.count(number)
 
 
-def _moved(name: str, old_text: str, new_text: str, new: float, old: float) -> str:
-    if old_text == new_text:
-        return f"{name}: {new_text}, as before"
-    change = f" ({new / old - 1:+.1%})" if old else ""
-    return f"{name}: {old_text} to {new_text}{change}"
+def _moved(name: str, old: float, new: float, text: Callable[[float], str]) -> str:
+    if old == new:
+        return f"{name}: {text(new)}, as before"
+    change = f" ({new / old - 1:+.1%})" if old and name != "quarantined" else ""
+    return f"{name}: {text(old)}, now {text(new)}{change}"
 
 
-def _engine(row: HistoryRow) -> str:
-    return f"{row.runtime} {row.precision} {row.engine_key[:20]}"
-
-
-def _machine(row: HistoryRow) -> str:
-    market = words.MARKETS.get(row.market, row.market)
-    lanes = words.plural(row.num_lanes, "lane")
-    return f"{row.instance}, {market}, {lanes}"
+def _count(number: float) -> str:
+    return words.count(int(number))

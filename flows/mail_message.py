@@ -12,6 +12,9 @@ from flows.mail_letter import Letter
 from flows.mail_text import render_plain
 from pipeline.config import MailSection
 
+MAX_LINE_CHARACTERS = 998
+"""Of a header: RFC 5322, 2.1.1."""
+
 
 def message_id_of(mail: MailSection, name: str) -> str:
     """The id of a mail: the same whenever it is sent again, so that a second one can be dropped."""
@@ -34,6 +37,9 @@ def compose(letter: Letter, mail: MailSection, message_id: str) -> EmailMessage:
     message["Auto-Submitted"] = "auto-generated"  # no answers of people who are on holiday
     message.set_content(render_plain(letter), cte="quoted-printable")
     message.add_alternative(render_html(letter), subtype="html", cte="quoted-printable")
+    if letter.subject.isascii():
+        # On one line: some programs miss what stands on the next. Encoded words must be folded.
+        message.policy = SMTP.clone(max_line_length=MAX_LINE_CHARACTERS)
     return message
 
 

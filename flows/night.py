@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
 from engines.errors import EngineCorruptError
 from flows.devices import start_lanes
+from flows.giving_way import at_work
 from flows.lookout import Lookout, OnWarning
 from flows.metrics import Meter
 from flows.shipped import shipped_config
@@ -104,7 +105,7 @@ def run_night(
         run: PreparedRun | None = None
         try:
             with open_lanes(lanes, job.lanes.grace_s, observer), notices(job, observer.say):
-                price = price_of(job, date)
+                price = price_of(job, date, night.machine_share)
                 output = open_storage(job.output.uri)
                 published = find_published(output, job.name, date)
                 if published is not None and night.again == "no":
@@ -124,7 +125,9 @@ def run_night(
                 end_run(run, lanes, error)
             raise
 
-    with Meter(job, observer) as observer:
+    # A date that is caught up with says nothing of how the nights are.
+    metrics, working = (None, nullcontext()) if night.gives_way else (job.metrics, at_work(job))
+    with working, Meter(job.name, metrics, observer) as observer:
         try:
             return observer.publish(attempt(lanes or start_lanes(job), rebuild=False))
         except EngineCorruptError as error:  # its hashes are right, or it would not be found
@@ -141,12 +144,27 @@ def _tuned(job: Job, device: LaneDevice, observer: Observer) -> Job:
     return with_settings(job, tuning.settings)
 
 
-def price_of(job: Job, date: str) -> Price:
-    """The price of this machine: the job's own, or that of its entry in configs/prices.yaml."""
+def price_of(job: Job, date: str, machine_share: float = 1.0) -> Price:
+    """The price of this machine: the job's own, or that of its entry in configs/prices.yaml.
+
+    Args:
+        job: The job.
+        date: ISO date of the run.
+        machine_share: Of the machine that the run pays; the price then says so.
+    """
     cost = job.cost
     if cost.usd_per_hour is not None:
-        return own_price(cost.instance, cost.usd_per_hour, as_of=date)
-    return find_price(load_prices(Path(shipped_config("prices.yaml"))), cost.instance, cost.market)
+        price = own_price(cost.instance, cost.usd_per_hour, as_of=date)
+    else:
+        listed = load_prices(Path(shipped_config("prices.yaml")))
+        price = find_price(listed, cost.instance, cost.market)
+    if machine_share == 1:
+        return price
+    return dataclasses.replace(
+        price,
+        usd_per_hour=price.usd_per_hour * machine_share,
+        source=f"{price.source}; {machine_share:.0%} of the machine, which other dates share",
+    )
 
 
 @contextmanager

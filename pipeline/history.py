@@ -26,7 +26,8 @@ from pipeline.storage import Storage
 log = logging.getLogger(__name__)
 
 FOLDER = "_history"
-CURRENCY = "USD"
+NUM_NIGHTS = 14
+"""That a report shows beside its own."""
 FILE_NAME = re.compile(
     r"(?P<date>\d{4}-\d\d-\d\d)_v(?P<version>\d+)_(?P<run_id>[^/]+)\.parquet", re.ASCII
 )
@@ -127,7 +128,7 @@ def row_of(report: RunReport, *, version: int, published_at: str) -> HistoryRow:
         usd_per_hour=cost.price.usd_per_hour,
         instance=cost.price.instance,
         market=cost.price.market,
-        currency=CURRENCY,
+        currency=cost.price.currency,
         price_as_of=cost.price.as_of,
         num_lanes=report.num_lanes,
         device=report.device,
@@ -210,6 +211,18 @@ def read_history(
     read = zip(paths, output.read_many(paths), strict=True)
     rows = (_parse(f"{output.uri}/{path}", data) for path, data in read)
     return tuple(row for row in rows if row is not None)
+
+
+def nights_before(
+    output: Storage, job_name: str, date: str, last: int = NUM_NIGHTS
+) -> tuple[HistoryRow, ...]:
+    """The last nights before a date; none, and a word in the log, where they cannot be read."""
+    try:
+        found = read_history(output, job_name, until=date, last=last + 1)
+    except (PipelineError, OSError) as error:
+        log.warning("%s: its history cannot be read (%s).", job_name, error)
+        return ()
+    return tuple(row for row in found if row.date < date)[-last:]
 
 
 def _parse(where: str, data: bytes) -> HistoryRow | None:

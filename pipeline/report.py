@@ -155,6 +155,7 @@ class Price:
     source: str
     as_of: str
     """ISO date on which the price was read."""
+    currency: str = "USD"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,6 +242,8 @@ class ScoreDistribution:
     """Population stability index, of `scores`, or of `probability` and `classes`."""
     chance: dict[str, float] = field(default_factory=dict)
     """What of each chance explains: values are few."""
+    before: str = ""
+    """The counts of `nights` together; empty without any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 
 from pipeline import report_devices
 from pipeline import report_tables as tables
 from pipeline import report_words as words
+from pipeline.history import HistoryRow
 from pipeline.report import RunReport, StageTimes
 from pipeline.report_guards import guard_facts
 from pipeline.report_markup import (
@@ -21,6 +23,7 @@ from pipeline.report_markup import (
     tag,
     with_bars,
 )
+from pipeline.report_nights import alerts_part, nights_part, scores_part
 
 # Even if something slipped through the escaping, the page could neither run nor load it.
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -28,15 +31,23 @@ COST_COLORS = ("main", "second", "rest", "third")
 PHASE_COLORS = ("rest", "rest", "second", "main", "third")
 
 
-def render_html(report: RunReport) -> str:
-    """The whole page."""
+def render_html(report: RunReport, past: Sequence[HistoryRow] = ()) -> str:
+    """The whole page.
+
+    Args:
+        report: Of the night.
+        past: Nights of the job before it, by date.
+    """
     sections = [
+        alerts_part(report),
+        nights_part(report, past),
         _time(report),
         _limits(report),
         _devices(report),
         _cost(report),
         _engine(report),
         _quarantine(report),
+        scores_part(report),
         _guards(report),
         _unreadable(report),
         _run(report),

@@ -50,6 +50,10 @@ class Night:
     that is not published, too."""
     accept: frozenset[str] = frozenset()
     """Guards that may not stop it; see `pipeline.errors.GUARDS`."""
+    gives_way: bool = False
+    """Whether it is one of a backfill's dates, which no backfill has to wait for."""
+    machine_share: float = 1.0
+    """Of this machine that it uses, and pays: dates that are scored at once share it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

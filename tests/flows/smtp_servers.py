@@ -39,7 +39,7 @@ class Mailbox:
     num_tries: int = 0
     port: int = 0
 
-    async def handle_RCPT(  # noqa: N802  # aiosmtpd's name
+    async def handle_RCPT(
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: Any
     ) -> str:
         if self.recipients.get(address):
@@ -47,9 +47,7 @@ class Mailbox:
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
-    async def handle_DATA(  # noqa: N802
-        self, _server: SMTP, session: Session, envelope: Envelope
-    ) -> str:
+    async def handle_DATA(self, _server: SMTP, session: Session, envelope: Envelope) -> str:
         self.num_tries += 1
         if self.answers:
             return self.answers.pop(0)
@@ -144,9 +142,7 @@ def make_certificate(folder: Path, *, host: str = HOST) -> Path:
     )
     address = x509.IPAddress(ipaddress.ip_address(host))
     builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
-    builder = builder.add_extension(
-        x509.BasicConstraints(ca=True, path_length=None), critical=True
-    )
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     signed = builder.sign(key, hashes.SHA256())
     pem = serialization.Encoding.PEM
     plain = serialization.NoEncryption()

@@ -11,9 +11,18 @@ import polars as pl
 import pytest
 
 from pipeline.errors import StoreRefusedError, StoreUnavailableError
-from pipeline.history import SCHEMA, HistoryRow, read_history, record_night, row_of, write_row
+from pipeline.history import (
+    SCHEMA,
+    HistoryRow,
+    nights_before,
+    read_history,
+    record_night,
+    row_of,
+    write_row,
+)
 from pipeline.local_storage import LocalStorage
 from pipeline.report import Drift, RunReport, ScoreDistribution
+from pipeline.storage import FileInfo, Storage, open_storage
 
 Build = Callable[..., RunReport]
 AT = "2026-11-21T02:00:43Z"
@@ -22,6 +31,12 @@ AT = "2026-11-21T02:00:43Z"
 @pytest.fixture
 def output(tmp_path: Path) -> LocalStorage:
     return LocalStorage(str(tmp_path))
+
+
+@pytest.fixture(params=["local", "object"])
+def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    is_object = request.param == "object"
+    return open_storage(str(request.getfixturevalue("s3_folder") if is_object else tmp_path))
 
 
 @pytest.fixture
@@ -120,8 +135,16 @@ def test_only_the_nights_asked_for_are_read(
     assert found == days
 
 
-def test_a_job_without_history_has_none(output: LocalStorage) -> None:
-    assert read_history(output, "demo") == ()
+def test_a_disk_and_a_bucket_keep_the_same_history(stored: Storage, a_report: Build) -> None:
+    assert read_history(stored, "demo") == ()
+    rows = [
+        row_of(a_report(date=date, run_id=f"{date}-7d1f"), version=version, published_at=AT)
+        for date, version in (("2026-11-18", 1), ("2026-11-19", 2), ("2026-11-20", 1))
+    ]
+    assert [write_row(stored, row) for row in (*rows, rows[0])] == [True, True, True, False]
+    assert read_history(stored, "demo") == tuple(rows)
+    assert nights_before(stored, "demo", "2026-11-20") == tuple(rows[:2])
+    assert nights_before(stored, "demo", "2026-11-20", last=1) == (rows[1],)
 
 
 def test_a_damaged_file_costs_its_own_night_only(
@@ -151,9 +174,12 @@ def test_columns_of_another_version_of_the_program_are_left_out(
 
 
 class Refusing(LocalStorage):
-    """A store that does not let a history be written."""
+    """A store that lets a history neither be written nor read."""
 
     error: Exception
+
+    def list_files(self, prefix: str) -> list[FileInfo]:  # noqa: ARG002
+        raise self.error
 
     def create(self, path: str, data: bytes) -> bool:  # noqa: ARG002
         raise self.error
@@ -170,4 +196,6 @@ def test_a_store_that_refuses_the_history_does_not_fail_the_night(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         record_night(refusing, a_report(), version=1, published_at=AT)
+        assert nights_before(refusing, "demo", "2026-11-20") == ()
     assert "not written to the history" in caplog.text
+    assert "history cannot be read" in caplog.text
