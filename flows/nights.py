@@ -72,8 +72,8 @@ def _nights(job: Job, last: int) -> tuple[HistoryRow, ...]:
 def render_last(facts: Facts) -> RenderableType:
     """A line for each night, their medians, and the alerts of the newest; 80 columns wide."""
     nights, alerts = facts["nights"], [Alert(**alert) for alert in facts["alerts"]]
-    table = _table("date", numbers=("rows", "odd", "rows/s", "$ per 100k", "took"))
-    table.add_column("engine", overflow="fold")
+    table = _table("date", numbers=("rows", "quarantined", "rows/s", "$/100k", "took"))
+    table.add_column("engine", no_wrap=True)
     for night in nights:
         version = f" v{night['version']}" if night["version"] > 1 else ""
         table.add_row(
@@ -131,7 +131,13 @@ def render_comparison(facts: Facts) -> RenderableType:
 
 
 def _table(name: str, *, numbers: tuple[str, ...]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        header_style="dim",
+        padding=(0, 1, 0, 0),
+    )
     table.add_column(name, no_wrap=True)
     for number in numbers:
         table.add_column(number, justify="right", no_wrap=True)

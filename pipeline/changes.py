@@ -28,13 +28,17 @@ def what_changed(before: HistoryRow, now: HistoryRow) -> tuple[str, ...]:
     ]
     if abs(now.rows - before.rows) > NOTABLE_ROWS * before.rows:
         changed.append(f"rows: {words.count(before.rows)}, now {words.count(now.rows)}")
-    if now.building_s and not before.building_s:
-        changed.append(f"the engine was built, {words.duration(now.building_s)}")
+    if bool(now.building_s) != bool(before.building_s):
+        changed.append(f"engine build: {_build(before)}, now {_build(now)}")
     return tuple(changed)
 
 
 def _engine(row: HistoryRow) -> str:
     return f"{row.runtime} {row.precision} {row.engine_key[-8:]}"
+
+
+def _build(row: HistoryRow) -> str:
+    return words.duration(row.building_s) if row.building_s else "none"
 
 
 def _model(row: HistoryRow) -> str | None:

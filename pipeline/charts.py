@@ -16,6 +16,8 @@ TOP, BOTTOM = 22.0, 22.0
 """Room for the numbers above the plot, and for the names below it."""
 GAP = 0.28
 """Of a column's slot."""
+MIN_SLOTS = 8
+"""So that the first nights of a job are columns, and not fields."""
 MIN_HEIGHT = 1.5
 """Of a column whose value is not 0: it must be seen."""
 
@@ -28,43 +30,35 @@ class Column:
     """Below the column; empty: none."""
     title: str
     """What a pointer that rests on it is told."""
-    value: float | None
-    """None: nothing is known, and nothing is drawn."""
+    value: float
 
 
 def column_chart(
-    columns: Sequence[Column], *, label: str, number: Callable[[float], str], usual: float | None
+    columns: Sequence[Column], *, label: str, number: Callable[[float], str], usual: float
 ) -> Markup:
     """Columns from left to right, the last one in colour and with its number.
 
     Args:
-        columns: The last one is the night that the page is about.
+        columns: The last one, at the right edge, is the night that the page is about.
         label: What a screen reader says: all that is to be known of the chart.
         number: A value as text.
-        usual: Of the others; a dashed line, None for none.
+        usual: Of the others; a dashed line.
     """
-    known = [column.value for column in columns if column.value is not None]
-    most = max([*known, usual or 0.0], default=0.0) or 1.0
-    slot = WIDTH / len(columns)
-    drawn: list[Markup] = []
+    most = max(usual, *(column.value for column in columns)) or 1.0
+    slot = WIDTH / max(len(columns), MIN_SLOTS)
+    drawn = [_line(_y(usual, most), "usual")]
     for index, column in enumerate(columns):
         is_last = index == len(columns) - 1
-        middle = slot * (index + 0.5)
-        if column.value is not None:
-            height = _height(column.value, most)
-            box = _rect(middle - slot * (1 - GAP) / 2, slot * (1 - GAP), height)
-            class_ = "column now" if is_last else "column"
-            drawn.append(_named("rect", box, class_, column.title))
-            if is_last:
-                above = HEIGHT - BOTTOM - height - 6
-                drawn.append(
-                    _text(number(column.value), min(middle, WIDTH - 4), above, "end strong")
-                )
+        right = WIDTH - slot * (len(columns) - 1 - index) - slot * GAP / 2
+        width, height = slot * (1 - GAP), _height(column.value, most)
+        box = _rect(right - width, width, height)
+        drawn.append(_named("rect", box, "column now" if is_last else "column", column.title))
+        if is_last:
+            above = _y(column.value, most) - 6
+            drawn.append(_text(number(column.value), right, above, "end strong"))
         if column.name:
-            anchor = "end" if is_last else "start" if index == 0 else "middle"
-            drawn.append(_text(column.name, _at(anchor, middle), HEIGHT - 6, anchor))
-    if usual is not None:
-        drawn += _usual_line(HEIGHT - BOTTOM - _height(usual, most), number(usual))
+            place = (right, "end") if is_last else (right - width, "start")
+            drawn.append(_text(column.name, place[0], HEIGHT - 6, place[1]))
     return _svg(label, drawn)
 
 
@@ -108,19 +102,19 @@ def _svg(label: str, drawn: Sequence[Markup]) -> Markup:
     )
 
 
-def _usual_line(y: float, number: str) -> list[Markup]:
-    """With its number where columns seldom reach: at the left, above the line."""
-    return [_line(y, "usual"), _text(f"median {number}", 2, y - 5, "start")]
-
-
 def _line(y: float, class_: str) -> Markup:
     ends = {"x1": "0", "x2": f"{WIDTH:g}", "y1": _n(y), "y2": _n(y)}
     return _named("line", ends, class_, "")
 
 
 def _rect(x: float, width: float, height: float) -> dict[str, str]:
-    top = HEIGHT - BOTTOM - height
-    return {"x": _n(x), "y": _n(top), "width": _n(width), "height": _n(height), "rx": "2"}
+    return {
+        "x": _n(x),
+        "y": _n(HEIGHT - BOTTOM - height),
+        "width": _n(width),
+        "height": _n(height),
+        "rx": "2",
+    }
 
 
 def _named(name: str, numbers: dict[str, str], class_: str, title: str) -> Markup:
@@ -129,10 +123,6 @@ def _named(name: str, numbers: dict[str, str], class_: str, title: str) -> Marku
 
 def _text(text: str, x: float, y: float, class_: str) -> Markup:
     return tag("text", text, x=_n(x), y=_n(y), class_=class_)
-
-
-def _at(anchor: str, middle: float) -> float:
-    return {"start": 2.0, "end": WIDTH - 2.0}.get(anchor, middle)
 
 
 def _height(value: float, most: float) -> float:

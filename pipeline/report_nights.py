@@ -52,33 +52,24 @@ def nights_part(report: RunReport, past: Sequence[HistoryRow]) -> Markup:
     )
 
 
-def scores_part(report: RunReport) -> Markup:
-    """How the scores are distributed; empty where no row was scored."""
+def scores_figure(report: RunReport) -> Markup:
+    """Where the scores of the night lie, and those before; empty where no row was scored."""
     found = report.distribution
     if found is None or not found.counts:
         return Markup()
-    kinds = {"scores": "scores", "classes": "probabilities of the best class"}
-    what = kinds.get(found.head, found.head)
-    nights = [from_text(text) for text in (found.counts, found.before) if text]
-    drawn = histogram(nights)
+    kinds = {"scores": "Scores", "classes": "Probabilities of the best class"}
+    what = kinds.get(found.head, "Outputs")
+    drawn = histogram([from_text(text) for text in (found.counts, found.before) if text])
     shares, *before = drawn.shares
-    cut = "; what lies farther out is in the first and the last bar" if drawn.is_cut else ""
     chart = histogram_chart(
         shares,
         before[0] if before else (),
         label=_scores_label(what, drawn, found),
         ends=(_bound(drawn.first), _bound(drawn.last)),
     )
-    line = (
-        f", as a line those of {words.plural(len(found.nights), 'night')} before" if before else ""
-    )
-    caption = f"The {what} of this night{line}{cut}."
-    sentence = distribution_sentence(found)
-    return section(
-        "How the scores lie",
-        f"{sentence[:1].upper()}{sentence[1:]}.",
-        tag("figure", chart, tag("figcaption", caption), class_="scores"),
-    )
+    line = f"; as a line, {words.plural(len(found.nights), 'night')} before" if before else ""
+    cut = "; what lies farther out is in the first and the last bar" if drawn.is_cut else ""
+    return tag("figure", tag("figcaption", f"{what}{line}{cut}"), chart, class_="scores")
 
 
 def _scores_label(what: str, drawn: Histogram, found: ScoreDistribution) -> str:
@@ -87,7 +78,7 @@ def _scores_label(what: str, drawn: Histogram, found: ScoreDistribution) -> str:
     width = (drawn.last - drawn.first) / len(shares)
     low = drawn.first + highest * width
     return (
-        f"Histogram of the {what} of this night, from {_bound(drawn.first)} to "
+        f"Histogram. {what} of this night, from {_bound(drawn.first)} to "
         f"{_bound(drawn.last)}. Most rows, {words.percent(shares[highest])}, lie between "
         f"{_bound(low)} and {_bound(low + width)}. {distribution_sentence(found)}."
     )
@@ -117,7 +108,8 @@ def _chart(
         f"{number(max(values))}, median {number(usual)}."
     )
     chart = column_chart(columns, label=label, number=number, usual=usual)
-    return tag("figure", tag("figcaption", title), chart)
+    caption = f"{title}; dashed: median, {number(usual)}"
+    return tag("figure", tag("figcaption", caption), chart)
 
 
 def _rate(row: HistoryRow) -> float:

@@ -61,7 +61,7 @@ def an_attempt(**changes: Any) -> Attempt:
         started_at=began.isoformat(),
         host=socket.gethostname(),
         pid=1,  # older than any attempt
-        lanes=("cpu0", "cpu1"),
+        lanes="cpu0 cpu1",
     )
     return dataclasses.replace(mine, **changes)
 
@@ -151,7 +151,7 @@ def test_a_job_that_never_ran_has_nothing(job: Job) -> None:
 
 
 def test_names_from_the_ledger_cannot_steer_the_terminal(job: Job, output: Storage) -> None:
-    begin(output, an_attempt(host="\x1b[2Jevil", lanes=("\x1b]0;x\x07",)))
+    begin(output, an_attempt(host="\x1b[2Jevil", lanes="\x1b]0;x\x07"))
     assert "\x1b" not in shown(job)
 
 
@@ -164,3 +164,11 @@ def test_watching_ends_when_no_run_is_at_work(
     cli_status._watch(looks[0], iter(looks[1:]).__next__, as_json=True)
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert pauses == [cli_status.WATCH_PERIOD_S] * 2
+
+
+def test_a_damaged_manifest_hides_no_other_date(job: Job, output: Storage) -> None:
+    begin(output, an_attempt())
+    output.create("users/dt=2026-11-18/_MANIFEST.json", b"{")
+    text = shown(job)
+    assert "damaged" in text
+    assert "scoring" in text

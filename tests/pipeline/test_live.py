@@ -21,7 +21,7 @@ from tests.pipeline.pipeline_cases import a_job, job_data
 
 BEGAN = datetime.datetime(2026, 11, 21, 0, 30, tzinfo=datetime.UTC)
 START = BEGAN.timestamp()
-ATTEMPT = Attempt(id="a1", started_at=BEGAN.isoformat(), host="here", pid=1, lanes=("cpu",))
+ATTEMPT = Attempt(id="a1", started_at=BEGAN.isoformat(), host="here", pid=1, lanes="cpu")
 SIZES = [100, 100, 100, 50]
 RUN_ID = "2026-11-20-aaaaaaaaaaaa"
 
@@ -182,4 +182,14 @@ def test_an_attempt_is_read_as_it_was_written_and_an_old_one_has_no_lanes(output
     ledger = begin(output)
     old = {"id": "a0", "started_at": "2026-11-20T00:30:00+00:00", "host": "here", "pid": 1}
     output.create(f"{ledger.folder}/attempts/a0.json", json.dumps(old).encode())
-    assert [attempt.lanes for attempt in ledger.attempts()] == [(), ("cpu",)]
+    assert [attempt.lanes for attempt in ledger.attempts()] == ["", "cpu"]
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{}", b"[1]", b'{"files": 3, "num_shards": 1}'])
+def test_a_damaged_run_is_left_out_with_a_warning(
+    damaged: bytes, job: Job, output: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin(output)
+    output.create("users/_runs/2026-11-19-cccccccccccc/run.json", damaged)
+    assert [run.run_id for run in find_runs(output, job)] == [RUN_ID]
+    assert "2026-11-19-cccccccccccc/run.json: damaged" in caplog.text

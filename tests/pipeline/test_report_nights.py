@@ -38,6 +38,29 @@ def distribution(**changes: object) -> ScoreDistribution:
     return dataclasses.replace(found, **changes)
 
 
+def contrast(one: str, other: str) -> float:
+    """Of two colours, from 1 to 21; WCAG 2.2, relative luminance."""
+
+    def luminance(color: str) -> float:
+        digits = color if len(color) == 6 else "".join(2 * digit for digit in color)
+        parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted(map(luminance, (one, other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_and_charts_stand_out_enough_to_be_seen(a_report: Build, scheme: str) -> None:
+    light, dark = re.findall(r":root \{(.*?)\}", render_html(a_report()), re.DOTALL)
+    colors = dict(re.findall(r"--(\w+): #(\w+);", light if scheme == "light" else dark))
+    for text in ("ink", "muted", "good", "odd"):
+        assert min(contrast(colors[text], colors[on]) for on in ("page", "card")) >= 4.5, text
+    for shape in ("main", "second", "third", "rest"):
+        assert contrast(colors[shape], colors["card"]) >= 3, shape
+
+
 def labels(page: str) -> list[str]:
     return [unescape(label) for label in re.findall(r'<svg [^>]*aria-label="([^"]*)"', page)]
 
@@ -72,10 +95,10 @@ def test_scores_are_drawn_with_those_of_the_nights_before(a_report: Build) -> No
     )
     page = render_html(a_report(distribution=found))
     (label,) = labels(page)
-    assert label.startswith("Histogram of the scores of this night, from ")
+    assert label.startswith("Histogram. Scores of this night, from ")
     assert "a major shift" in label
     assert 'class="outline"' in page
-    assert "as a line those of 2 nights before" in page
+    assert "as a line, 2 nights before" in page
 
 
 def test_a_first_night_draws_its_scores_alone(a_report: Build) -> None:
@@ -85,7 +108,7 @@ def test_a_first_night_draws_its_scores_alone(a_report: Build) -> None:
 
 
 def test_a_night_that_counted_no_score_has_no_histogram(a_report: Build) -> None:
-    assert "How the scores lie" not in render_html(a_report(distribution=distribution(counts="")))
+    assert labels(render_html(a_report(distribution=distribution(counts="")))) == []
 
 
 @pytest.mark.parametrize(
