@@ -10,6 +10,7 @@ from flows.mail_history import changes, nights_chart
 from flows.mail_letter import Bar, Block, Chart, Facts, Letter, Mood, Notes, Tile
 from pipeline import report_tables as tables
 from pipeline import report_words as words
+from pipeline import window_words
 from pipeline.errors import GuardError
 from pipeline.history import HistoryRow
 from pipeline.report import RunReport
@@ -204,6 +205,7 @@ def _time(report: RunReport) -> Facts:
         title="When",
         facts=(
             ("from and to", _span(report.started_at, report.finished_at)),
+            *([("window", window_words.outcome(report.window))] if report.window else []),
             ("wall clock", words.duration(report.wall_s)),
             ("phases", phases),
             ("attempts", words.count(report.attempts)),
