@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.alarms import HEARTBEAT_S, alarms, automations, longest_gap_s
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -139,6 +139,11 @@ async def _register(wanted: Wanted) -> dict[str, str]:
             f"PREFECT_API_URL {os.environ['PREFECT_API_URL']}: {error or type(error).__name__}; "
             "expected a Prefect server there. Start it with `prefect server start`."
         ) from None
+    except httpx.HTTPStatusError as error:
+        raise ConfigError(
+            f"PREFECT_API_URL {os.environ['PREFECT_API_URL']}: {one_line(error)}; expected it to "
+            "take the deployments. See the server's log, and whether its Prefect is 3.8 as here."
+        ) from None
     return {f"score/{wanted.name_of(kind)}": str(identity) for kind, identity in ids.items()}
 
 
@@ -174,7 +179,7 @@ async def _find_block(client: PrefectClient, slug: str) -> UUID:
 
 async def _apply(kind: str, wanted: Wanted) -> UUID:
     from prefect.client.schemas.objects import ConcurrencyLimitConfig
-    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.schedules import Cron
     from prefect.types.entrypoint import EntrypointType
 
     module, _, name = ENTRYPOINTS[kind].rpartition(".")
@@ -183,7 +188,7 @@ async def _apply(kind: str, wanted: Wanted) -> UUID:
     schedules = []
     if kind == "nightly":
         parameters["timezone"] = wanted.timezone
-        schedules.append(CronSchedule(cron=wanted.cron, timezone=wanted.timezone))
+        schedules.append(Cron(wanted.cron, timezone=wanted.timezone, slug=kind))
     limit = CONCURRENCY.get(kind)
     deployment = await flow.ato_deployment(
         wanted.name_of(kind),
