@@ -40,6 +40,12 @@ DESCRIPTIONS = {
     "alert": "Tell somebody what the server noticed; its automations start this.",
 }
 TAG = "nightscore"
+PLANNING_S = 20
+"""The server looks for new schedules every five seconds."""
+NOT_PLANNED = (
+    "none planned by the server yet; see its log. With SQLAlchemy 2.1, Prefect 3.8 plans no runs: "
+    "`pip install 'sqlalchemy<2.1'` where the server runs, and start it again"
+)
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -85,7 +91,7 @@ def deploy(wanted: Wanted) -> dict[str, Any]:
     """
     _check(wanted)
     job, nightly = str(Path(wanted.job).resolve()), f"score/{wanted.name_of('nightly')}"
-    registered = asyncio.run(_register(dataclasses.replace(wanted, job=job)))
+    registered, next_night = asyncio.run(_register(dataclasses.replace(wanted, job=job)))
     return {
         "deployment": nightly,
         "deployments": registered,
@@ -93,6 +99,7 @@ def deploy(wanted: Wanted) -> dict[str, Any]:
         "cron": wanted.cron,
         "timezone": wanted.timezone,
         "work_pool": wanted.pool,
+        "next_night": next_night,
         "next": [
             f"prefect worker start --pool {wanted.pool} --type process",
             f"prefect deployment run {nightly}",
@@ -120,8 +127,8 @@ def _check(wanted: Wanted) -> None:
         raise ConfigError(f"--cron {cron!r}: not a schedule; expected e.g. '30 0 * * *'.") from None
 
 
-async def _register(wanted: Wanted) -> dict[str, str]:
-    """Everything, and the deployments' ids by their names."""
+async def _register(wanted: Wanted) -> tuple[dict[str, str], str | None]:
+    """Everything; the deployments' ids by their names, and when the first night begins."""
     import httpx
     from prefect.client.orchestration import get_client
 
@@ -134,6 +141,7 @@ async def _register(wanted: Wanted) -> dict[str, str]:
             watched = alarms(wanted.name_of("nightly"), gap_s)
             for automation in automations(watched, ids["alert"], block):
                 await client.create_automation(automation)
+            next_night = await _next_night(client, ids["nightly"])
     except httpx.TransportError as error:
         raise ConfigError(
             f"PREFECT_API_URL {os.environ['PREFECT_API_URL']}: {error or type(error).__name__}; "
@@ -144,7 +152,33 @@ async def _register(wanted: Wanted) -> dict[str, str]:
             f"PREFECT_API_URL {os.environ['PREFECT_API_URL']}: {one_line(error)}; expected it to "
             "take the deployments. See the server's log, and whether its Prefect is 3.8 as here."
         ) from None
-    return {f"score/{wanted.name_of(kind)}": str(identity) for kind, identity in ids.items()}
+    named = {f"score/{wanted.name_of(kind)}": str(identity) for kind, identity in ids.items()}
+    return named, next_night
+
+
+async def _next_night(client: PrefectClient, nightly: UUID) -> str | None:
+    """When the first night begins, ISO 8601; None: the server has not planned any in time.
+
+    A server can take a schedule and never plan a run of it: then nothing else says so.
+    """
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    wanted = DeploymentFilter(id=DeploymentFilterId(any_=[nightly]))
+    for _ in range(PLANNING_S):
+        runs = await client.read_flow_runs(
+            deployment_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC
+        )
+        planned = [
+            run.expected_start_time
+            for run in runs
+            if run.auto_scheduled and run.state is not None and run.state.is_scheduled()
+        ]
+        found = min((moment for moment in planned if moment is not None), default=None)
+        if found is not None:
+            return str(found.isoformat())
+        await asyncio.sleep(1)
+    return None
 
 
 async def _make_pool(client: PrefectClient, name: str) -> None:
@@ -211,4 +245,6 @@ def render_deployment(facts: dict[str, Any]) -> RenderableType:
     table.add_row("deployments", Text(", ".join(facts["deployments"])))
     for name in ("job", "cron", "timezone", "work_pool"):
         table.add_row(name.replace("_", " "), Text(str(facts[name])))
+    night = facts["next_night"]
+    table.add_row("next night", Text(night) if night else Text(NOT_PLANNED, style="yellow"))
     return Group(table, Text("next:", style="dim"), *(Text(f"  {line}") for line in facts["next"]))

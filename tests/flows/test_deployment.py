@@ -66,6 +66,7 @@ def test_what_was_registered_is_shown_with_the_next_commands() -> None:
         "cron": "30 0 * * *",
         "timezone": "UTC",
         "work_pool": "nightscore",
+        "next_night": None,
         "next": ["prefect worker start --pool nightscore --type process"],
     }
     console = Console(width=100)
@@ -74,6 +75,7 @@ def test_what_was_registered_is_shown_with_the_next_commands() -> None:
     shown = captured.get()
     assert "/jobs/[a].yaml" in shown, "a path is no markup"
     assert "score/nightly, score/backfill" in shown
+    assert "none planned by the server" in shown
     assert "prefect worker start --pool nightscore --type process" in shown
 
 
