@@ -184,6 +184,7 @@ def _new_attempt(
         rows_at_risk=sum(
             rows_at_risk(job, manifest, device.num_threads, plan.shards) for device in devices
         ),
+        lanes=" ".join(device.name for device in devices),
     )
 
 
@@ -200,6 +201,7 @@ def _description(
         "files": [asdict(file) for file in plan.files],
         "unreadable": [asdict(file) for file in plan.unreadable],
         "num_shards": len(plan.shards),
+        "shard_rows": [shard.num_rows for shard in plan.shards],
     }
 
 
