@@ -40,6 +40,8 @@ DESCRIPTIONS = {
     "alert": "Tell somebody what the server noticed; its automations start this.",
 }
 TAG = "nightscore"
+POOL_TYPES = ("process", "kubernetes")
+"""For the latter see infra/kubernetes/prefect: its base job template has what we set."""
 PLANNING_S = 20
 """The server looks for new schedules every five seconds."""
 NOT_PLANNED = (
@@ -70,7 +72,7 @@ class Wanted:
     timezone: str = "UTC"
     """Of the schedule, and in which the flow counts days."""
     pool: str = "nightscore"
-    """Work pool of type `process`; made when it is missing."""
+    """Work pool, of `POOL_TYPES`; one of type process is made when it is missing."""
     prefix: str = ""
     """Of the deployments' names, where a server has several jobs."""
     notify: str | None = None
@@ -190,10 +192,10 @@ async def _make_pool(client: PrefectClient, name: str) -> None:
     except ObjectNotFound:
         await client.create_work_pool(WorkPoolCreate(name=name, type="process"))
         return
-    if found.type != "process":
+    if found.type not in POOL_TYPES:
         raise ConfigError(
-            f"--pool {name}: a work pool of type {found.type}; expected `process`. "
-            "Name another pool; it is made when it is missing."
+            f"--pool {name}: a work pool of type {found.type}; expected {' or '.join(POOL_TYPES)}. "
+            "Name another pool; one of type process is made when it is missing."
         )
 
 
