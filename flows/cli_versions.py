@@ -24,6 +24,7 @@ def rollback(
     set: Set = None,
 ) -> None:
     """Publish an earlier version of a date again; the current one is kept."""
+    from pipeline.delta import update_table
     from pipeline.job_file import parse_date
     from pipeline.publish import write_reports
     from pipeline.report import report_from_dict
@@ -34,6 +35,7 @@ def rollback(
     output = open_storage(loaded.output.uri)
     now = roll_back(output, loaded.name, parse_date(date), to)
     write_reports(output, report_from_dict(now.manifest["report"]))
+    update_table(loaded, output, now.date)
     facts = {
         "job": now.job,
         "date": now.date,

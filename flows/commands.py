@@ -133,12 +133,15 @@ def status(job: JobPath, json: Json = False, set: Set = None) -> None:
 @app.command()
 def report(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
     """Show the report of a published date."""
+    from pipeline.delta import update_table
     from pipeline.job_file import parse_date
     from pipeline.publish import read_report
     from pipeline.storage import open_storage
 
     loaded = load(job, set)
-    found = read_report(open_storage(loaded.output.uri), loaded.name, parse_date(date))
+    output = open_storage(loaded.output.uri)
+    found = read_report(output, loaded.name, parse_date(date))
+    update_table(loaded, output, found.date)  # a crash may have left it undone
     show_report(found, as_json=json)
 
 

@@ -140,6 +140,10 @@ class OutputSection(Section):
 
     uri: str
     compression: Literal["zstd", "snappy", "none"] = "zstd"
+    delta: bool | str = False
+    """A Delta Lake table besides, partitioned by `dt`. `true`: `<uri>/<job>` is the table, and
+    nothing is copied. An address: a table of its own there, with copies of the parts, in which
+    earlier versions of a date stay readable. Needs the extra `delta`."""
 
 
 class LimitsSection(Section):
@@ -248,6 +252,10 @@ class Job(Section):
             raise ValueError(
                 f"input.passthrough: `{min(taken)}` is the name of an output column; expected "
                 "other names"
+            )
+        if self.output.delta and "dt" in names:
+            raise ValueError(
+                "input.passthrough: `dt` is the date in a Delta table; expected other names"
             )
         if len(set(names)) < len(names):
             raise ValueError("input.passthrough: a column twice; expected each once")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.config import Job
 from pipeline.cost import cost_of
+from pipeline.delta import update_table
 from pipeline.engine_facts import engine_facts
 from pipeline.errors import StorageError
 from pipeline.footers import check_pin
@@ -63,6 +64,7 @@ def finish_run(
         assert first is not None, "somebody was first"
         return already_published(output, first)
     write_reports(output, report)
+    update_table(run.job, output, run.plan.date)
     return report
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config import Job
+from pipeline.delta_columns import check_delta_columns
 from pipeline.errors import ConfigError, InputError
 from pipeline.footers import Footer, PinnedFile, read_footers
 from pipeline.report import UnreadableFile
@@ -203,6 +204,7 @@ def _columns_of(job: Job, footers: Sequence[Footer], root: str) -> tuple[tuple[s
         try:
             columns = fitting[0] if fitting else _feature_columns(job, schema, where)
             _check_columns(job, columns, schema, where)
+            check_delta_columns(job, schema, where)
             width = _num_features(schema, columns)
             if fitting and width != fitting[1]:
                 raise ConfigError(f"{where}: {width} features; expected {fitting[1]}.")
