@@ -9,6 +9,7 @@ import typer
 from flows.cli_bench import bench
 from flows.cli_engine import engine_app
 from flows.cli_plan import plan
+from flows.cli_setup import doctor, init, schema
 from flows.cli_versions import gc, rollback
 from flows.terminal import (
     Accept,
@@ -32,6 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(engine_app, name="engine")
+app.command()(init)
+app.command()(schema)
+app.command()(doctor)
 app.command()(bench)
 
 
@@ -143,24 +147,6 @@ def report(job: JobPath, date: Date, json: Json = False, set: Set = None) -> Non
     found = read_report(output, loaded.name, parse_date(date))
     update_table(loaded, output, found.date)  # a crash may have left it undone
     show_report(found, as_json=json)
-
-
-@app.command()
-def doctor(
-    json: Json = False,
-    sbom: Annotated[
-        bool, typer.Option("--sbom", help="Print names, versions and licences as CycloneDX JSON.")
-    ] = False,
-) -> None:
-    """Say what this machine can run, and what is missing for more."""
-    from flows.doctor import doctor_facts, render_doctor
-
-    if sbom:
-        from flows.sbom import bill_of_materials
-
-        print_json(bill_of_materials())
-        return
-    show(doctor_facts(), render_doctor, as_json=json)
 
 
 @app.command()

@@ -79,11 +79,13 @@ class ModelSection(Section):
     size: tuple[int, int] = (224, 224)
     """Height and width of the model's input (images)."""
     mean: Rgb = (0.0, 0.0, 0.0)
-    std: Rgb = (255.0, 255.0, 255.0)
     """The graph computes (pixel - mean) / std on RGB values from 0 to 255."""
+    std: Rgb = (255.0, 255.0, 255.0)
+    """As above: what training used, times 255 where it counted from 0 to 1."""
     head: Literal["classes", "scores"] = "classes"
     """`classes`: logits, softmax and the best k in the graph. `scores`: the output as it is."""
     top_k: Annotated[int, Field(ge=1, le=100)] = 1
+    """Classes of each row that are written; above 1 `top_class_ids` and `top_probabilities` too."""
     class_names: str | None = None
     """A text file with one name a line, or `module:callable` that returns the names."""
 
@@ -92,7 +94,9 @@ class CalibrationSection(Section):
     """The rows of the job's own input from which int8 scales are taken."""
 
     rows: Annotated[int, Field(ge=8)] = 256
+    """How many; more make ranges steadier and the build longer."""
     seed: int = 0
+    """Which rows: the same seed takes the same rows of the same input."""
     method: Literal["max", "percentile", "entropy"] = "max"
     """`max`: the range of all values. `percentile`: without the largest 0.01 %, for models with
     outliers. `entropy`: what loses the least information, as TensorRT's calibrator did."""
@@ -102,6 +106,7 @@ class GateSection(Section):
     """What an engine must reach on held-out rows, against fp32, before it may score."""
 
     rows: Annotated[int, Field(ge=8)] = 512
+    """How many rows are held out for it."""
     min_agreement: Share = 0.97
     """Share of rows with the same top-1 class; for scores the explained variance."""
     min_cosine: Share = 0.98
@@ -128,6 +133,7 @@ class EngineSection(Section):
     """Where engines are kept, and how they are built."""
 
     store: str = ".nightscore/engines"
+    """Folder, or `s3://bucket/prefix` that several machines share."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Rows per engine call; null: what suits the device."""
     calibration: CalibrationSection = CalibrationSection()
@@ -139,7 +145,9 @@ class OutputSection(Section):
     """Where scores go: `<uri>/<job>/dt=<date>/`."""
 
     uri: str
+    """Folder, or `s3://bucket/prefix` of a store that honours conditional writes."""
     compression: Literal["zstd", "snappy", "none"] = "zstd"
+    """Of the Parquet parts."""
     delta: bool | str = False
     """A Delta Lake table besides, partitioned by `dt`. `true`: `<uri>/<job>` is the table, and
     nothing is copied. An address: a table of its own there, with copies of the parts, in which
@@ -225,7 +233,9 @@ class CostSection(Section):
     """What an hour of this machine costs: an entry of configs/prices.yaml, or your own price."""
 
     instance: str
+    """Name in the price list; any name, with a price of your own."""
     market: Literal["on_demand", "spot"] = "on_demand"
+    """How the machine is paid. `spot` also watches for the provider's notices."""
     usd_per_hour: Annotated[float, Field(ge=0)] | None = None
     """Your own price: used instead of the price list."""
 
@@ -236,6 +246,7 @@ class Job(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     """Folder below the output and name in reports: lower case, digits, `-` and `_`."""
     description: str = ""
+    """For people."""
     input: InputSection
     model: ModelSection
     output: OutputSection

@@ -106,7 +106,7 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
         ConfigError: A column of the job that the files do not have, or of the wrong type.
     """
     folder = partition_of(job, date)
-    infos = [info for info in source.list_files(folder) if _is_data(info.path)]
+    infos = [info for info in source.list_files(folder) if is_data(info.path)]
     where = f"{source.uri}/{folder}".rstrip("/")
     if not infos:
         raise InputError(
@@ -181,7 +181,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _is_data(path: str) -> bool:
+def is_data(path: str) -> bool:
     """Like Spark and pyarrow: names that begin with `_` or `.` are not data."""
     hidden = any(part.startswith(("_", ".")) for part in path.split("/"))
     return path.endswith((".parquet", ".parq", ".pq")) and not hidden
