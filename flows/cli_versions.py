@@ -25,16 +25,15 @@ def rollback(
 ) -> None:
     """Publish an earlier version of a date again; the current one is kept."""
     from pipeline.delta import update_table
+    from pipeline.finish import already_published
     from pipeline.job_file import parse_date
-    from pipeline.publish import write_reports
-    from pipeline.report import report_from_dict
     from pipeline.storage import open_storage
     from pipeline.versions import roll_back
 
     loaded = load(job, set)
     output = open_storage(loaded.output.uri)
     now = roll_back(output, loaded.name, parse_date(date), to)
-    write_reports(output, report_from_dict(now.manifest["report"]))
+    already_published(output, now)
     update_table(loaded, output, now.date)
     facts = {
         "job": now.job,

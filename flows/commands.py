@@ -9,6 +9,7 @@ import typer
 from flows.cli_bench import bench
 from flows.cli_engine import engine_app
 from flows.cli_plan import plan
+from flows.cli_report import compare, report
 from flows.cli_setup import doctor, init, schema
 from flows.cli_versions import gc, rollback
 from flows.terminal import (
@@ -23,6 +24,7 @@ from flows.terminal import (
     observer,
     print_json,
     show,
+    show_report,
 )
 
 app = typer.Typer(
@@ -81,28 +83,20 @@ def score_night(
         from flows.night import process_start, run_night
         from pipeline.run import Night
 
-        report = run_night(
+        found = run_night(
             Night(job=loaded, date=wanted, again=again, accept=accepted),
             observer(quiet=as_json),
             started=process_start(),
             lanes=lanes,
         )
-    show_report(report, as_json=as_json)
-
-
-def show_report(report: Any, *, as_json: bool) -> None:
-    """Print a report as the user asked for it."""
-    from pipeline.report_text import render_text
-
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        console.print(render_text(report))
+    show_report(found, as_json=as_json)
 
 
 app.command()(plan)
 app.command()(rollback)
 app.command()(gc)
+app.command()(report)
+app.command()(compare)
 
 
 @app.command()
@@ -132,21 +126,6 @@ def status(job: JobPath, json: Json = False, set: Set = None) -> None:
     from flows.inspect import render_status, status_facts
 
     show(status_facts(load(job, set)), render_status, as_json=json)
-
-
-@app.command()
-def report(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
-    """Show the report of a published date."""
-    from pipeline.delta import update_table
-    from pipeline.job_file import parse_date
-    from pipeline.publish import read_report
-    from pipeline.storage import open_storage
-
-    loaded = load(job, set)
-    output = open_storage(loaded.output.uri)
-    found = read_report(output, loaded.name, parse_date(date))
-    update_table(loaded, output, found.date)  # a crash may have left it undone
-    show_report(found, as_json=json)
 
 
 @app.command()

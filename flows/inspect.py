@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.devices import lane_devices
+from flows.night import price_of
+from pipeline.alerts import stale_price
 from pipeline.config import Job
 from pipeline.engine import find_engine, load_class_names, open_store, request_for
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, utc_now
 from pipeline.plan import make_plan, run_id_of
-from pipeline.report_words import plain
+from pipeline.report_words import hourly, plain
 from pipeline.storage import MANIFEST, open_storage
 from pipeline.tuning import find_tuning, with_settings
 from pipeline.versions import KEPT_MANIFEST, find_published, published_folder
@@ -54,7 +56,15 @@ def plan_facts(job: Job, date: str) -> Facts:
         "threads": device.num_threads,
         "tuning": asdict(tuning) if tuning else None,
         "tuning_text": str(tuning) if tuning else "not tuned; see `score tune`",
+        **_price_facts(job, date),
     }
+
+
+def _price_facts(job: Job, date: str) -> Facts:
+    """What an hour costs, and a warning where that was read too long ago; None: it was not."""
+    price, limit = price_of(job, date), job.alerts.max_price_age_days
+    warning = stale_price(price.instance, price.market, price.as_of, utc_now(), limit)
+    return {"price": asdict(price), "price_text": hourly(price), "price_warning": warning}
 
 
 def _chosen_rate(manifest: Any) -> float:
@@ -79,6 +89,9 @@ def render_plan(facts: Facts) -> RenderableType:
         table.add_row("engine", "must be built first, about a minute")
     table.add_row("device", f"{facts['device']}, {facts['threads']} threads")
     table.add_row("settings", facts["tuning_text"])
+    table.add_row("price", Text(facts["price_text"]))
+    if facts["price_warning"]:
+        table.add_row("", Text(facts["price_warning"], style="yellow"))
     table.add_row("published", "yes: a run would do nothing" if facts["published"] else "no")
     return table
 

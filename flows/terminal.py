@@ -58,6 +58,16 @@ def show(facts: Any, render: Callable[[Any], Any], *, as_json: bool) -> None:
         console.print(render(facts))
 
 
+def show_report(report: Any, *, as_json: bool) -> None:
+    """Print a report as the user asked for it."""
+    from pipeline.report_text import render_text
+
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        console.print(render_text(report))
+
+
 def observer(*, quiet: bool) -> Any:
     """Bars on a terminal, lines elsewhere; always on standard error."""
     from flows.progress import LineProgress, LiveProgress

@@ -179,6 +179,26 @@ class LimitsSection(Section):
     null: half of a lane's memory, and at most 4."""
 
 
+class AlertsSection(Section):
+    """What is odd in a published night beside the last seven: told in the report and in the mail.
+
+    Each limit may be null: never odd. Rates and costs are compared with the median of those nights,
+    once there are three.
+    """
+
+    max_rate_fall: Share | None = 0.2
+    """Examples per second, engine build left out: 0.2 is a fifth slower."""
+    max_cost_rise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.25
+    """Dollars per 100,000 rows: 0.25 is a quarter dearer."""
+    max_quarantine_rise: Share | None = 0.001
+    """Share of quarantined rows: 0.001 is one more row of a thousand."""
+    max_psi: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.1
+    """Population stability index of the scores besides what chance explains; above 0.1 is a minor
+    shift by the usual reading. `limits.max_psi` stops publication."""
+    max_price_age_days: Annotated[int, Field(ge=0)] | None = 180
+    """Days since the price of the machine was read."""
+
+
 class GpuDecodeSection(Section):
     """How a lane on a GPU decodes images."""
 
@@ -252,6 +272,7 @@ class Job(Section):
     output: OutputSection
     engine: EngineSection = EngineSection()
     limits: LimitsSection = LimitsSection()
+    alerts: AlertsSection = AlertsSection()
     lanes: LanesSection = LanesSection()
     cost: CostSection
 

@@ -6,7 +6,7 @@ import datetime
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 import yaml
@@ -46,13 +46,19 @@ class _UsdPerHour(_Section):
 class _Instance(_Section):
     hardware: str
     usd_per_hour: _UsdPerHour
+    source: str | None = None
+    """Null: the list's."""
+    as_of: datetime.date | None = None
+    """Null: the list's."""
 
 
 class _PriceList(_Section):
-    """The prices of one provider in one region, as read on one day."""
+    """The prices of one provider in one region, as read on one day but for exceptions."""
 
     provider: str
     region: str
+    currency: Literal["USD"]
+    """Stated, so that nobody adds prices of another one: reports are in US dollars."""
     source: str
     as_of: datetime.date
     instances: dict[str, _Instance]
@@ -166,8 +172,9 @@ def _instance_price(name: str, instance: _Instance, price_list: _PriceList) -> I
         hardware=instance.hardware,
         on_demand_usd_per_hour=instance.usd_per_hour.on_demand,
         spot_usd_per_hour=instance.usd_per_hour.spot,
-        source=f"{price_list.source} ({price_list.provider}, {price_list.region})",
-        as_of=price_list.as_of.isoformat(),
+        source=f"{instance.source or price_list.source} "
+        f"({price_list.provider}, {price_list.region})",
+        as_of=(instance.as_of or price_list.as_of).isoformat(),
     )
 
 

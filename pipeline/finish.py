@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 
+from pipeline.alerts import find_alerts
 from pipeline.config import Job
 from pipeline.cost import cost_of
 from pipeline.delta import update_table
@@ -13,6 +14,7 @@ from pipeline.engine_facts import engine_facts
 from pipeline.errors import StorageError
 from pipeline.footers import check_pin
 from pipeline.guards import Findings, check_before_publication
+from pipeline.history import nights_before, record_night, row_of
 from pipeline.interruptions import earlier_attempts, note_end
 from pipeline.lane import NO_TIME, Lane, add_times
 from pipeline.ledger import CommitRecord, utc_now
@@ -52,6 +54,10 @@ def finish_run(
     check_complete(run.plan, records)
     findings = check_before_publication(run, records, count_reasons(records))
     report = _make_report(run, lanes, records, price, uses, findings)
+    past = nights_before(output, run.job.name, run.plan.date)
+    version = run.replaces.version + 1 if run.replaces else 1
+    now = row_of(report, version=version, published_at=report.finished_at)
+    report = dataclasses.replace(report, alerts=find_alerts(now, past, run.job.alerts))
     draft = draft_of(run.job, run.plan, run.ledger, records, report)
     if not publish(draft, output, run.replaces):
         if run.replaces is not None:
@@ -63,7 +69,8 @@ def finish_run(
         first = find_published(output, run.job.name, run.plan.date)
         assert first is not None, "somebody was first"
         return already_published(output, first)
-    write_reports(output, report)
+    write_reports(output, report, past)
+    record_night(output, report, version=version, published_at=draft.manifest["published_at"])
     update_table(run.job, output, run.plan.date)
     return report
 
@@ -71,11 +78,13 @@ def finish_run(
 def already_published(output: Storage, published: Published) -> RunReport:
     """The report of a version that has been published before, marked as such.
 
-    What a crash right after its publication may have left undone is done.
+    What follows a publication is done, too, where it is not: a crash may have come between.
     """
     settle(output, published)
     report = report_from_dict(published.manifest["report"])
-    write_reports(output, report)
+    write_reports(output, report, nights_before(output, report.job, report.date))
+    published_at = published.manifest["published_at"]
+    record_night(output, report, version=published.version, published_at=published_at)
     return dataclasses.replace(report, status="already_published")
 
 
@@ -166,6 +175,8 @@ def _make_report(
         rows_replayed=rows_replayed,
         replay_is_exact=earlier.is_exact,
         replay_s=replay_s,
+        scoring_s=score_s + earlier.score_s,
+        building_s=build_s + earlier.build_s,
         limit=limit_of(
             ceilings,
             stages,

@@ -84,4 +84,5 @@ def compare_with(
         nights=tuple(kept),
         psi={name: shift.psi for name, shift in moved.items()},
         chance={name: shift.chance for name, shift in moved.items()},
+        before=as_text(before) if before else "",
     )

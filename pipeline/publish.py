@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.config import Job
 from pipeline.errors import InputError, VerifyError
+from pipeline.history import HistoryRow
 from pipeline.ledger import CommitRecord, Ledger, StoredFile, utc_now
 from pipeline.plan import Plan
 from pipeline.report import RunReport, report_from_dict
@@ -30,8 +31,8 @@ QUARANTINE_FOLDER = "_quarantine"
 """Readers ignore names that begin with `_`, so that `dt=*/*.parquet` is one schema."""
 
 
-def read_report(output: Storage, job: str, date: str) -> RunReport:
-    """The report of a published run, from its manifest.
+def expect_published(output: Storage, job: str, date: str) -> Published:
+    """The current version of a date.
 
     Raises:
         InputError: The date is not published.
@@ -42,7 +43,16 @@ def read_report(output: Storage, job: str, date: str) -> RunReport:
             f"{output.uri}/{published_folder(job, date)}: not published; expected a finished run. "
             f"Run `score run JOB --date {date}` first."
         )
-    return report_from_dict(published.manifest["report"])
+    return published
+
+
+def read_report(output: Storage, job: str, date: str) -> RunReport:
+    """The report of a published run, from its manifest.
+
+    Raises:
+        InputError: The date is not published.
+    """
+    return report_from_dict(expect_published(output, job, date).manifest["report"])
 
 
 def find_report(output: Storage, job: str, date: str) -> RunReport | None:
@@ -138,11 +148,17 @@ def publish(draft: Draft, output: Storage, replaces: Published | None = None) ->
     return False
 
 
-def write_reports(output: Storage, report: RunReport) -> None:
-    """`_report.json` and `_report.html` beside the parts; harmless when they are there already."""
+def write_reports(output: Storage, report: RunReport, past: Sequence[HistoryRow] = ()) -> None:
+    """`_report.json` and `_report.html` beside the parts; harmless when they are there already.
+
+    Args:
+        output: Of the job.
+        report: Of the night.
+        past: Nights before it, by date, for the page.
+    """
     folder = published_folder(report.job, report.date)
     output.create(f"{folder}/{REPORT_JSON}", report.to_json().encode())
-    output.create(f"{folder}/{REPORT_HTML}", render_html(report).encode())
+    output.create(f"{folder}/{REPORT_HTML}", render_html(report, past).encode())
 
 
 def _published_files(record: CommitRecord) -> list[tuple[str, StoredFile]]:

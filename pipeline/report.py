@@ -155,6 +155,7 @@ class Price:
     source: str
     as_of: str
     """ISO date on which the price was read."""
+    currency: str = "USD"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,6 +242,18 @@ class ScoreDistribution:
     """Population stability index, of `scores`, or of `probability` and `classes`."""
     chance: dict[str, float] = field(default_factory=dict)
     """What of each chance explains: values are few."""
+    before: str = ""
+    """The counts of `nights` together; empty without any."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alert:
+    """What is odd beside the nights before; it stops nothing. See pipeline/alerts.py."""
+
+    name: str
+    """`rate`, `cost`, `quarantine`, `scores` or `price`."""
+    text: str
+    """One sentence, with the numbers and the key of the job file that says what is odd."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -312,6 +325,11 @@ class RunReport:
     and `cost.replay_usd` are then the most that it can be."""
     replay_s: float = 0.0
     """Wall-clock seconds for those rows, at the rate of all attempts."""
+    scoring_s: float = 0.0
+    """Wall-clock seconds of scoring, of all attempts; `replay_s` is a part of it."""
+    building_s: float = 0.0
+    """Wall-clock seconds of building the engine, of all attempts."""
+    alerts: tuple[Alert, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -339,6 +357,7 @@ def report_from_dict(data: dict[str, Any]) -> RunReport:
             "drift": Drift(**data["drift"]) if data.get("drift") else None,
             "distribution": _distribution(data.get("distribution")),
             "accepted": tuple(data.get("accepted", ())),
+            "alerts": tuple(Alert(**alert) for alert in data.get("alerts", ())),
             "unreadable_files": tuple(
                 UnreadableFile(**file) for file in data.get("unreadable_files", ())
             ),

@@ -37,13 +37,14 @@ def distribution_sentence(found: ScoreDistribution) -> str:
     """How far the scores have moved since the last nights."""
     if not found.nights:
         return "no earlier night of this model to compare with"
-    parts = [f"{name} {_shift(psi, found.chance[name])}" for name, psi in found.psi.items()]
+    parts = [f"{name} {shift_text(psi, found.chance[name])}" for name, psi in found.psi.items()]
     nights = words.plural(len(found.nights), "night")
     since = words.plain(found.nights[-1])
     return f"stability index: {', '.join(parts)}; against {nights} since {since}"
 
 
-def _shift(psi: float, chance: float) -> str:
+def shift_text(psi: float, chance: float) -> str:
+    """`0.312 (a major shift)`."""
     if psi <= max(chance, MINOR_SHIFT):
         meaning = "no shift"
     else:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
+from itertools import compress
 
 from pipeline import report_devices
 from pipeline import report_tables as tables
 from pipeline import report_words as words
+from pipeline.history import HistoryRow
 from pipeline.report import RunReport, StageTimes
 from pipeline.report_guards import guard_facts
 from pipeline.report_markup import (
@@ -21,6 +24,7 @@ from pipeline.report_markup import (
     tag,
     with_bars,
 )
+from pipeline.report_nights import alerts_part, nights_part, scores_figure
 
 # Even if something slipped through the escaping, the page could neither run nor load it.
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -28,9 +32,16 @@ COST_COLORS = ("main", "second", "rest", "third")
 PHASE_COLORS = ("rest", "rest", "second", "main", "third")
 
 
-def render_html(report: RunReport) -> str:
-    """The whole page."""
+def render_html(report: RunReport, past: Sequence[HistoryRow] = ()) -> str:
+    """The whole page.
+
+    Args:
+        report: Of the night.
+        past: Nights of the job before it, by date.
+    """
     sections = [
+        alerts_part(report),
+        nights_part(report, past),
         _time(report),
         _limits(report),
         _devices(report),
@@ -142,21 +153,28 @@ def _limits(report: RunReport) -> Markup:
         "How near to the limit",
         f"{speed}{words.limit_sentence(report) or ''} What the stages do, on this device and with "
         "rows of this run:",
-        table("", columns, with_bars(tables.limit_rows(report), bars)),
+        table("Rows per second", columns, with_bars(tables.limit_rows(report), bars)),
     )
 
 
 def _devices(report: RunReport) -> Markup:
     if not report.devices:
         return Markup()
-    first, *others = report_devices.COLUMNS
+    rows = report_devices.device_rows(report)
+    # What no device of this machine tells would only push the others out of the page.
+    told = [
+        any(row[place] != report_devices.UNKNOWN for row in rows)
+        for place in range(len(report_devices.COLUMNS))
+    ]
+    shown = [tuple(compress(row, told)) for row in rows]
+    first, *others = compress(report_devices.COLUMNS, told)
     bars = [bar((use.utilisation_mean or 0.0, "main")) for use in report.devices]
     columns = {first: "", "": "wide"} | dict.fromkeys(others, "number")
     energy = report_devices.energy_sentence(report)
     return section(
         "What the devices did",
         f"{energy}." if energy else "While rows were scored, sampled once a second:",
-        table("", columns, with_bars(report_devices.device_rows(report), bars)),
+        table("Means and extremes", columns, with_bars(shown, bars)),
     )
 
 
@@ -198,7 +216,7 @@ def _quarantine(report: RunReport) -> Markup:
         return Markup()
     bars = [bar((num_rows / report.quarantined, "second")) for _, num_rows in words.reasons(report)]
     columns = {"reason": "", "": "wide", "rows": "number"}
-    content = [table("", columns, with_bars(tables.reason_rows(report), bars))]
+    content = [table("By reason", columns, with_bars(tables.reason_rows(report), bars))]
     if report.quarantine_samples:
         columns = {"file": "", "row": "number", "reason": "", "message": "message"}
         content.append(table("Some of them", columns, tables.sample_rows(report), class_="stack"))
@@ -215,7 +233,7 @@ def _guards(report: RunReport) -> Markup:
     if not facts:
         return Markup()
     lead = "Published although a guard had stopped it." if report.accepted else ""
-    return section("What was checked", lead, fact_list(dict(facts)))
+    return section("What was checked", lead, fact_list(dict(facts)), scores_figure(report))
 
 
 def _unreadable(report: RunReport) -> Markup:
@@ -227,7 +245,7 @@ def _unreadable(report: RunReport) -> Markup:
         f"{words.plural(len(report.unreadable_files), 'file')} of the date cannot be read as "
         "Parquet. Their rows are in none of the figures above; once repaired, score the date "
         "again.",
-        table("", columns, tables.unreadable_rows(report), class_="stack"),
+        table("Not scored", columns, tables.unreadable_rows(report), class_="stack"),
     )
 
 

@@ -68,7 +68,7 @@ def table(
         lines.append(tag("tr", name, *cells, class_="strong" if is_strong else ""))
     content = tag(
         "table",
-        tag("caption", caption) if caption else "",
+        tag("caption", caption),
         tag("thead", tag("tr", *heads)),
         tag("tbody", *lines),
         class_=class_,

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pipeline import report_tables as tables
 from pipeline import report_words as words
-from pipeline.report import RunReport
+from pipeline.report import Alert, RunReport
 from pipeline.report_devices import device_facts
 from pipeline.report_guards import guard_facts
 
@@ -29,6 +29,7 @@ def render_text(report: RunReport) -> RenderableType:
         Text(f"{words.plain(report.job)}, {words.plain(report.date)}", style="dim"),
         Text(words.headline(report), style=_mood(report)),
         Text(words.subline(report)),
+        *alert_lines(report.alerts),
         Text(),
         _facts(_key_facts(report)),
     ]
@@ -45,11 +46,18 @@ def render_text(report: RunReport) -> RenderableType:
     return Group(*parts, Text(), _facts(_places(report)))
 
 
+def alert_lines(alerts: Iterable[Alert]) -> list[RenderableType]:
+    """A line for each alert, set apart from what stands above; nothing without any."""
+    lines = [Text.assemble((f"{alert.name}: ", "bold yellow"), alert.text) for alert in alerts]
+    return [Text(), *lines] if lines else []
+
+
 def render_markdown(report: RunReport) -> str:
     """The report as GitHub-flavoured Markdown."""
     blocks = [
         f"# {_md(words.headline(report))}",
         f"{_md(report.job)}, {_md(report.date)}. {_md(words.subline(report))}",
+        *(f"**{_md(alert.name)}**: {_md(alert.text)}" for alert in report.alerts),
         _md_table(("fact", "value"), _key_facts(report)),
     ]
     if report.stages:

@@ -235,7 +235,8 @@ def market(price: Price) -> str:
 
 def hourly(price: Price) -> str:
     """Which price an hour of the machine has."""
-    return f"{plain(price.instance)}, {market(price)}, ${price.usd_per_hour:,.6g} an hour"
+    hour = f"${price.usd_per_hour:,.6g} an hour ({plain(price.currency)})"
+    return f"{plain(price.instance)}, {market(price)}, {hour}"
 
 
 def engine_name(engine: EngineFacts) -> str:

@@ -15,6 +15,7 @@ SHIPPED = Path(__file__).parents[2] / "configs" / "prices.yaml"
 LIST = """
 - provider: Example
   region: here
+  currency: USD
   source: https://example.com/prices
   as_of: 2025-07-01
   instances:
@@ -64,6 +65,30 @@ def test_the_market_chooses_the_price(tmp_path: Path) -> None:
     )
 
 
+def test_an_entry_may_have_a_source_and_a_date_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "prices.yaml"
+    more = "    large: {hardware: x, usd_per_hour: {on_demand: 7, spot: 4}, as_of: 2026-10-01, "
+    path.write_text(f"{LIST}{more}source: https://example.com/offer}}\n")
+    prices = load_prices(path)
+    assert (prices["small"].as_of, prices["large"].as_of) == ("2025-07-01", "2026-10-01")
+    assert prices["large"].source == "https://example.com/offer (Example, here)"
+
+
+@pytest.mark.parametrize("market", ["on_demand", "spot"])
+@pytest.mark.parametrize("provider", ["AWS", "Google Cloud", "Azure"])
+@pytest.mark.parametrize("is_gpu", [True, False])
+def test_each_provider_has_machines_with_and_without_a_gpu(
+    prices: dict[str, InstancePrice], provider: str, market: str, is_gpu: bool
+) -> None:
+    found = [
+        find_price(prices, each.instance, market).usd_per_hour
+        for each in prices.values()
+        if f"({provider}, " in each.source and (" x " in each.hardware) == is_gpu
+    ]
+    assert len(found) >= 4
+    assert len(set(found)) > 1
+
+
 def test_an_unknown_machine_is_refused_with_close_names_and_the_way_out(
     prices: dict[str, InstancePrice],
 ) -> None:
@@ -81,6 +106,8 @@ def test_an_unknown_market_is_refused(prices: dict[str, InstancePrice]) -> None:
     [
         ("region: here", "region: here\n  zone: x", r"0\.zone: unknown key"),
         ("  region: here\n", "", r"0\.region: missing"),
+        ("  currency: USD\n", "", r"0\.currency: missing"),
+        ("currency: USD", "currency: EUR", r"0\.currency: 'EUR'; input should be 'USD'"),
         ("spot: 1.8", "spot: -1", r"usd_per_hour\.spot: -1; input should be greater than 0"),
         ("spot: 1.8", "spot: .inf", r"usd_per_hour\.spot: inf"),
         ("2025-07-01", "yesterday", r"as_of: 'yesterday'"),
