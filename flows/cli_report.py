@@ -17,10 +17,13 @@ def report(
     last: Annotated[
         int | None, typer.Option(help="Not one night: a table of so many, the newest ones.", min=1)
     ] = None,
+    send: Annotated[
+        bool, typer.Option("--send", help="Mail it, unless that was done; see the job's `mail`.")
+    ] = False,
     json: Json = False,
     set: Set = None,
 ) -> None:
-    """Show the report of a published date, or the last nights in a table."""
+    """Show the report of a published date, mail it, or show the last nights in a table."""
     from flows.nights import last_facts, render_last, report_of
     from flows.terminal import show_report
     from pipeline.job_file import parse_date
@@ -28,6 +31,11 @@ def report(
     loaded = load(job, set)
     if last is not None:
         show(last_facts(loaded, last), render_last, as_json=json)
+    elif send:
+        from flows.mail import render_sent, send_facts
+
+        found = report_of(loaded, date and parse_date(date))
+        show(send_facts(loaded, found), render_sent, as_json=json)
     else:
         show_report(report_of(loaded, date and parse_date(date)), as_json=json)
 

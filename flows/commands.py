@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,9 @@ from flows.terminal import (
     show,
     show_report,
 )
+
+if TYPE_CHECKING:
+    from pipeline.report import RunReport
 
 app = typer.Typer(
     name="score",
@@ -73,22 +76,27 @@ def score_night(
 ) -> None:
     """Score a date, and print its report."""
     from flows.devices import start_lanes
+    from flows.mail import mailed
     from pipeline.errors import known_guards
     from pipeline.job_file import parse_date
 
     loaded, wanted = load(job, overrides), parse_date(date)
     accepted = known_guards(accept or ())
-    with interruptible():
+
+    def say(text: str) -> None:
+        observer(quiet=as_json).say(text)
+
+    def score() -> RunReport:
         lanes = start_lanes(loaded)  # their processes import what they need while this one does
         from flows.night import process_start, run_night
         from pipeline.run import Night
 
-        found = run_night(
-            Night(job=loaded, date=wanted, again=again, accept=accepted),
-            observer(quiet=as_json),
-            started=process_start(),
-            lanes=lanes,
-        )
+        night = Night(job=loaded, date=wanted, again=again, accept=accepted)
+        watcher = observer(quiet=as_json)
+        return run_night(night, watcher, started=process_start(), lanes=lanes)
+
+    with interruptible():
+        found = mailed(loaded, wanted, say, score)
     show_report(found, as_json=as_json)
 
 

@@ -21,6 +21,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from pydantic import Field
 
+from flows.mail import mailed
 from flows.night import Group, run_night
 from flows.progress import LineProgress
 from pipeline.errors import ConfigError, known_guards
@@ -123,10 +124,10 @@ def score(
     """
     wanted: dict[str, object] = {"date": date, "days_back": days_back, "timezone": timezone}
     logger = get_run_logger()
-    report = run_night(
-        Night(job=load_job(job), date=_date_from(wanted), accept=known_guards(accept)),
-        LineProgress(logger.info, PROGRESS_PERIOD_S),
-        map_as_tasks,
+    night = Night(job=load_job(job), date=_date_from(wanted), accept=known_guards(accept))
+    observer = LineProgress(logger.info, PROGRESS_PERIOD_S)
+    report = mailed(
+        night.job, night.date, observer.say, lambda: run_night(night, observer, map_as_tasks)
     )
     create_markdown_artifact(
         render_markdown(report),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from email.utils import parseaddr
 from typing import Annotated, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.paths import stays_below
 
@@ -260,6 +261,60 @@ class CostSection(Section):
     """Your own price: used instead of the price list."""
 
 
+def _one_address(text: str) -> str:
+    person, _, place = parseaddr(text)[1].rpartition("@")
+    # A line break in a name would begin another header of the mail.
+    is_one = person and place and text.count("@") == 1 and text.isprintable()
+    if not is_one or not f"{person}{place}".isascii() or {*person, *place} & {*" ,;:<>()[]"}:
+        raise ValueError("expected one address, such as me@example.com or Me <me@example.com>")
+    return text
+
+
+MailAddress = Annotated[str, AfterValidator(_one_address)]
+
+
+class MailSection(Section):
+    """The mail about each night. A mail that cannot be sent never touches the run.
+
+    The login is none of the job file's business: it is in NIGHTSCORE_SMTP_USER and
+    NIGHTSCORE_SMTP_PASSWORD; without them the server is asked for none.
+    """
+
+    to: Annotated[tuple[MailAddress, ...], Field(min_length=1)]
+    """Who gets it, such as `[me@example.com]`."""
+    sender: Annotated[MailAddress, Field(alias="from")]
+    """Address that it comes from."""
+    host: str | None = None
+    """SMTP server; exactly one of this and `prefect_block`."""
+    port: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    """Null: 587 for `starttls`, 465 for `tls`, 25 for `none`."""
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    """`starttls`: begins in clear and goes on encrypted, or not at all. `tls`: encrypted from the
+    start. `none`: in clear, and without a login. The server's certificate is always checked."""
+    ca_file: str | None = None
+    """PEM file with the authority of your own server's certificate; null: those of the system."""
+    prefect_block: str | None = None
+    """Name of an EmailServerCredentials block on the Prefect server, which has host, port, security
+    and login (needs the extra `mail`)."""
+    when: Annotated[tuple[Literal["published", "failed", "warning"], ...], Field(min_length=1)] = (
+        "published",
+        "failed",
+        "warning",
+    )
+    """`published`: the report of each night. `failed`: nights that failed, were stopped by a guard
+    or interrupted. `warning`: a deadline in danger, and nights that were published with alerts."""
+
+    deadline_s: Annotated[float, Field(gt=0, le=600)] = 30.0
+    """Seconds that a night that has ended waits for its mail; a server that does not take it is
+    asked again until then. `score report JOB --date D --send` sends it later."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_server(self) -> MailSection:
+        if (self.host is None) == (self.prefect_block is None):
+            raise ValueError("expected exactly one of `host` and `prefect_block`")
+        return self
+
+
 class Job(Section):
     """One job file."""
 
@@ -275,6 +330,8 @@ class Job(Section):
     alerts: AlertsSection = AlertsSection()
     lanes: LanesSection = LanesSection()
     cost: CostSection
+    mail: MailSection | None = None
+    """Null: no mail."""
 
     @pydantic.model_validator(mode="after")
     def _columns_differ(self) -> Job:

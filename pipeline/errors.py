@@ -9,6 +9,7 @@ PipelineError
 |   `-- StoreUnavailableError  it is full or out of reach; the same command resumes: exit 75
 |-- LaneError              a worker process died more often than is allowed: exit 1
 |-- VerifyError            published output does not agree with its input: exit 1
+|-- MailError              a mail was not sent; the run is not touched: exit 1
 |-- GuardError             a limit of the job file stopped publication: exit 3
 `-- Interrupted            stopped from outside; the same command resumes: exit 75
 
@@ -71,6 +72,10 @@ class LaneError(PipelineError):
 
 class VerifyError(PipelineError):
     """What was published does not agree with the input, or is damaged."""
+
+
+class MailError(PipelineError):
+    """A mail was not sent; whatever it is about is not touched by that."""
 
 
 class GuardError(PipelineError):

@@ -148,4 +148,4 @@ def _allowed_keys(location: Sequence[int | str]) -> list[str]:
         annotation = section.model_fields[str(key)].annotation
         choices = getattr(annotation, "__args__", None) or (annotation,)
         section = next(choice for choice in choices if choice is not type(None))
-    return list(section.model_fields)
+    return [field.alias or name for name, field in section.model_fields.items()]

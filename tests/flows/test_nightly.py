@@ -78,6 +78,7 @@ def fake_night(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     replaced: dict[str, Callable[..., Any]] = {
         "load_job": lambda path: f"job of {path}",
         "run_night": run_night,
+        "mailed": lambda _job, _date, _say, score: score(),
         "render_markdown": lambda report: f"# {report.rows} rows",
         "create_markdown_artifact": create_artifact,
         "get_run_logger": lambda: logging.getLogger("night"),

@@ -1,0 +1,85 @@
+"""Of all who want to send a mail one does; a claim that nobody holds any more is taken over."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from flows.mail_outbox import FOLDER, LEASE_S, Outbox
+from pipeline.errors import MailError
+from pipeline.gc import GcRules, find_garbage
+from pipeline.storage import open_storage
+
+
+def an_outbox(root: Path) -> Outbox:
+    return Outbox(open_storage(str(root)), "users", "2026-11-20-published-1")
+
+
+def expire(root: Path, claim: str) -> None:
+    long_ago = time.time() - LEASE_S - 1
+    os.utime(root / claim, (long_ago, long_ago))
+
+
+def test_a_mail_is_claimed_once(tmp_path: Path) -> None:
+    an_outbox(tmp_path).claim()
+    with pytest.raises(MailError, match=rf"process {os.getpid()} on \S+ is sending this mail"):
+        an_outbox(tmp_path).claim()
+
+
+def test_of_many_who_claim_at_once_one_does(tmp_path: Path) -> None:
+    def try_it(_: int) -> bool:
+        try:
+            an_outbox(tmp_path).claim()
+        except MailError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(try_it, range(32))) == 1
+
+
+def test_a_claim_that_is_given_back_is_free(tmp_path: Path) -> None:
+    outbox = an_outbox(tmp_path)
+    claim = outbox.claim()
+    outbox.release(claim)
+    assert an_outbox(tmp_path).claim() == claim
+
+
+def test_a_claim_whose_owner_died_is_taken_over_by_one(tmp_path: Path) -> None:
+    expire(tmp_path, an_outbox(tmp_path).claim())
+    assert an_outbox(tmp_path).claim().endswith("claim-001.json")
+    with pytest.raises(MailError, match="is sending this mail"):
+        an_outbox(tmp_path).claim()
+
+
+def test_what_is_sent_is_known_to_others_with_who_was_refused(tmp_path: Path) -> None:
+    outbox = an_outbox(tmp_path)
+    assert not outbox.is_sent()
+    outbox.note_sent("<1@example.com>", ["a@example.com", "b@example.com"], {"b@example.com": "no"})
+    assert an_outbox(tmp_path).is_sent()
+    (note,) = tmp_path.glob(f"users/{FOLDER}/*/sent.json")
+    assert json.loads(note.read_text())["refused"] == {"b@example.com": "no"}
+
+
+def test_gc_leaves_the_notes_alone_however_old(tmp_path: Path) -> None:
+    outbox = an_outbox(tmp_path)
+    expire(tmp_path, outbox.claim())
+    outbox.note_sent("<1@example.com>", ["a@example.com"], {})
+    rules = GcRules(before=time.time() + 1, keep_versions=0, unfinished=True)
+    assert find_garbage(open_storage(str(tmp_path)), "users", rules).files == ()
+
+
+def test_an_object_store_keeps_the_same_notes(s3_folder: str) -> None:
+    outbox = Outbox(open_storage(s3_folder), "users", "2026-11-20-published-1")
+    claim = outbox.claim()
+    with pytest.raises(MailError, match="is sending this mail"):
+        outbox.claim()
+    outbox.release(claim)
+    assert outbox.claim() == claim
+    outbox.note_sent("<1@example.com>", ["a@example.com"], {})
+    assert outbox.is_sent()
