@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli_backfill import backfill
 from flows.cli_bench import bench
 from flows.cli_engine import engine_app
 from flows.cli_plan import plan
@@ -101,6 +102,7 @@ def score_night(
 
 
 app.command()(plan)
+app.command()(backfill)
 app.command()(rollback)
 app.command()(gc)
 app.command()(report)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.devices import lane_devices
+from flows.forecast import forecast_facts, forecast_rows
 from flows.night import price_of
 from pipeline.alerts import stale_price
 from pipeline.config import Job
@@ -37,17 +38,22 @@ def plan_facts(job: Job, date: str) -> Facts:
     run_id = run_id_of(plan, job, engine.key, names) if engine else None
     done = Ledger(output, job.name, run_id).records() if run_id else {}
     sizes = sorted(shard.num_rows for shard in plan.shards)
+    is_published = find_published(output, job.name, date) is not None
+    rows_done = sum(record.num_rows for record in done.values())
+    rows_to_do = None if is_published else plan.num_rows - rows_done
     return {
         "job": job.name,
         "date": date,
-        "published": find_published(output, job.name, date) is not None,
+        "published": is_published,
         "run_id": run_id,
         "files": len(plan.files),
         "input_bytes": sum(file.num_bytes for file in plan.files),
         "unreadable_files": [asdict(file) for file in plan.unreadable],
         "rows": plan.num_rows,
         "shards": len(plan.shards),
+        "rows_to_do": rows_to_do or 0,
         "shards_done": len(done),
+        "shards_to_do": 0 if is_published else len(plan.shards) - len(done),
         "smallest_shard_rows": sizes[0],
         "largest_shard_rows": sizes[-1],
         "engine": engine.key if engine else None,
@@ -56,6 +62,7 @@ def plan_facts(job: Job, date: str) -> Facts:
         "threads": device.num_threads,
         "tuning": asdict(tuning) if tuning else None,
         "tuning_text": str(tuning) if tuning else "not tuned; see `score tune`",
+        **forecast_facts(job, date, output, rows=rows_to_do, must_build=engine is None),
         **_price_facts(job, date),
     }
 
@@ -81,14 +88,17 @@ def render_plan(facts: Facts) -> RenderableType:
     for file in facts["unreadable_files"]:
         table.add_row("unreadable", Text(f"{file['path']}: {file['message']}"))
     sizes = f"{facts['smallest_shard_rows']:,} to {facts['largest_shard_rows']:,} rows each"
-    table.add_row("shards", f"{facts['shards']:,} ({sizes}), {facts['shards_done']:,} done")
+    progress = f"{facts['shards_done']:,} done, {facts['shards_to_do']:,} to do"
+    table.add_row("shards", f"{facts['shards']:,} ({sizes}), {progress}")
     if facts["engine"]:
         rate = facts["engine_rows_per_s"]
         table.add_row("engine", f"{facts['engine'][:12]}, {rate:,.0f} rows/s alone when built")
     else:
-        table.add_row("engine", "must be built first, about a minute")
+        table.add_row("engine", "must be built first")
     table.add_row("device", f"{facts['device']}, {facts['threads']} threads")
     table.add_row("settings", facts["tuning_text"])
+    for what, said in forecast_rows(facts):
+        table.add_row(what, said)
     table.add_row("price", Text(facts["price_text"]))
     if facts["price_warning"]:
         table.add_row("", Text(facts["price_warning"], style="yellow"))

@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
 from engines.errors import EngineCorruptError
 from flows.devices import start_lanes
+from flows.giving_way import at_work
+from flows.lookout import Lookout, OnWarning
 from flows.shipped import shipped_config
 from flows.spot import notices
 from pipeline.config import Job
@@ -63,6 +65,9 @@ class Observer(Protocol):
     def update(self, times: dict[str, StageTimes]) -> None:
         """Stage times until now; called a few times a second."""
 
+    def expect(self, end: str) -> None:
+        """When the night will end, in a few words, and how that is to its deadline; as often."""
+
     def stop(self) -> None:
         """Scoring has ended, well or not."""
 
@@ -73,6 +78,7 @@ def run_night(
     map_groups: MapGroups | None = None,
     started: float | None = None,
     lanes: list[Lane] | None = None,
+    on_warning: OnWarning | None = None,
 ) -> RunReport:
     """Score one date of a job and publish it; a published date is left as it is.
 
@@ -83,6 +89,8 @@ def run_night(
         started: `time.monotonic()` when the process began; now by default.
         lanes: Of the job, and closed here: whoever starts them before this module is imported gains
             that time; started here by default.
+        on_warning: Is told when the deadline of the job's `window` is in danger, besides the
+            observer.
 
     An engine from the store that does not open, or does not answer as it did, is built anew, once.
 
@@ -97,7 +105,7 @@ def run_night(
         run: PreparedRun | None = None
         try:
             with open_lanes(lanes, job.lanes.grace_s, observer), notices(job, observer.say):
-                price = price_of(job, date)
+                price = price_of(job, date, night.machine_share)
                 output = open_storage(job.output.uri)
                 published = find_published(output, job.name, date)
                 if published is not None and night.again == "no":
@@ -108,8 +116,9 @@ def run_night(
                     tuned, devices, clock, observer.say, replaces=published, rebuild=rebuild
                 )
                 watch = watch_over(run, price)
+                lookout = Lookout(run, len(lanes), observer, on_warning)
                 with resumable():
-                    uses = _score(run, lanes, observer, map_groups or map_in_threads, watch)
+                    uses = _score(run, lanes, lookout, map_groups or map_in_threads, watch)
             with resumable():
                 return finish_run(run, lanes, price, uses)
         except BaseException as error:
@@ -117,11 +126,12 @@ def run_night(
                 end_run(run, lanes, error)
             raise
 
-    try:
-        return attempt(lanes or start_lanes(job), rebuild=False)
-    except EngineCorruptError as error:  # its hashes are right, or it would not have been found
-        log.warning("%s This run builds a new one.", error)
-    return attempt(start_lanes(job), rebuild=True)
+    with nullcontext() if night.gives_way else at_work(job):
+        try:
+            return attempt(lanes or start_lanes(job), rebuild=False)
+        except EngineCorruptError as error:  # its hashes are right, or it would not have been found
+            log.warning("%s This run builds a new one.", error)
+        return attempt(start_lanes(job), rebuild=True)
 
 
 def _tuned(job: Job, device: LaneDevice, observer: Observer) -> Job:
@@ -133,12 +143,27 @@ def _tuned(job: Job, device: LaneDevice, observer: Observer) -> Job:
     return with_settings(job, tuning.settings)
 
 
-def price_of(job: Job, date: str) -> Price:
-    """The price of this machine: the job's own, or that of its entry in configs/prices.yaml."""
+def price_of(job: Job, date: str, machine_share: float = 1.0) -> Price:
+    """The price of this machine: the job's own, or that of its entry in configs/prices.yaml.
+
+    Args:
+        job: The job.
+        date: ISO date of the run.
+        machine_share: Of the machine that the run pays; the price then says so.
+    """
     cost = job.cost
     if cost.usd_per_hour is not None:
-        return own_price(cost.instance, cost.usd_per_hour, as_of=date)
-    return find_price(load_prices(Path(shipped_config("prices.yaml"))), cost.instance, cost.market)
+        price = own_price(cost.instance, cost.usd_per_hour, as_of=date)
+    else:
+        listed = load_prices(Path(shipped_config("prices.yaml")))
+        price = find_price(listed, cost.instance, cost.market)
+    if machine_share == 1:
+        return price
+    return dataclasses.replace(
+        price,
+        usd_per_hour=price.usd_per_hour * machine_share,
+        source=f"{price.source}; {machine_share:.0%} of the machine, which other dates share",
+    )
 
 
 @contextmanager
@@ -204,10 +229,11 @@ def next_signals() -> Iterator[list[int]]:
 def _score(
     run: PreparedRun,
     lanes: list[Lane],
-    observer: Observer,
+    lookout: Lookout,
     map_groups: MapGroups,
     watch: NightWatch,
 ) -> tuple[DeviceUse, ...]:
+    observer = lookout.observer
     num_todo = sum(shard.num_rows for shard in run.todo)
     num_rows = run.plan.num_rows
     if not run.todo:
@@ -229,18 +255,18 @@ def _score(
 
     observer.start(num_rows, num_rows - num_todo)
     devices = dict.fromkeys(lane.device.engine_device for lane in lanes)  # lanes may share a CPU
-    with Sampler(devices) as sampler, _watch(lanes, observer):
+    with Sampler(devices) as sampler, _watch(lanes, lookout):
         map_groups(score_group, groups, CALLERS_PER_LANE * len(lanes))
     return sampler.use()
 
 
 @contextmanager
-def _watch(lanes: list[Lane], observer: Observer) -> Iterator[None]:
+def _watch(lanes: list[Lane], lookout: Lookout) -> Iterator[None]:
     done = threading.Event()
 
     def tell() -> None:
         while not done.wait(PROGRESS_PERIOD_S):
-            observer.update(add_times(lane.times() for lane in lanes))
+            lookout.look(add_times(lane.times() for lane in lanes))
 
     watcher = threading.Thread(target=tell, name="progress", daemon=True)
     watcher.start()
@@ -249,7 +275,7 @@ def _watch(lanes: list[Lane], observer: Observer) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
-        observer.stop()
+        lookout.observer.stop()
 
 
 def map_in_threads(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -23,12 +23,23 @@ LINE_PERIOD_S = 10.0
 """Plain lines come at a pace that a log can bear."""
 
 
+class _Bars(Progress):
+    """Bars, and below them when the night will end."""
+
+    end = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.end:
+            yield Text(self.end, style="dim")
+
+
 class LiveProgress:
     """One bar for each stage, with rows, rate and time left."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bars: Progress | None = None
+        self._bars: _Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._num_todo = 0
         self._started = 0.0
@@ -44,7 +55,7 @@ class LiveProgress:
         self._num_todo = num_rows - num_done
         self._started = time.monotonic()
         self._tasks = {}  # a night that builds its engine anew begins again
-        self._bars = Progress(
+        self._bars = _Bars(
             TextColumn("{task.description:>6}"),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
@@ -67,6 +78,11 @@ class LiveProgress:
             rate = stage.items / elapsed_s
             self._bars.update(self._tasks[name], completed=stage.items, rate=rate)
 
+    def expect(self, end: str) -> None:
+        """Show when the night will end, below the bars."""
+        if self._bars is not None:
+            self._bars.end = end
+
     def stop(self) -> None:
         """Take the bars away."""
         if self._bars is not None:
@@ -86,6 +102,7 @@ class LineProgress:
         self._period_s = period_s
         self._num_todo = 0
         self._started = self._next_line = 0.0
+        self._end = ""
 
     def say(self, text: str) -> None:
         """Write a line."""
@@ -98,6 +115,7 @@ class LineProgress:
         self._num_todo = num_rows - num_done
         self._started = time.monotonic()
         self._next_line = self._started + self._period_s
+        self._end = ""
 
     def update(self, times: dict[str, StageTimes]) -> None:
         """Write a line when it is time for one."""
@@ -107,9 +125,13 @@ class LineProgress:
         self._next_line = now + self._period_s
         done = times["write"].items
         rate = done / (now - self._started)
-        left = f"{(self._num_todo - done) / rate:,.0f} s left" if rate else "no rate yet"
+        end = f", {self._end}" if self._end else ""
         rows = ", ".join(f"{name} {stage.items:,}" for name, stage in times.items())
-        self._write(f"{done / self._num_todo:.0%} committed, {rate:,.0f} rows/s, {left} ({rows})")
+        self._write(f"{done / self._num_todo:.0%} committed, {rate:,.0f} rows/s{end} ({rows})")
+
+    def expect(self, end: str) -> None:
+        """The next line says when the night will end."""
+        self._end = end
 
     def stop(self) -> None:
         """Nothing to take away."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from email.utils import parseaddr
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pydantic
 from pydantic import AfterValidator, Field
@@ -250,6 +251,41 @@ class LanesSection(Section):
     gpu_decode: GpuDecodeSection = GpuDecodeSection()
 
 
+class WindowSection(Section):
+    """By when a night must be published. One that will not make it warns early, and goes on."""
+
+    deadline: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")] | None = None
+    """Time of day, such as `"07:00"`, in `timezone`, `days_after` days after the date that is
+    scored. A date that is caught up with more than a day later has no deadline any more."""
+    timezone: str = "UTC"
+    """Such as `Europe/Zurich`."""
+    days_after: Annotated[int, Field(ge=0)] = 1
+    """1: yesterday's rows are due this morning."""
+    max_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Hours that a night may take from the start of its first attempt. With a deadline as well,
+    what comes first counts."""
+
+    @pydantic.field_validator("deadline", mode="before")
+    @classmethod
+    def _not_in_base_sixty(cls, value: Any) -> Any:
+        """YAML 1.1 takes an unquoted 10:30 for the number 630."""
+        if isinstance(value, int) and 0 <= value < 24 * 60:
+            return f"{value // 60:02}:{value % 60:02}"
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _is_known(self) -> WindowSection:
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(
+                f"timezone: {self.timezone!r}; expected a name such as Europe/Zurich or UTC"
+            ) from None
+        if self.deadline is None and self.max_hours is None:
+            raise ValueError("expected `deadline`, `max_hours` or both")
+        return self
+
+
 class CostSection(Section):
     """What an hour of this machine costs: an entry of configs/prices.yaml, or your own price."""
 
@@ -329,6 +365,8 @@ class Job(Section):
     limits: LimitsSection = LimitsSection()
     alerts: AlertsSection = AlertsSection()
     lanes: LanesSection = LanesSection()
+    window: WindowSection | None = None
+    """Null: nothing warns, and the report says nothing of a deadline."""
     cost: CostSection
     mail: MailSection | None = None
     """Null: no mail."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import time
 from collections.abc import Mapping, Sequence
 
@@ -21,13 +22,22 @@ from pipeline.ledger import CommitRecord, utc_now
 from pipeline.limit import limit_of, sum_of_ceilings
 from pipeline.publish import check_complete, count_reasons, draft_of, publish, write_reports
 from pipeline.quarantine import read_samples
-from pipeline.report import DeviceUse, Phases, Price, RunReport, StageTimes, report_from_dict
+from pipeline.report import (
+    DeviceUse,
+    Phases,
+    Price,
+    RunReport,
+    StageTimes,
+    WindowOutcome,
+    report_from_dict,
+)
 from pipeline.row_groups import DAMAGES
 from pipeline.run import PreparedRun
 from pipeline.storage import MANIFEST, Storage
 from pipeline.telemetry import joules_per_1000
 from pipeline.tuning import settings_of
 from pipeline.versions import Published, find_published, published_folder, settle
+from pipeline.window import Window
 
 
 def finish_run(
@@ -175,6 +185,7 @@ def _make_report(
         rows_replayed=rows_replayed,
         replay_is_exact=earlier.is_exact,
         replay_s=replay_s,
+        window=_outcome(run.window),
         scoring_s=score_s + earlier.score_s,
         building_s=build_s + earlier.build_s,
         limit=limit_of(
@@ -186,6 +197,13 @@ def _make_report(
             num_threads=_num_core_threads(job, lanes),
         ),
     )
+
+
+def _outcome(window: Window | None) -> WindowOutcome | None:
+    if window is None:
+        return None
+    margin_s = window.margin_s(datetime.datetime.now(datetime.UTC))
+    return WindowOutcome(deadline=window.deadline.isoformat(), met=margin_s >= 0, margin_s=margin_s)
 
 
 def bottleneck_of(stages: Mapping[str, StageTimes]) -> str:

@@ -24,6 +24,7 @@ from pipeline.lane_messages import (
     Committed,
     Drain,
     Failed,
+    Finished,
     LaneSetup,
     Measured,
     Progress,
@@ -69,14 +70,20 @@ class Lane:
     Args:
         device: What its process is bound to.
         ahead: Modules that the process imports before it knows the run; see `modules_ahead`.
+        is_kept: Whether its process outlives `close`, for the next run; `abort` ends it.
 
     `score` may be called from several threads; shards of all callers form one stream, so that the
     process never runs dry between two groups.
     """
 
-    def __init__(self, device: LaneDevice, ahead: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, device: LaneDevice, ahead: tuple[str, ...] = (), *, is_kept: bool = False
+    ) -> None:
         self.device = device
         self._ahead = ahead
+        self._is_kept = is_kept
+        self._finished = threading.Event()
+        """Set when the process has done what it was given for a run, or has ended."""
         self.num_restarts = 0
         self.ceilings: Ceilings | None = None
         self._lock = threading.RLock()
@@ -96,6 +103,7 @@ class Lane:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._marks = WorkMarks(context)
+        self._watchdog: Watchdog | None = None
         self._killed: tuple[str, str] | None = None
         """Why the watchdog ended the process: reason and message."""
         # Should nobody close the lane, the interpreter's end does not wait for it: a daemon is only
@@ -114,10 +122,25 @@ class Lane:
         self._receiver.start()
 
     def open(self, setup: LaneSetup) -> None:
-        """Tell the process what to score with."""
+        """Tell the process what to score with; for a lane that is kept this begins another run."""
         with self._lock:
+            if self.is_ready:
+                self._forget_last_run()
             self._setup = setup
             self._send_setup(setup)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the lane is kept, and waits for a run: its first, or another."""
+        is_free = self._setup is None and self._error is None
+        return self._is_kept and is_free and self._process.is_alive()
+
+    def _forget_last_run(self) -> None:
+        self._closing = False
+        self._finished.clear()
+        self.num_restarts, self.ceilings, self._suspects = 0, None, Suspects()
+        self._past_times, self._times = {}, {}
+        self._past_rows_begun = -self._marks.rows_begun
 
     def _send_setup(self, setup: LaneSetup) -> None:
         found = self._suspects
@@ -128,7 +151,11 @@ class Lane:
                 suspects=tuple(found.to_try),
             )
         )
-        Watchdog(self._process, self._marks, setup.limits, self._note_kill).start()
+        if self._watchdog is None:
+            watchdog = Watchdog(self._process, self._marks, setup.limits, self._note_kill)
+            self._watchdog = watchdog
+            watchdog.start()
+        self._watchdog.limits = setup.limits
 
     def _note_kill(self, reason: str, message: str) -> None:
         self._killed = reason, message
@@ -175,13 +202,21 @@ class Lane:
             return self._past_rows_begun + self._marks.rows_begun
 
     def close(self) -> None:
-        """End the process after the shards that it has; then `times` are final."""
+        """End the run, and with it the process, after the shards that it has.
+
+        Then `times` are final, until a lane that is kept is opened again.
+        """
         if self._setup is None:  # it has none: do not wait for its imports
-            self.abort()
+            if not self._is_kept:
+                self.abort()
             return
         with self._lock:
             self._closing = True
             self._send(None)
+        if self._is_kept and self._finished.wait(JOIN_TIMEOUT_S):
+            self._setup = None
+            return
+        self._send(None)
         self._process.join(JOIN_TIMEOUT_S)
         self._end_process()
 
@@ -235,11 +270,15 @@ class Lane:
                     self._times = message.times
                 case Committed():
                     self._finish(message.record)
+                case Finished():
+                    self._finished.set()
                 case Failed():
                     self._fail(message.error)
         self._process.join()
         atexit.unregister(self._process.kill)
         self._replace_process()
+        if self._closing:
+            self._finished.set()
 
     def _finish(self, record: CommitRecord) -> None:
         with self._lock:

@@ -20,6 +20,7 @@ from pipeline.lane_messages import (
     Committed,
     Drain,
     Failed,
+    Finished,
     LaneSetup,
     Measured,
     Message,
@@ -49,11 +50,16 @@ SendMessage = Callable[[Message], None]
 
 
 def score_what_comes(connection: Connection, marks: WorkMarks) -> None:
-    """Wait for a `LaneSetup`, then score shards until None comes."""
+    """One run after the other: a `LaneSetup`, then shards until None; a None instead ends it."""
     keep_freed_memory()
-    setup = connection.recv()
-    if not isinstance(setup, LaneSetup):
-        return
+    with suppress(EOFError, OSError):  # the parent does not need us any more
+        while isinstance(setup := connection.recv(), LaneSetup):
+            if not _score_run(setup, connection, marks):
+                return
+
+
+def _score_run(setup: LaneSetup, connection: Connection, marks: WorkMarks) -> bool:
+    """Score the shards of a run; whether another may follow."""
     send_lock = threading.Lock()
 
     def send(message: Message) -> None:
@@ -67,6 +73,10 @@ def score_what_comes(connection: Connection, marks: WorkMarks) -> None:
         _score(setup, inbox, send, marks)
     except Exception as error:  # the boundary of the process: the parent raises it again
         send(Failed(_portable(error)))
+        return False
+    receiver.join()
+    send(Finished())
+    return not inbox.is_last
 
 
 def keep_freed_memory() -> None:
@@ -208,6 +218,8 @@ class Inbox:
     def __init__(self) -> None:
         self._shards: queue.SimpleQueue[Shard | None] = queue.SimpleQueue()
         self._is_over = threading.Event()
+        self.is_last = False
+        """Whether no other run may follow."""
 
     def put(self, shard: Shard) -> None:
         """Another one."""
@@ -262,7 +274,8 @@ def _receive(connection: Connection, inbox: Inbox) -> None:
         except (EOFError, OSError):
             message = None
         if message is None or isinstance(message, Drain):
-            inbox.end(now=message is not None)
+            inbox.is_last = message is not None
+            inbox.end(now=inbox.is_last)
             return
         inbox.put(message)
 

@@ -63,7 +63,7 @@ class WatchLimits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaneSetup:
-    """Everything that a lane's process must know; sent once to each process."""
+    """Everything that a lane's process must know of a run; sent before its shards."""
 
     job: Job
     engine: StoredEngine
@@ -111,10 +111,15 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
+class Finished:
+    """All shards of the run that came are done; another run may follow."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The lane cannot go on; its process ends."""
 
     error: Exception
 
 
-Message = Measured | Cleared | Progress | Committed | Failed
+Message = Measured | Cleared | Progress | Committed | Finished | Failed

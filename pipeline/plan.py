@@ -18,7 +18,7 @@ from pipeline.delta_columns import check_delta_columns
 from pipeline.errors import ConfigError, InputError
 from pipeline.footers import Footer, PinnedFile, read_footers
 from pipeline.report import UnreadableFile
-from pipeline.storage import Storage
+from pipeline.storage import FileInfo, Storage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +98,11 @@ def partition_of(job: Job, date: str) -> str:
     return (job.input.partition or "").replace("{date}", date)
 
 
+def input_files(job: Job, date: str, source: Storage) -> list[FileInfo]:
+    """The Parquet files of one date; none of them is opened."""
+    return [info for info in source.list_files(partition_of(job, date)) if is_data(info.path)]
+
+
 def make_plan(job: Job, date: str, source: Storage) -> Plan:
     """Find the date's files, pin them, check their columns and cut them into shards.
 
@@ -105,9 +110,8 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
         InputError: No rows for the date, or no file that is Parquet.
         ConfigError: A column of the job that the files do not have, or of the wrong type.
     """
-    folder = partition_of(job, date)
-    infos = [info for info in source.list_files(folder) if is_data(info.path)]
-    where = f"{source.uri}/{folder}".rstrip("/")
+    where = f"{source.uri}/{partition_of(job, date)}".rstrip("/")
+    infos = input_files(job, date, source)
     if not infos:
         raise InputError(
             f"{where}: no *.parquet files for {date}; expected the rows of that date. "

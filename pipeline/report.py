@@ -247,6 +247,17 @@ class ScoreDistribution:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WindowOutcome:
+    """Whether the night was published by its deadline."""
+
+    deadline: str
+    """ISO 8601, in the time zone of the job's `window`."""
+    met: bool
+    margin_s: float
+    """Seconds between publication and the deadline; negative when it was missed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Alert:
     """What is odd beside the nights before; it stops nothing. See pipeline/alerts.py."""
 
@@ -325,6 +336,8 @@ class RunReport:
     and `cost.replay_usd` are then the most that it can be."""
     replay_s: float = 0.0
     """Wall-clock seconds for those rows, at the rate of all attempts."""
+    window: WindowOutcome | None = None
+    """None when the job, or a date that is caught up with, has no deadline."""
     scoring_s: float = 0.0
     """Wall-clock seconds of scoring, of all attempts; `replay_s` is a part of it."""
     building_s: float = 0.0
@@ -356,6 +369,7 @@ def report_from_dict(data: dict[str, Any]) -> RunReport:
             "devices": tuple(DeviceUse(**use) for use in data.get("devices", ())),
             "drift": Drift(**data["drift"]) if data.get("drift") else None,
             "distribution": _distribution(data.get("distribution")),
+            "window": WindowOutcome(**data["window"]) if data.get("window") else None,
             "accepted": tuple(data.get("accepted", ())),
             "alerts": tuple(Alert(**alert) for alert in data.get("alerts", ())),
             "unreadable_files": tuple(

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pipeline import report_tables as tables
 from pipeline import report_words as words
+from pipeline import window_words
 from pipeline.report import Alert, RunReport
 from pipeline.report_devices import device_facts
 from pipeline.report_guards import guard_facts
@@ -108,6 +109,7 @@ def _key_facts(report: RunReport) -> list[tuple[str, str]]:
         ("cost per 100,000 rows", f"{words.usd(report.usd_per_100k)}: {split}"),
         ("cost of the run", words.usd(report.cost.usd)),
         *([("interruptions", interrupted)] if interrupted else []),
+        *([("window", window_words.outcome(report.window))] if report.window else []),
         (
             "price",
             f"{words.hourly(price)}; {words.plain(price.source)}, as of {words.plain(price.as_of)}",

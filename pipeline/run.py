@@ -29,6 +29,7 @@ from pipeline.requeue import requeue
 from pipeline.storage import Storage, open_storage, probe
 from pipeline.versions import Published
 from pipeline.watchdog import memory_share
+from pipeline.window import Window, find_window
 
 GIB = 2**30
 Again = Literal["no", "all", "quarantine"]
@@ -49,6 +50,10 @@ class Night:
     that is not published, too."""
     accept: frozenset[str] = frozenset()
     """Guards that may not stop it; see `pipeline.errors.GUARDS`."""
+    gives_way: bool = False
+    """Whether it is one of a backfill's dates, which no backfill has to wait for."""
+    machine_share: float = 1.0
+    """Of this machine that it uses, and pays: dates that are scored at once share it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +77,8 @@ class PreparedRun:
     guards: Guards
     done: Mapping[int, CommitRecord]
     """Records of earlier attempts."""
+    window: Window | None
+    """By when it has to be published."""
 
 
 @dataclass(slots=True)
@@ -143,7 +150,16 @@ def prepare_run(
         clock=clock,
         guards=guards,
         done=done,
+        window=_window_of(job, date, ledger),
     )
+
+
+def _window_of(job: Job, date: str, ledger: Ledger) -> Window | None:
+    """From its first attempt on: a night that was interrupted gets no other deadline for it."""
+    if job.window is None:
+        return None
+    opened = datetime.datetime.fromisoformat(ledger.attempts()[0].started_at)
+    return find_window(job.window, date, opened)
 
 
 def _open_attempt(

@@ -45,7 +45,7 @@ class Watchdog(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self._process = process
         self._marks = marks
-        self._limits = limits
+        self.limits = limits
         self._on_kill = on_kill
         self._ages_s: dict[int, float] = {}
 
@@ -67,18 +67,18 @@ class Watchdog(threading.Thread):
             mark.serial: self._ages_s.get(mark.serial, 0.0) + PERIOD_S for mark in marks
         }
         for mark in marks:
-            expected_s = mark.num_rows / self._limits.rows_per_s
+            expected_s = mark.num_rows / self.limits.rows_per_s
             patience = TRIAL_PATIENCE if mark.is_trial and mark.num_rows > 1 else 1.0
-            if self._ages_s[mark.serial] > patience * self._limits.hang_s + SLOWNESS * expected_s:
+            if self._ages_s[mark.serial] > patience * self.limits.hang_s + SLOWNESS * expected_s:
                 took = f"{self._ages_s[mark.serial]:.1f} s for {mark.num_rows:,} rows"
                 return "hung", f"no answer after {took}"
         return None
 
     def _greedy(self) -> tuple[str, str] | None:
         rss_bytes = resident_bytes(self._process.pid)
-        if rss_bytes <= self._limits.max_rss_bytes:
+        if rss_bytes <= self.limits.max_rss_bytes:
             return None
-        limit = f"{self._limits.max_rss_bytes / MIB:,.0f} MiB"
+        limit = f"{self.limits.max_rss_bytes / MIB:,.0f} MiB"
         return "out_of_memory", f"{rss_bytes / MIB:,.0f} MiB in use; at most {limit} are allowed"
 
 

@@ -328,6 +328,70 @@ def test_a_lane_that_was_never_opened_closes(start_lane: Callable[[], Lane]) -> 
     assert not is_alive(child_of(lane))
 
 
+@pytest.fixture
+def kept_lane() -> Iterator[Lane]:
+    lane = Lane(LaneDevice(name="cpu", num_threads=1), is_kept=True)
+    yield lane
+    lane.abort()
+    assert not is_alive(child_of(lane))
+
+
+def test_a_kept_lane_scores_one_run_after_the_other_in_one_process(
+    kept_lane: Lane, setup: LaneSetup, plan: Plan, job: Job
+) -> None:
+    process, half = child_of(kept_lane), len(plan.shards) // 2
+    for run_id, shards in (("run", plan.shards[:half]), ("other", plan.shards)):
+        assert kept_lane.is_ready
+        kept_lane.open(dataclasses.replace(setup, run_id=run_id))
+        assert not kept_lane.is_ready
+        records = kept_lane.score(shards)
+        kept_lane.close()
+        num_rows = sum(shard.num_rows for shard in shards)
+        assert kept_lane.times()["write"].items == kept_lane.rows_begun == num_rows
+        assert kept_lane.ceilings is not None
+        ledger = Ledger(open_storage(job.output.uri), job.name, run_id)
+        assert ledger.records() == {record.shard: record for record in records}
+        assert child_of(kept_lane) == process
+    with pytest.raises(Interrupted):
+        kept_lane.score(plan.shards[:1])
+
+
+def test_a_kept_lane_whose_process_dies_at_rest_is_not_ready_and_replaces_nothing(
+    kept_lane: Lane, setup: LaneSetup, plan: Plan
+) -> None:
+    kept_lane.open(setup)
+    kept_lane.score(plan.shards[:1])
+    kept_lane.close()
+    os.kill(child_of(kept_lane), signal.SIGKILL)
+    wait_for(lambda: not kept_lane.is_ready)
+    assert kept_lane.num_restarts == 0
+
+
+def test_a_kept_lane_replaces_a_process_that_dies_in_its_second_run(
+    kept_lane: Lane, setup: LaneSetup, plan: Plan
+) -> None:
+    kept_lane.open(setup)
+    kept_lane.score(plan.shards[:1])
+    kept_lane.close()
+    kept_lane.open(dataclasses.replace(setup, run_id="other"))
+    futures = kept_lane.submit(plan.shards)
+    futures[0].result()
+    os.kill(child_of(kept_lane), signal.SIGKILL)
+    assert len({future.result().shard for future in futures}) == len(plan.shards)
+    assert kept_lane.num_restarts == 1
+    kept_lane.close()
+    assert kept_lane.is_ready
+
+
+def test_a_lane_that_failed_is_not_kept(kept_lane: Lane, setup: LaneSetup, plan: Plan) -> None:
+    shard = plan.shards[0]
+    changed = dataclasses.replace(shard, file=dataclasses.replace(shard.file, version="other"))
+    kept_lane.open(setup)
+    with pytest.raises(InputChangedError):
+        kept_lane.score([changed])
+    assert not kept_lane.is_ready
+
+
 def test_changed_input_is_reported_as_what_it_is(
     start_lane: Callable[[], Lane], setup: LaneSetup, plan: Plan
 ) -> None:

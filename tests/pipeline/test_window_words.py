@@ -1,0 +1,121 @@
+"""What is said of a night's window, and of what would save it."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from pathlib import Path
+
+import pytest
+
+from pipeline import window_words
+from pipeline.config import WindowSection
+from pipeline.cost import load_prices
+from pipeline.report import WindowOutcome
+from pipeline.window import Outlook, find_window
+from pipeline.window_words import Fleet, larger_instance
+
+PRICES = tuple(load_prices(Path(__file__).parents[2] / "configs" / "prices.yaml").values())
+OPENED = datetime.datetime(2026, 11, 21, 0, 0, tzinfo=datetime.UTC)
+NOW = OPENED + datetime.timedelta(hours=1)
+WINDOW = find_window(
+    WindowSection(deadline="07:00", timezone="Europe/Zurich"), "2026-11-20", OPENED
+)
+assert WINDOW is not None
+LATE = Outlook(
+    rows_per_s=1_000,
+    rows_left=27_000_000,
+    left_s=27_000,
+    soonest_s=25_000,
+    latest_s=29_000,
+)
+FLEET = Fleet(
+    num_lanes=1,
+    shards_left=400,
+    instance="c7i.large",
+    market="spot",
+    output="s3://lake/scores",
+    prices=PRICES,
+)
+
+
+def test_the_end_is_told_in_the_time_zone_of_the_deadline() -> None:
+    said = window_words.end(NOW, LATE, WINDOW)
+    assert said == "ends 09:30 (08:56 to 10:03), 2 h 30 min after its deadline"
+    early = Outlook(rows_per_s=9, rows_left=9, left_s=3_600, soonest_s=3_000, latest_s=math.inf)
+    said = window_words.end(NOW, early, WINDOW)
+    assert said == "ends 03:00 (02:50 to no end), 4 h 00 min before its deadline"
+
+
+def test_a_warning_says_what_is_expected_and_what_would_save_it() -> None:
+    assert WINDOW is not None
+    said = window_words.danger("users 2026-11-20", NOW, WINDOW, LATE, FLEET)
+    assert said == (
+        "users 2026-11-20: will miss its deadline, 07:00 Europe/Zurich on 2026-11-21: ends 09:30 "
+        "(08:56 to 10:03), 2 h 30 min after its deadline; 1,000 rows/s, and it takes 1,500 rows/s. "
+        "What would save it: 1 more machine like this from now on (2 lanes together), with the "
+        "same command on the same output, s3://lake/scores; next night, a c7i.xlarge ($0.072 an "
+        "hour)."
+    )
+
+
+def test_an_end_that_may_be_in_time_is_called_likely_to_be_late() -> None:
+    assert WINDOW is not None
+    close = Outlook(rows_per_s=1_000, rows_left=1, left_s=18_600, soonest_s=17_000, latest_s=20_000)
+    assert "is likely to miss" in window_words.danger("users", NOW, WINDOW, close, FLEET)
+
+
+def test_a_silent_night_is_told_apart_from_a_slow_one() -> None:
+    assert WINDOW is not None
+    said = window_words.danger("users", NOW, WINDOW, None, FLEET)
+    assert said.startswith("users: 16.7% of its window has passed and no row is scored; expected")
+
+
+@pytest.mark.parametrize(
+    ("left_s", "rate", "shards_left", "said"),
+    [
+        (-1, 1_000.0, 400, "The deadline has passed"),
+        (18_000, 0.0, 400, "Nothing moves"),
+        (900, 1_000.0, 29, "It takes 30 such machines from now on, and only 29 shards are left"),
+    ],
+)
+def test_what_cannot_be_saved_is_said(
+    left_s: float, rate: float, shards_left: int, said: str
+) -> None:
+    found = Outlook(rows_per_s=rate, rows_left=27_000_000, left_s=1, soonest_s=1, latest_s=math.inf)
+    fleet = Fleet(
+        num_lanes=1,
+        shards_left=shards_left,
+        instance="own",
+        market="spot",
+        output="out",
+        prices=PRICES,
+    )
+    assert said in window_words.rescue(left_s, found, fleet)
+
+
+@pytest.mark.parametrize(
+    ("instance", "factor", "expected"),
+    [
+        ("c7i.large", 1.5, "c7i.xlarge"),
+        ("c7i.large", 2.5, "c7i.4xlarge"),
+        ("c7i.large", 8.1, None),
+        ("p5.4xlarge", 3.0, "p5.48xlarge"),
+        ("g6.xlarge", 2.0, None),
+        ("my-own-machine", 2.0, None),
+    ],
+)
+def test_a_larger_machine_has_enough_of_the_same(
+    instance: str, factor: float, expected: str | None
+) -> None:
+    found = larger_instance(PRICES, instance, factor)
+    assert (found and found.instance) == expected
+
+
+def test_the_report_says_whether_the_window_was_met() -> None:
+    met = WindowOutcome(deadline="2026-11-21T07:00:00+01:00", met=True, margin_s=2_880)
+    assert window_words.outcome(met) == (
+        "met: published 48 min 00 s before 07:00 on 2026-11-21 (UTC+0100)"
+    )
+    missed = WindowOutcome(deadline="2026-11-21T07:00:00+01:00", met=False, margin_s=-60)
+    assert window_words.outcome(missed).startswith("missed: published 1 min 00 s after 07:00")
