@@ -8,10 +8,12 @@ import typer
 
 from flows.cli_backfill import backfill
 from flows.cli_bench import bench
+from flows.cli_deploy import deploy
 from flows.cli_engine import engine_app
 from flows.cli_plan import plan
 from flows.cli_report import compare, report
 from flows.cli_setup import doctor, init, schema
+from flows.cli_status import status
 from flows.cli_versions import gc, rollback
 from flows.terminal import (
     Accept,
@@ -130,12 +132,7 @@ def verify(job: JobPath, date: Date, json: Json = False, set: Set = None) -> Non
         console.print(Text.assemble(("verified", "bold green"), said))
 
 
-@app.command()
-def status(job: JobPath, json: Json = False, set: Set = None) -> None:
-    """List the dates of a job: published, or how far an unfinished run has come."""
-    from flows.inspect import render_status, status_facts
-
-    show(status_facts(load(job, set)), render_status, as_json=json)
+app.command()(status)
 
 
 @app.command()
@@ -182,16 +179,4 @@ def tune(
     show(facts, render_tuning, as_json=json)
 
 
-@app.command()
-def deploy(
-    job: JobPath,
-    cron: Annotated[str, typer.Option(help="Schedule, as cron.")] = "30 0 * * *",
-    timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "UTC",
-    pool: Annotated[str, typer.Option(help="Work pool; made when it is missing.")] = "nightscore",
-    json: Json = False,
-) -> None:
-    """Register the deployment score/nightly with the Prefect server at PREFECT_API_URL."""
-    from flows.deployment import deploy_nightly, render_deployment
-
-    load(job, None)  # a wrong job file should fail now and not at midnight
-    show(deploy_nightly(job, cron, timezone, pool), render_deployment, as_json=json)
+app.command()(deploy)

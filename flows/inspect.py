@@ -1,4 +1,4 @@
-"""Facts for `score plan` and `status`, and how they look on a terminal."""
+"""Facts for `score plan`, and how they look on a terminal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pipeline.config import Job
 from pipeline.engine import find_engine, load_class_names, open_store, request_for
 from pipeline.ledger import Ledger, utc_now
 from pipeline.plan import make_plan, run_id_of
-from pipeline.report_words import hourly, plain
-from pipeline.storage import MANIFEST, open_storage
+from pipeline.report_words import hourly
+from pipeline.storage import open_storage
 from pipeline.tuning import find_tuning, with_settings
-from pipeline.versions import KEPT_MANIFEST, find_published, published_folder
+from pipeline.versions import find_published
 
 Facts = dict[str, Any]
 
@@ -103,78 +103,4 @@ def render_plan(facts: Facts) -> RenderableType:
     if facts["price_warning"]:
         table.add_row("", Text(facts["price_warning"], style="yellow"))
     table.add_row("published", "yes: a run would do nothing" if facts["published"] else "no")
-    return table
-
-
-def status_facts(job: Job) -> Facts:
-    """All dates of a job that are published or begun."""
-    output = open_storage(job.output.uri)
-    files = output.list_files(job.name)
-    runs = [
-        _unfinished(output, job, info.path) for info in files if info.path.endswith("/run.json")
-    ]
-    dates = [
-        info.path.split("/")[-2].removeprefix("dt=")
-        for info in files
-        if info.path.endswith(f"/{MANIFEST}") and info.path == _manifest_path(job, info.path)
-    ]
-    published = []
-    for date in sorted(dates):
-        found = find_published(output, job.name, date)
-        assert found is not None
-        keys = ("date", "run_id", "rows", "scored", "quarantined", "published_at")
-        facts = {key: found.manifest[key] for key in keys}
-        published.append({**facts, "version": found.version})
-    current = {entry["run_id"] for entry in published}
-    kept = {info.path.split("/")[-2] for info in files if info.path.endswith(f"/{KEPT_MANIFEST}")}
-    return {
-        "job": job.name,
-        "published": published,
-        "replaced": [run for run in runs if run["run_id"] in kept - current],
-        "unfinished": [run for run in runs if run["run_id"] not in kept | current],
-    }
-
-
-def _manifest_path(job: Job, path: str) -> str:
-    date = path.split("/")[-2].removeprefix("dt=")
-    return f"{published_folder(job.name, date)}/{MANIFEST}"
-
-
-def _unfinished(output: Any, job: Job, path: str) -> Facts:
-    import json
-
-    run = json.loads(output.read(path))
-    ledger = Ledger(output, job.name, run["run_id"])
-    records = ledger.records()
-    return {
-        "date": run["date"],
-        "run_id": run["run_id"],
-        "shards": run["num_shards"],
-        "shards_done": len(records),
-        "rows": sum(file["num_rows"] for file in run["files"]),
-        "rows_done": sum(record.num_rows for record in records.values()),
-        "attempts": len(ledger.attempts()),
-        "last_commit": max((record.committed_at for record in records.values()), default=None),
-    }
-
-
-def render_status(facts: Facts) -> RenderableType:
-    """One line for each date."""
-    if not facts["published"] and not facts["unfinished"]:
-        return Text(f"{facts['job']}: nothing published and nothing begun")
-    table = Table(box=None, pad_edge=False)
-    for heading in ("date", "state", "rows", "quarantined", "run"):
-        table.add_column(heading, justify="right" if heading in ("rows", "quarantined") else "left")
-    for entry in facts["published"]:
-        quarantined = f"{entry['quarantined']:,}"
-        state = "published" if entry["version"] == 1 else f"published, version {entry['version']}"
-        rows = f"{entry['rows']:,}"
-        table.add_row(plain(entry["date"]), state, rows, quarantined, plain(entry["run_id"]))
-    for entry in facts["replaced"]:
-        rows = f"{entry['rows']:,}"
-        table.add_row(plain(entry["date"]), "replaced, kept", rows, "", plain(entry["run_id"]))
-    for entry in facts["unfinished"]:
-        state = f"{entry['shards_done']:,}/{entry['shards']:,} shards"
-        rows = f"{entry['rows_done']:,}"
-        table.add_row(plain(entry["date"]), state, rows, "", plain(entry["run_id"]))
     return table

@@ -22,6 +22,7 @@ from engines.errors import EngineCorruptError
 from flows.devices import start_lanes
 from flows.giving_way import at_work
 from flows.lookout import Lookout, OnWarning
+from flows.metrics import Meter
 from flows.shipped import shipped_config
 from flows.spot import notices
 from pipeline.config import Job
@@ -126,12 +127,13 @@ def run_night(
                 end_run(run, lanes, error)
             raise
 
-    with nullcontext() if night.gives_way else at_work(job):
+    no_mark = nullcontext()  # who gives way to others says nothing
+    with no_mark if night.gives_way else at_work(job), Meter(job, observer) as observer:
         try:
-            return attempt(lanes or start_lanes(job), rebuild=False)
-        except EngineCorruptError as error:  # its hashes are right, or it would not have been found
+            return observer.publish(attempt(lanes or start_lanes(job), rebuild=False))
+        except EngineCorruptError as error:  # its hashes are right, or it would not be found
             log.warning("%s This run builds a new one.", error)
-        return attempt(start_lanes(job), rebuild=True)
+        return observer.publish(attempt(start_lanes(job), rebuild=True))
 
 
 def _tuned(job: Job, device: LaneDevice, observer: Observer) -> Job:

@@ -351,6 +351,14 @@ class MailSection(Section):
         return self
 
 
+class MetricsSection(Section):
+    """Figures of a run for Prometheus, during the run and after it."""
+
+    textfile: Annotated[str, Field(pattern=r"\.prom$")]
+    """File that is replaced every ten seconds, for node_exporter's textfile collector, such as
+    `/var/lib/node_exporter/nightscore-users.prom`: each job has one of its own."""
+
+
 class Job(Section):
     """One job file."""
 
@@ -370,6 +378,8 @@ class Job(Section):
     cost: CostSection
     mail: MailSection | None = None
     """Null: no mail."""
+    metrics: MetricsSection | None = None
+    """Null: none are written."""
 
     @pydantic.model_validator(mode="after")
     def _columns_differ(self) -> Job:

@@ -96,6 +96,8 @@ class Attempt:
     """Of these, spent building the engine."""
     rows_at_risk: int | None = None
     """Rows that its lanes may have begun beyond their last commits, at most; None: unknown."""
+    lanes: tuple[str, ...] = ()
+    """Names of its lanes, such as `gpu0`; empty: unknown."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
@@ -192,6 +194,16 @@ class Ledger:
         info = self._output.info(path)
         return None if info is None else info.num_bytes
 
+    def commit_times(self) -> dict[int, float]:
+        """When each shard was last committed, Unix time by the store's clock; reads a listing only.
+
+        A record that is damaged counts here: this is to watch a run, and not to publish it.
+        """
+        infos = self._output.list_files(f"{self.folder}/commits")
+        return {
+            _shard_of(info.path): info.modified_at for info in infos if info.path.endswith(".json")
+        }
+
     def _record_paths(self) -> list[str]:
         """Of each shard the last one comes last."""
         infos = self._output.list_files(f"{self.folder}/commits")
@@ -204,7 +216,7 @@ class Ledger:
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first."""
         paths = [path for path in self._attempt_files() if not path.endswith(END)]
-        attempts = [Attempt(**json.loads(data)) for data in self._output.read_many(paths)]
+        attempts = [_attempt_from_json(data) for data in self._output.read_many(paths)]
         return sorted(attempts, key=lambda attempt: attempt.started_at)
 
     def num_attempts(self) -> int:
@@ -282,7 +294,7 @@ class Ledger:
         """
         shards = {record.shard for record in self.records().values() if record.num_quarantined}
         for path in self._record_paths():
-            if int(PurePosixPath(path).stem.partition("_")[0]) in shards:
+            if _shard_of(path) in shards:
                 self._output.delete(path)
         for info in self._output.list_files(f"{self.folder}/poison"):
             self._output.delete(info.path)
@@ -309,6 +321,16 @@ class Ledger:
         if not self._output.create(self.part_path(file), data):
             raise AssertionError(f"{name}: exists; part names are unique")
         return file
+
+
+def _shard_of(path: str) -> int:
+    """The shard that a commit record is of."""
+    return int(PurePosixPath(path).stem.partition("_")[0])
+
+
+def _attempt_from_json(data: bytes) -> Attempt:
+    fields = json.loads(data)
+    return Attempt(**{**fields, "lanes": tuple(fields.get("lanes", ()))})
 
 
 def _digest(fields: Mapping[str, Any]) -> str:

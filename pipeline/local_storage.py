@@ -66,6 +66,14 @@ class LocalStorage:
         return sorted(found, key=lambda info: info.path)
 
     @_named
+    def list_folders(self, prefix: str) -> list[str]:
+        try:
+            with os.scandir(self._full(prefix)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    @_named
     def info(self, path: str) -> FileInfo | None:
         full = self._full(path)
         try:

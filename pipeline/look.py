@@ -141,9 +141,7 @@ def _id_columns(sample: pa.Table) -> tuple[str, ...]:
     """Columns that are named like ids; else the first whose values differ; else the first."""
     able = [field.name for field in sample.schema if _may_be_id(field.type)]
     named = [name for name in able if ID_NAME.match(name)]
-    distinct = (
-        name for name in able if len(sample[name].unique()) == sample.num_rows
-    )
+    distinct = (name for name in able if len(sample[name].unique()) == sample.num_rows)
     return tuple(named or list(itertools.islice(distinct, 1)) or able[:1])
 
 

@@ -187,6 +187,14 @@ class ObjectStorage:
         ]
         return sorted(infos, key=lambda info: info.path)
 
+    def list_folders(self, prefix: str) -> list[str]:
+        try:
+            found = self._fs.ls(self._full(prefix), detail=True)
+        except FileNotFoundError:
+            return []
+        folders = (entry["name"] for entry in found if entry["type"] == "directory")
+        return sorted(folder.rstrip("/").rpartition("/")[2] for folder in folders)
+
     def _info(self, full: str, entry: dict[str, Any]) -> FileInfo:
         relative = full.removeprefix(f"{self._root}/")
         return FileInfo(

@@ -184,6 +184,7 @@ def _open_attempt(
         rows_at_risk=sum(
             rows_at_risk(job, manifest, device.num_threads, plan.shards) for device in devices
         ),
+        lanes=tuple(device.name for device in devices),
     )
     description = {
         "run_id": ledger.run_id,
@@ -193,6 +194,7 @@ def _open_attempt(
         "files": [asdict(file) for file in plan.files],
         "unreadable": [asdict(file) for file in plan.unreadable],
         "num_shards": len(plan.shards),
+        "shard_rows": [shard.num_rows for shard in plan.shards],
     }
     ledger.open(description, attempt)
     return attempt

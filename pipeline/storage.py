@@ -41,6 +41,9 @@ class Storage(Protocol):
     def list_files(self, prefix: str) -> list[FileInfo]:
         """All files below the folder `prefix`, sorted by path; empty when there is none."""
 
+    def list_folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly in the folder `prefix`, sorted; looks into none of them."""
+
     def info(self, path: str) -> FileInfo | None:
         """What `path` is now, or None when it does not exist."""
 

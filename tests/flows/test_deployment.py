@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import yaml
 from rich.console import Console
 
 from flows import deployment, nightly
-from flows.deployment import deploy_nightly, render_deployment
+from flows.alarms import alarms
+from flows.deployment import Wanted, deploy, render_deployment
 from pipeline.errors import ConfigError
 from pipeline.job_file import load_job
 
@@ -18,18 +20,25 @@ ROOT = Path(__file__).parents[2]
 JOB = str(ROOT / "configs" / "demo.yaml")
 
 
+KINDS = list(deployment.ENTRYPOINTS)
+
+
 @pytest.fixture
-def from_file() -> dict[str, Any]:
-    """The one deployment of prefect.yaml."""
-    (found,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert isinstance(found, dict)
-    return found
+def from_file() -> dict[str, dict[str, Any]]:
+    """The deployments of prefect.yaml, by their names."""
+    found = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    return {entry["name"]: entry for entry in found}
+
+
+def flow_of(kind: str) -> Any:
+    module, _, name = deployment.ENTRYPOINTS[kind].rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def test_without_a_server_address_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with pytest.raises(ConfigError, match="prefect server start"):
-        deploy_nightly(JOB, "30 0 * * *", "UTC", "nightscore")
+        deploy(Wanted(job=JOB))
 
 
 @pytest.mark.parametrize("cron", ["every night", "61 0 * * *", "30 0 * *", ""])
@@ -38,7 +47,7 @@ def test_a_wrong_schedule_is_refused_before_the_server_is_asked(
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     with pytest.raises(ConfigError, match="--cron"):
-        deploy_nightly(JOB, cron, "UTC", "nightscore")
+        deploy(Wanted(job=JOB, cron=cron))
 
 
 @pytest.mark.parametrize("timezone", ["Mars/Olympus", "../etc"])
@@ -47,13 +56,12 @@ def test_a_wrong_time_zone_is_refused_before_the_server_is_asked(
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     with pytest.raises(ConfigError, match="--timezone"):
-        deploy_nightly(JOB, "30 0 * * *", timezone, "nightscore")
+        deploy(Wanted(job=JOB, timezone=timezone))
 
 
 def test_what_was_registered_is_shown_with_the_next_commands() -> None:
     facts = {
-        "deployment": "score/nightly",
-        "id": "0",
+        "deployments": {"score/nightly": "0", "score/backfill": "1"},
         "job": "/jobs/[a].yaml",
         "cron": "30 0 * * *",
         "timezone": "UTC",
@@ -65,28 +73,69 @@ def test_what_was_registered_is_shown_with_the_next_commands() -> None:
         console.print(render_deployment(facts))
     shown = captured.get()
     assert "/jobs/[a].yaml" in shown, "a path is no markup"
+    assert "score/nightly, score/backfill" in shown
     assert "prefect worker start --pool nightscore --type process" in shown
 
 
-def test_the_entrypoint_is_the_flow_as_an_installed_module() -> None:
-    module, name = deployment.ENTRYPOINT.rsplit(".", 1)
-    assert module == nightly.__name__
-    assert getattr(nightly, name) is nightly.score
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_entrypoint_is_a_flow_in_an_installed_module(kind: str) -> None:
+    flow = flow_of(kind)
+    assert flow.name == "score"
+    assert deployment.ENTRYPOINTS[kind] == f"{flow.fn.__module__}.{flow.fn.__name__}"
 
 
-def test_prefect_yaml_registers_what_score_deploy_registers(from_file: dict[str, Any]) -> None:
-    assert f"{nightly.score.name}/{from_file['name']}" == f"score/{deployment.NAME}"
-    assert from_file["entrypoint"] == deployment.ENTRYPOINT
-    assert from_file["tags"] == deployment.TAGS
-    assert from_file["concurrency_limit"] == deployment.CONCURRENCY
-    assert from_file["work_pool"]["job_variables"]["env"] == deployment.NO_TELEMETRY
+@pytest.mark.parametrize("kind", KINDS)
+def test_prefect_yaml_registers_what_score_deploy_registers(
+    kind: str, from_file: dict[str, dict[str, Any]]
+) -> None:
+    assert list(from_file) == KINDS
+    entry = from_file[kind]
+    assert entry["entrypoint"] == deployment.ENTRYPOINTS[kind]
+    assert entry["description"] == deployment.DESCRIPTIONS[kind]
+    assert entry["tags"] == [deployment.TAG, kind]
+    assert entry.get("concurrency_limit") == deployment.CONCURRENCY.get(kind)
+    assert entry["work_pool"]["name"] == Wanted(job=JOB).pool
+    assert entry["work_pool"]["job_variables"]["env"] == deployment.ENVIRONMENT
 
 
+def test_prefect_yaml_has_the_alarms_of_score_deploy(from_file: dict[str, dict[str, Any]]) -> None:
+    (schedule,) = from_file["nightly"]["schedules"]
+    assert schedule["cron"] == Wanted(job=JOB).cron
+    assert from_file["alert"]["triggers"] == list(alarms("nightly", gap_s=86_400))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_prefect_yaml_names_a_job_and_parameters_that_the_flow_takes(
-    from_file: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    kind: str, from_file: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert load_job(from_file["parameters"]["job"]).name == "demo"
-    nightly.score.validate_parameters(from_file["parameters"])
-    (schedule,) = from_file["schedules"]
-    assert schedule["timezone"] == from_file["parameters"]["timezone"]
+    parameters = from_file[kind]["parameters"]
+    assert load_job(parameters["job"]).name == "demo"
+    period = {"first": "2026-11-01", "last": "2026-11-02"} if kind == "backfill" else {}
+    flow_of(kind).validate_parameters({**parameters, **period})
+
+
+def test_prefect_yaml_counts_days_in_the_time_zone_of_its_schedule(
+    from_file: dict[str, dict[str, Any]],
+) -> None:
+    (schedule,) = from_file["nightly"]["schedules"]
+    assert schedule["timezone"] == from_file["nightly"]["parameters"]["timezone"]
+
+
+def test_a_second_night_is_cancelled_and_a_second_backfill_waits() -> None:
+    strategies = {
+        kind: limit["collision_strategy"] for kind, limit in deployment.CONCURRENCY.items()
+    }
+    assert strategies == {"nightly": "CANCEL_NEW", "backfill": "ENQUEUE"}
+    assert {limit["limit"] for limit in deployment.CONCURRENCY.values()} == {1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_person_can_fill_in_the_form_of_every_deployment(kind: str) -> None:
+    schema = flow_of(kind).parameters.model_dump()
+    for name, entry in schema["properties"].items():
+        assert entry.get("description"), name
+    dates = [name for name in schema["properties"] if name in ("date", "first", "last")]
+    for name in dates:
+        kinds = schema["properties"][name]
+        assert "date" in {each.get("format") for each in (kinds, *kinds.get("anyOf", ()))}

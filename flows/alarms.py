@@ -1,0 +1,158 @@
+"""What the Prefect server itself watches, while no process of ours may be alive to speak.
+
+Each alarm is an automation that runs `score/alert`. They are written as in prefect.yaml, so that
+`score deploy` and `prefect deploy` register the same ones. An alarm that fires because no worker is
+there waits for the worker, too: a notification block (`score deploy --notify`) is sent by the
+server. When the server is down, only somebody else can notice: infra/prometheus/nightscore.yaml.
+"""
+
+from __future__ import annotations
+
+import datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.events.schemas.automations import AutomationCore
+
+LATE_S = 600.0
+"""From the schedule until a night must have begun."""
+SILENT_S = 300.0
+HEARTBEAT_S = 30
+"""A process that was killed together with its worker sends no sign of life any more. Ten may be
+lost on the way before it counts as dead."""
+ALLOWED_S = 6 * 3600.0
+"""From the schedule until a night must be published."""
+SCHEDULES_AHEAD = 60
+
+Alarm = dict[str, Any]
+
+
+async def longest_gap_s(cron: str, timezone: str) -> float:
+    """The most seconds between two scheduled nights, of the next ones."""
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.server.schemas.schedules import CronSchedule as Calendar
+
+    checked = CronSchedule(cron=cron, timezone=timezone)
+    start = datetime.datetime.now(datetime.UTC)
+    dates = await Calendar(cron=checked.cron, timezone=timezone).get_dates(SCHEDULES_AHEAD, start)
+    gaps = [(after - before).total_seconds() for before, after in pairwise(dates)]
+    return max(gaps, default=86_400.0)
+
+
+def alarms(nightly: str, gap_s: float) -> tuple[Alarm, ...]:
+    """The alarms of a deployment, as entries of `triggers` in prefect.yaml.
+
+    Args:
+        nightly: Name of the deployment that is watched.
+        gap_s: Seconds between two nights, at most.
+    """
+    run = {
+        "match": {"prefect.resource.id": "prefect.flow-run.*"},
+        "match_related": {
+            "prefect.resource.role": "deployment",
+            "prefect.resource.name": nightly,
+        },
+    }
+    hours = round((gap_s + ALLOWED_S) / 3600)
+    return (
+        {
+            "name": f"score/{nightly}: late",
+            "description": "A night has not begun: is a worker running?",
+            "posture": "Proactive",
+            "after": ["prefect.flow-run.Late"],
+            "expect": ["prefect.flow-run.Running", "prefect.flow-run.Cancelled"],
+            "for_each": ["prefect.resource.id"],
+            "within": int(LATE_S),
+            **run,
+            "parameters": {
+                "subject": "the night has not begun",
+                "text": f"Ten minutes after its time a run of score/{nightly} is still waiting. "
+                "Look whether its worker runs: `prefect worker start --pool ... --type process`.",
+            },
+        },
+        {
+            "name": f"score/{nightly}: skipped",
+            "description": "A night was cancelled before it began: another one was still running.",
+            "posture": "Reactive",
+            "expect": ["prefect.flow-run.Cancelled"],
+            "match": {**run["match"], "prefect.run-count": "0"},
+            "match_related": run["match_related"],
+            "parameters": {
+                "subject": "a night was skipped",
+                "text": f"A run of score/{nightly} was cancelled before it began, as another one "
+                "was still running. Its date is not scored: run score/backfill for it.",
+            },
+        },
+        {
+            "name": f"score/{nightly}: missing",
+            "description": "No night was published for longer than the schedule allows.",
+            "posture": "Proactive",
+            "expect": ["prefect.flow-run.Completed"],
+            "within": hours * 3600,
+            **run,
+            "parameters": {
+                "subject": f"no night was published for {hours} hours",
+                "text": f"No run of score/{nightly} has completed. `score status JOB` says which "
+                "dates are published, and how far an unfinished one has come.",
+            },
+        },
+        {
+            "name": f"score/{nightly}: silent",
+            "description": "A run shows no sign of life: its machine or its worker is gone.",
+            "posture": "Proactive",
+            "after": ["prefect.flow-run.heartbeat"],
+            "expect": [
+                "prefect.flow-run.heartbeat",
+                *(f"prefect.flow-run.{end}" for end in ("Completed", "Failed")),
+                *(f"prefect.flow-run.{end}" for end in ("Crashed", "Cancelled")),
+            ],
+            "for_each": ["prefect.resource.id"],
+            "within": int(SILENT_S),
+            "match": run["match"],
+            # Signs of life name tags and ids only.
+            "match_related": {"prefect.resource.id": f"prefect.tag.{nightly}"},
+            "parameters": {
+                "subject": "a night has gone silent",
+                "text": f"A run of score/{nightly} has shown no sign of life for five minutes: its "
+                "machine or its worker is gone. Committed shards are kept; start a worker, and run "
+                "the same date again.",
+            },
+        },
+    )
+
+
+def automations(found: tuple[Alarm, ...], alert: UUID, block: UUID | None) -> list[AutomationCore]:
+    """The alarms as automations that the alert's deployment owns: they go and come with it.
+
+    Args:
+        found: The alarms.
+        alert: Id of the deployment `score/alert`.
+        block: A notification block that the server sends itself, besides.
+    """
+    from prefect.events.schemas.automations import AutomationCore
+
+    made = []
+    for alarm in found:
+        told, trigger = alarm["parameters"], dict(alarm)
+        for key in ("name", "description", "parameters"):
+            del trigger[key]
+        actions = [{"type": "run-deployment", "deployment_id": alert, "parameters": told}]
+        if block is not None:
+            said = {"subject": f"{alarm['name']}: {told['subject']}", "body": told["text"]}
+            actions.append({"type": "send-notification", "block_document_id": block, **said})
+        if alarm["name"].endswith(": silent"):
+            # Or its page says for ever that it runs.
+            gone = {"state": "CRASHED", "message": "no sign of life"}
+            actions.append({"type": "change-flow-run-state", **gone})
+        automation = {
+            "name": alarm["name"],
+            "description": alarm["description"],
+            "trigger": {"type": "event", **trigger},
+            "actions": actions,
+            "owner_resource": f"prefect.deployment.{alert}",
+        }
+        made.append(AutomationCore.model_validate(automation))
+    return made

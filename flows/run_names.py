@@ -1,0 +1,63 @@
+"""Which date a flow run scores, and what its page is called: job and date."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pipeline.errors import ConfigError
+from pipeline.job_file import load_job, parse_date
+
+
+def date_of(scheduled: datetime.datetime, days_back: int, timezone: str) -> str:
+    """The date that a run scores: `days_back` days before its scheduled start in `timezone`.
+
+    The scheduled start and not the clock: a late run, and one that is retried on another day, still
+    scores its own night.
+    """
+    try:
+        zone = ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise ConfigError(
+            f"timezone: {timezone!r}; expected a name such as Europe/Zurich or UTC."
+        ) from None
+    return (scheduled.astimezone(zone).date() - datetime.timedelta(days=days_back)).isoformat()
+
+
+def wanted_date(parameters: Mapping[str, Any], scheduled: datetime.datetime | None) -> str:
+    """The ISO date that the parameters of a run ask for.
+
+    Args:
+        parameters: `date`, or `days_back` and `timezone`.
+        scheduled: When the run was to start; None: now.
+
+    Raises:
+        ConfigError: There is no such date, or no such time zone.
+    """
+    if parameters.get("date"):
+        return parse_date(str(parameters["date"]))
+    start = scheduled or datetime.datetime.now(datetime.UTC)
+    days_back = int(parameters.get("days_back", 1))
+    return date_of(start, days_back, str(parameters.get("timezone", "UTC")))
+
+
+def job_name(path: str) -> str:
+    """The name that a job file gives, or that of the file when it cannot be read here."""
+    with suppress(ConfigError):
+        return load_job(path).name
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def title_of(parameters: Mapping[str, Any], scheduled: datetime.datetime | None) -> str:
+    """Job and date of a night, or job and period of a backfill; never raises."""
+    job = job_name(str(parameters.get("job", "")))
+    if "first" in parameters:
+        return f"{job} backfill {parameters['first']} to {parameters.get('last')}"
+    try:
+        return f"{job} {wanted_date(parameters, scheduled)}"
+    except ConfigError:  # said by the flow itself; here it would crash the run before it begins
+        return f"{job} {parameters.get('date') or parameters.get('timezone')}"
