@@ -75,15 +75,18 @@ def sections(model: type[pydantic.BaseModel] = Job, path: str = "") -> Iterator[
     meanings, schema = field_meanings(model), model.model_json_schema()
     keys: list[Key] = []
     inner: list[tuple[str, type[pydantic.BaseModel]]] = []
-    for name, field in model.model_fields.items():
+    for attribute, field in model.model_fields.items():
+        name = field.alias or attribute
         section = _section_of(field.annotation)
         if section is not None:
             inner.append((f"{path}.{name}".removeprefix("."), section))
         kind = "a section" if section else _kind_in_words(schema["properties"][name])
         default = "" if field.is_required() else _shown(field, is_section=section is not None)
-        meaning = meanings.get(name) or (_first_line(section) if section else "")
-        keys.append(Key(name=name, kind=kind, default=default, meaning=meaning))
-    yield SectionKeys(path=path, meaning=_first_line(model), keys=tuple(keys))
+        meaning = " ".join(
+            [*([_paragraphs(section)[0]] if section else []), meanings.get(attribute, "")]
+        )
+        keys.append(Key(name=name, kind=kind, default=default, meaning=meaning.strip()))
+    yield SectionKeys(path=path, meaning="\n\n".join(_paragraphs(model)), keys=tuple(keys))
     for inner_path, section in inner:
         yield from sections(section, inner_path)
 
@@ -105,7 +108,8 @@ def job_schema() -> dict[str, Any]:
     schema = Job.model_json_schema()
     for model in _models(Job):
         part = schema if model is Job else schema["$defs"][model.__name__]
-        for name, meaning in field_meanings(model).items():
+        for attribute, meaning in field_meanings(model).items():
+            name = model.model_fields[attribute].alias or attribute
             part["properties"][name]["description"] = meaning
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -157,8 +161,8 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
-def _first_line(model: type[pydantic.BaseModel]) -> str:
-    return (inspect.getdoc(model) or "").partition("\n\n")[0].replace("\n", " ")
+def _paragraphs(model: type[pydantic.BaseModel]) -> list[str]:
+    return [" ".join(each.split()) for each in (inspect.getdoc(model) or "").split("\n\n")]
 
 
 WORDS = {"string": "text", "boolean": "true or false", "integer": "whole number", "null": "null"}
