@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.terminal import Json, console, print_json, show
+from flows.terminal import Json, Set, console, load, print_json, show
 
 
 def init(
@@ -46,12 +46,16 @@ def schema(
 
 
 def doctor(
-    json: Json = False,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="Try what this job needs, too.")
+    ] = None,
     sbom: Annotated[
         bool, typer.Option("--sbom", help="Print names, versions and licences as CycloneDX JSON.")
     ] = False,
+    json: Json = False,
+    set: Set = None,
 ) -> None:
-    """Say what this machine can run, and what is missing for more."""
+    """Say what this machine can run, and what is missing for more and for a job."""
     from flows.doctor import doctor_facts, render_doctor
 
     if sbom:
@@ -59,4 +63,4 @@ def doctor(
 
         print_json(bill_of_materials())
         return
-    show(doctor_facts(), render_doctor, as_json=json)
+    show(doctor_facts(load(job, set) if job else None), render_doctor, as_json=json)
