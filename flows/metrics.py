@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import Job
+from pipeline.config import MetricsSection
 from pipeline.report import RunReport, StageTimes
 from pipeline.report_metrics import (
     NIGHT,
@@ -38,14 +38,21 @@ class Meter:
     """Observes a run, and keeps the file of a job up to date; a context manager.
 
     Args:
-        job: The job; without a `metrics` section nothing is written.
+        job: Name of the job.
+        section: Where the file is; None: nothing is written.
         observer: Is told everything, too.
         period_s: Seconds between two writes.
     """
 
-    def __init__(self, job: Job, observer: Observer, period_s: float = PERIOD_S) -> None:
-        self._job_name = job.name
-        self._path = Path(job.metrics.textfile) if job.metrics else None
+    def __init__(
+        self,
+        job: str,
+        section: MetricsSection | None,
+        observer: Observer,
+        period_s: float = PERIOD_S,
+    ) -> None:
+        self._job_name = job
+        self._path = Path(section.textfile) if section else None
         self._observer = observer
         self._period_s = period_s
         self._started_at = time.time()

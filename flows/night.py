@@ -127,8 +127,9 @@ def run_night(
                 end_run(run, lanes, error)
             raise
 
-    no_mark = nullcontext()  # who gives way to others says nothing
-    with no_mark if night.gives_way else at_work(job), Meter(job, observer) as observer:
+    # A date that is caught up with says nothing of how the nights are.
+    metrics, working = (None, nullcontext()) if night.gives_way else (job.metrics, at_work(job))
+    with working, Meter(job.name, metrics, observer) as observer:
         try:
             return observer.publish(attempt(lanes or start_lanes(job), rebuild=False))
         except EngineCorruptError as error:  # its hashes are right, or it would not be found

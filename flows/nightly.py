@@ -132,7 +132,7 @@ def score(
             night,
             page,
             functools.partial(map_as_tasks, title),
-            on_warning=warn_of_deadline(night.job, title),
+            on_warning=warn_of_deadline(night.job.name, title),
         )
         report = mailed(night.job, day, page.say, score_it)
     except Exception as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +20,7 @@ from prefect.artifacts import (
 from prefect.events import emit_event
 
 from flows.lookout import OnWarning
-from flows.mail import notify
 from flows.progress import LineProgress
-from pipeline.config import Job
 from pipeline.report import RunReport, StageTimes
 from pipeline.report_text import render_markdown
 
@@ -108,17 +105,15 @@ class PageProgress:
         quietly(update_progress_artifact, self._bar, progress=percent, description=said + end)
 
 
-def warn_of_deadline(job: Job, title: str) -> OnWarning:
-    """Tells Prefect, by an event for automations, and people, by mail; see `flows/lookout.py`."""
+def warn_of_deadline(job: str, title: str) -> OnWarning:
+    """Tells Prefect, by an event for automations of one's own; the run itself sends a mail."""
 
     def warn(text: str) -> None:
         resource = {
-            "prefect.resource.id": f"nightscore.job.{job.name}",
+            "prefect.resource.id": f"nightscore.job.{job}",
             "prefect.resource.name": title,
         }
         quietly(emit_event, DEADLINE_EVENT, resource, payload={"text": text})
-        mail = (job, f"{title} may miss its deadline", text)
-        threading.Thread(target=notify, args=mail, name="warning", daemon=True).start()
 
     return warn
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows import deployment, nightly
+from flows import deployment
 from flows.alarms import alarms
 from flows.deployment import Wanted, deploy, render_deployment
 from pipeline.errors import ConfigError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,25 +117,13 @@ def test_keys_have_only_what_prefect_accepts(title: str, key: str) -> None:
     assert artifact_key(title) == key
 
 
-def test_danger_is_an_event_and_a_mail_that_nobody_waits_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    events: list[tuple[str, Any]] = []
-    mailed, may_end = threading.Event(), threading.Event()
-    mails: list[tuple[str, str]] = []
-
-    def notify(_: Any, *words: str) -> None:
-        may_end.wait(10)
-        mails.append((words[0], words[1]))
-        mailed.set()
-
-    monkeypatch.setattr(run_page, "notify", notify)
+def test_danger_is_an_event_for_automations(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Any] = []
     monkeypatch.setattr(
-        run_page, "emit_event", lambda event, _, payload: events.append((event, payload))
+        run_page, "emit_event", lambda *what, payload: events.append((what, payload))
     )
-    warn_of_deadline(SimpleNamespace(name="my_job"), TITLE)("two lanes would do")  # type: ignore[arg-type]
-    assert events == [(DEADLINE_EVENT, {"text": "two lanes would do"})]
-    assert mails == []
-    may_end.set()
-    assert mailed.wait(10)
-    assert mails == [(f"{TITLE} may miss its deadline", "two lanes would do")]
+    warn_of_deadline("my_job", TITLE)("two lanes would do")
+    (((event, resource), payload),) = events
+    assert event == DEADLINE_EVENT
+    assert resource["prefect.resource.id"] == "nightscore.job.my_job"
+    assert payload == {"text": "two lanes would do"}
