@@ -28,6 +28,7 @@ from pipeline.config import Job
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = "docs/configuration.md"
 SCHEMA = "configs/job.schema.json"
+WIDTH = 100
 BAR = r"\|"
 """A bar within a cell of a Markdown table."""
 
@@ -134,7 +135,11 @@ def _section_text(section: SectionKeys) -> str:
         f"| {' | '.join(cell.replace('|', BAR) for cell in _cells(key))} |" for key in section.keys
     ]
     head = ["| key | takes | default | meaning |", "|---|---|---|---|"]
-    return "\n".join([title, "", section.meaning, "", *head, *rows, ""])
+    return "\n".join([title, "", _wrapped(section.meaning), "", *head, *rows, ""])
+
+
+def _wrapped(text: str) -> str:
+    return "\n\n".join(textwrap.fill(each, WIDTH) for each in text.split("\n\n"))
 
 
 def _cells(key: Key) -> tuple[str, ...]:
