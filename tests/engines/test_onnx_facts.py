@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from engines.demo_models import write_ranking_onnx
 from engines.errors import ModelError
 from engines.onnx_facts import read_onnx_facts
 
 
-def test_shapes_are_those_of_a_row(tmp_path: Path) -> None:
-    write_ranking_onnx(tmp_path / "m.onnx")
+def test_shapes_are_those_of_a_row_and_weights_are_no_inputs(tmp_path: Path) -> None:
+    rows = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 32])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 1])
+    weights = numpy_helper.from_array(np.ones((32, 1), np.float32), "w")
+    named = helper.make_tensor_value_info("w", TensorProto.FLOAT, [32, 1])  # as old exporters do
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [rows, named], [out], [weights])
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
     facts = read_onnx_facts(str(tmp_path / "m.onnx"))
-    assert facts.row_shape == (32,)
-    assert facts.last_operator == "Sigmoid"
+    assert (facts.input_name, facts.row_shape) == ("x", (32,))
+    assert (facts.output_shape, facts.last_operator) == ((1,), "Sigmoid")
 
 
 def test_sides_that_the_graph_leaves_open_are_none(tmp_path: Path) -> None:

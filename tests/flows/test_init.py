@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.demo_models import write_ranking_onnx
 from flows.init import InitRequest, draft_job, write_job_file
 from pipeline.errors import ConfigError
 from pipeline.job_file import load_job
@@ -45,6 +44,16 @@ def save_pictures_net(
     graph = helper.make_graph(nodes, "net", [rows], [out], tensors)
     opset = [helper.make_opsetid("", 20)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return str(path)
+
+
+def save_features_net(path: Path) -> str:
+    """32 features, one score."""
+    weights = numpy_helper.from_array(np.ones((32, 1), np.float32), "w")
+    rows = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 32])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 1])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "net", [rows], [out], [weights])), path)
     return str(path)
 
 
@@ -95,7 +104,7 @@ def test_a_pictures_job_is_planned_at_once(
 
 
 def test_a_file_that_exists_is_left_as_it_is(tmp_path: Path) -> None:
-    write_ranking_onnx(tmp_path / "m.onnx")
+    save_features_net(tmp_path / "m.onnx")
     uri = write_rows(tmp_path, user_id=[1], **{f"f{n}": [0.5] for n in range(32)})
     path = tmp_path / "job.yaml"
     path.write_text("mine")
@@ -105,7 +114,7 @@ def test_a_file_that_exists_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_features_are_those_that_the_model_takes(tmp_path: Path) -> None:
-    write_ranking_onnx(tmp_path / "m.onnx")
+    save_features_net(tmp_path / "m.onnx")
     floats = {f"f{n}": [0.5] for n in range(31)}
     draft = draft_job(
         request(write_rows(tmp_path, user_id=[1], age=[40.0], **floats), f"{tmp_path}/m.onnx")
@@ -115,7 +124,7 @@ def test_features_are_those_that_the_model_takes(tmp_path: Path) -> None:
 
 
 def test_features_that_are_too_few_are_said(tmp_path: Path) -> None:
-    write_ranking_onnx(tmp_path / "m.onnx")
+    save_features_net(tmp_path / "m.onnx")
     draft = draft_job(
         request(write_rows(tmp_path, user_id=[1], f0=[0.5], f1=[0.5]), f"{tmp_path}/m.onnx")
     )
@@ -142,7 +151,7 @@ def test_the_head_and_what_to_check_follow_from_the_graph(
 
 
 def test_data_and_model_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    write_ranking_onnx(tmp_path / "m.onnx")
+    save_features_net(tmp_path / "m.onnx")
     net = save_pictures_net(tmp_path / "net.onnx")
     with pytest.raises(ConfigError, match=r"no binary column.*takes batch x 3 x 64 x 64"):
         draft_job(request(write_rows(tmp_path, user_id=[1], f0=[0.5]), net))
