@@ -18,8 +18,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Score 4,000 real pictures end to end and show the report
 	$(BIN)/score demo
 
+# Two processes: many tests wait for servers and nights. A file's tests stay in one process.
 test: $(READY) ## Run all tests, whole nights and faults included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## Check style, layers and spelling
 	$(BIN)/ruff check .

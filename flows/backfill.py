@@ -30,9 +30,10 @@ from pipeline import report_words as words
 from pipeline.backfill_log import BackfillLog
 from pipeline.config import Job
 from pipeline.errors import GuardError, PipelineError, one_line
-from pipeline.report import RunReport
+from pipeline.report import RunReport, report_from_dict
 from pipeline.run import GIB, Night
 from pipeline.storage import open_storage
+from pipeline.versions import find_published
 from pipeline.watchdog import memory_share
 
 log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class _Backfill:
             try:
                 outcome = self._score(date, crew)
             except BaseException as error:
-                self._end_of(self._failed(date, error, self._spent_since(began)))
+                self._end_of(self._ended(date, error, self._spent_since(began)))
                 if not isinstance(error, Exception):
                     raise
             else:
@@ -243,7 +244,15 @@ class _Backfill:
         limits = (self._job.limits.max_usd, self._budget.left_for(date))
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def _failed(self, date: str, error: BaseException, usd: float) -> DateOutcome:
+    def _ended(self, date: str, error: BaseException, usd: float) -> DateOutcome:
+        outcome = self._not_done(date, error, usd)
+        with suppress(PipelineError, OSError):  # it may have ended after its publication
+            found = find_published(open_storage(self._job.output.uri), self._job.name, date)
+            if found is not None:
+                return _done(report_from_dict(found.manifest["report"]))
+        return outcome
+
+    def _not_done(self, date: str, error: BaseException, usd: float) -> DateOutcome:
         why, status = one_line(error), _status_of(error)
         if status == "guard" and self._is_cap(date, error):
             status = "cost_cap"

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.job_file import parse_date
 from pipeline.plan import input_files
 from pipeline.storage import MANIFEST, open_storage
-from pipeline.versions import published_folder
+from pipeline.versions import REPORT_HTML, published_folder
 
 MAX_DATES = 3_660
 NUM_LOOKERS = 8
@@ -37,6 +37,9 @@ def dates_between(first: str, last: str) -> list[str]:
 def nothing_to_do(job: Job, dates: Sequence[str]) -> dict[str, DateOutcome]:
     """The dates that are published, and those without input; no file is opened.
 
+    A date whose publisher died before it wrote the report is none of them: to score it again
+    writes what is missing, and nothing else.
+
     Raises:
         ConfigError: The job has no dates.
     """
@@ -49,8 +52,10 @@ def nothing_to_do(job: Job, dates: Sequence[str]) -> dict[str, DateOutcome]:
     partition = job.input.partition
 
     def look(date: str) -> DateOutcome | None:
-        if output.info(f"{published_folder(job.name, date)}/{MANIFEST}") is not None:
-            return DateOutcome(date=date, status="already_published")
+        folder = published_folder(job.name, date)
+        if output.info(f"{folder}/{MANIFEST}") is not None:
+            is_whole = output.info(f"{folder}/{REPORT_HTML}") is not None
+            return DateOutcome(date=date, status="already_published") if is_whole else None
         if not input_files(job, date, source):
             where = partition.replace("{date}", date)
             return DateOutcome(date=date, status="no_input", why=f"no *.parquet in {where}")

@@ -23,7 +23,7 @@ class Crew:
 
     def __init__(self, job: Job, devices: Sequence[LaneDevice]) -> None:
         self._job = job
-        self._devices = devices
+        self.devices = devices
         self._lanes: list[Lane] = []
         self._lock = threading.Lock()
         self._is_over = False
@@ -41,7 +41,7 @@ class Crew:
                 _end(self._lanes)
                 self._lanes = [
                     Lane(device, modules_ahead(self._job, device), is_kept=True)
-                    for device in self._devices
+                    for device in self.devices
                 ]
             return list(self._lanes)
 

@@ -51,10 +51,13 @@ def mailed(
         report = score()
     except BaseException as error:
         if _wants(job, "failed"):
-            _quietly(say, date, partial(_send_stopped, job, date, error))
+            _, said = _outcome(partial(_send_stopped, job, date, error))
+            say(said)
         raise
     if _wants(job, "published") or (report.alerts and _wants(job, "warning")):
-        _quietly(say, date, partial(send_report, job, report))
+        is_sent, said = _outcome(partial(send_report, job, report))
+        later = f" Send it with `score report JOB --date {date} --send`."
+        say(said if is_sent else said + later)
     return report
 
 
@@ -102,10 +105,11 @@ def notify(job: Job, subject: str, text: str) -> None:
     Args:
         job: The job.
         subject: Some words.
-        text: Sentences, one a line.
+        text: Sentences, one a line; `name  value`, with two spaces between, is a line of a table.
     """
     if _wants(job, "warning"):
-        _quietly(log.warning, None, partial(_send_warning, job, masked(subject), masked(text)))
+        is_sent, said = _outcome(partial(_send_warning, job, masked(subject), masked(text)))
+        log.log(logging.INFO if is_sent else logging.WARNING, "%s: %s", job.name, said)
 
 
 def _send_warning(job: Job, subject: str, text: str) -> str:
@@ -153,14 +157,12 @@ def _wants(job: Job, kind: str) -> bool:
     return job.mail is not None and kind in job.mail.when
 
 
-def _quietly(say: Callable[[str], None], date: str | None, send: Callable[[], str]) -> None:
-    """Nothing that is wrong with a mail may change how a night ends."""
-    later = f" Send it with `score report JOB --date {date} --send`." if date else ""
+def _outcome(send: Callable[[], str]) -> tuple[bool, str]:
+    """Whether a mail is on its way, in words; nothing that is wrong with it gets out of here."""
     try:
-        said = f"mail: {send()}"
+        return True, f"mail: {send()}"
     except Exception as error:
-        said = f"warning: the mail was not sent: {masked(one_line(error))}{later}"
-    say(said)
+        return False, f"warning: the mail was not sent: {masked(one_line(error))}"
 
 
 def _name(job: Job, date: str, kind: str, about: str) -> str:

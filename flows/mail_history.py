@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 
 from flows.mail_letter import Bar, Chart, Notes
@@ -40,9 +41,20 @@ def nights_chart(rows: Sequence[HistoryRow], date: str) -> Chart | None:
     title = "The only night" if len(shown) == 1 else f"The last {len(shown)} published nights"
     return Chart(
         title=title,
-        lead="Bars: examples per second, everything included.",
-        heads=("night", "ex/s", "per 100k", "rows", "bad"),
+        lead=f"Bars: examples per second, everything included.{_missing(shown)}",
+        heads=("night", "ex/s", "per 100k", "rows", "odd"),
         bars=bars,
+    )
+
+
+def _missing(shown: Sequence[HistoryRow]) -> str:
+    """Dates between the shown ones; those of a job that does not run every night are no gaps."""
+    days = [datetime.date.fromisoformat(row.date).toordinal() for row in shown]
+    gaps = sorted(set(range(days[0], days[-1])) - set(days))
+    if not gaps or len(gaps) > len(days) // 2:
+        return ""
+    return (
+        f" Not published: {', '.join(datetime.date.fromordinal(day).isoformat() for day in gaps)}."
     )
 
 

@@ -78,7 +78,7 @@ def _top(letter: Letter) -> Markup:
             plain(letter.headline),
             **_look("ink", "font-size:23px;line-height:1.25;margin:4px 0 6px;"),
         ),
-        _text(letter.lead, "muted", "font-size:15px;") if letter.lead else Markup(),
+        _text(letter.lead, "muted" if letter.tiles else "ink", "font-size:15px;"),
     ]
     content = join([*texts, _tiles(letter.tiles)] if letter.tiles else texts)
     return _card(content, edge=f"{mood}-edge")

@@ -10,6 +10,7 @@ from flows.mail_history import changes, nights_chart
 from flows.mail_letter import Bar, Block, Chart, Facts, Letter, Mood, Notes, Tile
 from pipeline import report_tables as tables
 from pipeline import report_words as words
+from pipeline import window_words
 from pipeline.errors import GuardError
 from pipeline.history import HistoryRow
 from pipeline.report import RunReport
@@ -18,6 +19,8 @@ from pipeline.report_guards import guard_facts
 
 MOST_SAMPLES = 10
 """A mail of more than 100 kB is cut off by some clients; the page has all."""
+MOST_LINES = 100
+"""Of a summary's table, for the same reason."""
 MAX_SUBJECT_CHARACTERS = 120
 COSTS = {"other": "idle and other"}
 SOON = "The same command goes on where it stopped; what is committed is kept."
@@ -81,15 +84,26 @@ def stopped_letter(
 
 
 def warning_letter(job: str, subject: str, text: str) -> Letter:
-    """A warning that is not about a night that has ended."""
-    lines = tuple(line for line in text.splitlines() if line.strip())
+    """A warning, or a summary: not about one night that has ended.
+
+    Args:
+        job: Name of the job.
+        subject: Some words.
+        text: Sentences, one a line; `name  value`, with two spaces between, is a line of a table.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    sentences = tuple(line for line in lines if "  " not in line)
+    facts = [(name, value) for name, gap, value in (line.partition("  ") for line in lines) if gap]
+    if len(facts) > MOST_LINES:
+        facts = [*facts[:MOST_LINES], ("...", f"and {len(facts) - MOST_LINES:,} more")]
+    notes = [Notes(title="What happened", notes=sentences)] if sentences else []
     return Letter(
         subject=_cut(f"[nightscore] {job}: {subject}"),
         eyebrow=f"nightscore \N{MIDDLE DOT} {job}",
         headline=words.plain(subject),
         lead="",
         mood="odd",
-        blocks=(Notes(title="What happened", notes=lines),),
+        blocks=(*notes, *([Facts(title="In detail", facts=tuple(facts))] if facts else [])),
     )
 
 
@@ -191,6 +205,7 @@ def _time(report: RunReport) -> Facts:
         title="When",
         facts=(
             ("from and to", _span(report.started_at, report.finished_at)),
+            *([("window", window_words.outcome(report.window))] if report.window else []),
             ("wall clock", words.duration(report.wall_s)),
             ("phases", phases),
             ("attempts", words.count(report.attempts)),

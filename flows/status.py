@@ -17,6 +17,7 @@ from rich.text import Text
 
 from engines.nvml import discover
 from pipeline.config import Job
+from pipeline.errors import VerifyError
 from pipeline.ledger import Attempt
 from pipeline.live import RunState, find_runs
 from pipeline.report_words import duration, plain
@@ -60,7 +61,10 @@ def status_facts(job: Job, date: str | None = None) -> Facts:
 
 
 def _published(output: Storage, job: Job, date: str) -> Facts | None:
-    found = find_published(output, job.name, date)
+    try:
+        found = find_published(output, job.name, date)
+    except VerifyError as error:  # the other dates are still worth seeing
+        return {"date": date, "run_id": "", "damaged": str(error)}
     if found is None:
         return None
     keys = ("date", "run_id", "rows", "scored", "quarantined", "published_at")
@@ -103,7 +107,7 @@ def _attempt(attempt: Attempt) -> Facts:
         "started_at": attempt.started_at,
         "host": attempt.host,
         "pid": attempt.pid,
-        "lanes": list(attempt.lanes),
+        "lanes": attempt.lanes.split(),
     }
 
 
@@ -124,7 +128,7 @@ def is_alive(attempt: Attempt) -> bool:
 
 def _devices(attempt: Attempt) -> list[Facts]:
     """How busy the devices of this machine are right now."""
-    is_gpu = any(name.startswith("gpu") for name in attempt.lanes)
+    is_gpu = any(name.startswith("gpu") for name in attempt.lanes.split())
     gpus = [found.gpu for found in discover().gpus] if is_gpu else []
     with Sampler(gpus, SAMPLE_S / 2) as sampler:
         time.sleep(SAMPLE_S)
@@ -147,6 +151,9 @@ def render_status(facts: Facts) -> RenderableType:
     for heading in ("date", "state", "rows", "quarantined", "run"):
         table.add_column(heading, justify="right" if heading in ("rows", "quarantined") else "left")
     for entry in facts["published"]:
+        if "damaged" in entry:
+            table.add_row(plain(entry["date"]), "damaged", "", "", plain(entry["damaged"]))
+            continue
         quarantined = f"{entry['quarantined']:,}"
         state = "published" if entry["version"] == 1 else f"published, version {entry['version']}"
         rows = f"{entry['rows']:,}"
@@ -213,4 +220,3 @@ def _busy(device: Facts) -> str:
     share = "unknown" if device["busy"] is None else f"{device['busy']:.0%}"
     memory = device["memory_bytes"]
     return f"{device['name']}: {share}" + (f", {memory / 2**30:.1f} GiB" if memory else "")
-

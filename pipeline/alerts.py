@@ -45,11 +45,12 @@ def find_alerts(
 
 
 def is_telling(row: HistoryRow) -> bool:
-    """Whether a night's rate and cost are those of all its rows.
+    """Whether a night has a rate that others can be held against.
 
-    A version that took shards over from the one before paid for the others only.
+    `score requeue` scores a few rows, at a poor rate; and of attempts that were killed it is not
+    known exactly how long they took.
     """
-    return row.rows > 0 and not (row.version > 1 and row.shards_reused)
+    return row.rows > 0 and row.rows_taken_over == 0 and row.wall_s > row.building_s
 
 
 def rate_per_s(row: HistoryRow) -> float:

@@ -16,11 +16,11 @@ Text = Callable[[float], str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """A number of both nights."""
+    """A line of the comparison: a number of both nights, or a word."""
 
     name: str
     before: float | None
-    """None: unknown."""
+    """None: unknown, or a word."""
     now: float | None
     before_text: str
     now_text: str
@@ -56,7 +56,12 @@ def compare(before: RunReport, now: RunReport) -> Comparison:
         job=now.job,
         before=before.date,
         now=now.date,
-        figures=(*_figures(before, now), *_reasons(before, now), *_costs(before, now)),
+        figures=(
+            *_figures(before, now),
+            *_reasons(before, now),
+            *_costs(before, now),
+            *_words(before, now),
+        ),
         shifts=_shifts(before.distribution, now.distribution),
         changed=what_changed(*rows),
     )
@@ -98,6 +103,23 @@ def _costs(before: RunReport, now: RunReport) -> list[Figure]:
     price = [report.cost.price.usd_per_hour for report in (before, now)]
     total = _figure("$ per 100,000 rows", words.usd, before.usd_per_100k, now.usd_per_100k)
     return [total, *named, _figure("$ an hour", words.usd, *price)]
+
+
+def _words(before: RunReport, now: RunReport) -> list[Figure]:
+    of: dict[str, Callable[[RunReport], str]] = {
+        "price read on": lambda report: report.cost.price.as_of,
+        "machine": lambda report: report.cost.price.instance,
+        "market": lambda report: words.market(report.cost.price),
+        "engine": lambda report: f"{report.engine.runtime} {report.engine.precision}",
+        "bottleneck": lambda report: report.bottleneck,
+    }
+    shown = {
+        name: [words.plain(get(report)) for report in (before, now)] for name, get in of.items()
+    }
+    return [
+        Figure(name=name, before=None, now=None, before_text=old, now_text=new)
+        for name, (old, new) in shown.items()
+    ]
 
 
 def _shifts(before: ScoreDistribution | None, now: ScoreDistribution | None) -> dict[str, Shift]:

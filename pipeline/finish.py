@@ -122,17 +122,19 @@ def _make_report(
     now = time.monotonic()
     earlier = earlier_attempts(run.ledger, run.attempt, records, plan.num_rows)
     rows_replayed = earlier.rows_replayed + _rows_repeated(run, lanes, records)
+    rows_taken_over = _rows_taken_over(run, records)
+    rows_scored = plan.num_rows - rows_taken_over
     wall_s = now - clock.started + earlier.wall_s
     build_s = run.resolved.build_s if run.resolved.built else 0.0
     score_s = clock.scored - clock.prepared
-    replay_share = rows_replayed / (rows_replayed + plan.num_rows)
+    replay_share = rows_replayed / max(1, rows_replayed + rows_scored)
     replay_s = (score_s + earlier.score_s) * replay_share
     cost = cost_of(
         price,
         wall_s=wall_s,
         score_s=score_s + earlier.score_s,
         build_s=build_s + earlier.build_s,
-        rows=plan.num_rows,
+        rows=rows_scored,
         replay_s=replay_s,
     )
     stages = add_times(lane.times() for lane in lanes)
@@ -152,7 +154,7 @@ def _make_report(
         shards=len(plan.shards),
         shards_reused=len(plan.shards) - len(run.todo),
         attempts=run.ledger.num_attempts(),
-        examples_per_sec=plan.num_rows / wall_s,
+        examples_per_sec=rows_scored / wall_s,
         wall_s=wall_s,
         phases=Phases(
             startup_s=clock.ready - clock.started,
@@ -186,13 +188,14 @@ def _make_report(
         replay_is_exact=earlier.is_exact,
         replay_s=replay_s,
         window=_outcome(run.window),
+        rows_taken_over=rows_taken_over,
         scoring_s=score_s + earlier.score_s,
         building_s=build_s + earlier.build_s,
         limit=limit_of(
             ceilings,
             stages,
             cost,
-            rows=plan.num_rows,
+            rows=rows_scored,
             num_lanes=len(lanes),
             num_threads=_num_core_threads(job, lanes),
         ),
@@ -225,6 +228,12 @@ def _rows_repeated(
     owned = [record for record in records.values() if record.owner == run.attempt.id]
     committed = sum(record.num_rows for record in owned)
     return max(0, sum(lane.rows_begun for lane in lanes) - committed)
+
+
+def _rows_taken_over(run: PreparedRun, records: Mapping[int, CommitRecord]) -> int:
+    """Rows that no attempt of this run scored: `score requeue` left them as they were."""
+    ours = {attempt.id for attempt in run.ledger.attempts()}
+    return sum(record.num_rows for record in records.values() if record.owner not in ours)
 
 
 def _describe(lanes: Sequence[Lane], run: PreparedRun) -> str:

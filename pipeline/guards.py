@@ -114,8 +114,8 @@ class Guards:
                 f"{num_bad:,} of {num_rows:,} rows{lost} ({share:.2%}) are in quarantine "
                 f"({worst}); expected at most {allowed:,} (limits.max_quarantined "
                 f"{limits.max_quarantined:.2%}, limits.probation_rows {limits.probation_rows:,}).",
-                "Nothing was published, and what is scored is kept; look at the input, or raise a "
-                "limit and run the same command again",
+                "Nothing was published, and what is scored is kept; mend the cause and try these "
+                "rows again with `score requeue`, raise a limit and run the same command again",
             )
 
     def check_budget(self, job: Job, spent_usd: float, num_left: int) -> None:

@@ -26,8 +26,8 @@ from pipeline.storage import Storage
 log = logging.getLogger(__name__)
 
 FOLDER = "_history"
-NUM_NIGHTS = 14
-"""That a report shows beside its own."""
+NUM_NIGHTS = 13
+"""That a report shows beside its own: two weeks."""
 FILE_NAME = re.compile(
     r"(?P<date>\d{4}-\d\d-\d\d)_v(?P<version>\d+)_(?P<run_id>[^/]+)\.parquet", re.ASCII
 )
@@ -50,7 +50,7 @@ class HistoryRow:
     scored: int
     quarantined: int
     examples_per_sec: float
-    """rows / wall_s: everything included, engine build too."""
+    """Rows that were scored for it / wall_s: everything included, engine build too."""
     wall_s: float
     """Of all attempts, from process start to publication."""
     scoring_s: float
@@ -88,7 +88,9 @@ class HistoryRow:
     """Whether rows are missing because a file is damaged."""
     shards: int
     shards_reused: int
-    """In a version above 1: taken over from the one before, at no cost of this one."""
+    """Whose parts an earlier attempt, or the version before, had committed."""
+    rows_taken_over: int = 0
+    """Rows that `score requeue` left as the version before had scored them: in no rate or price."""
 
 
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -146,6 +148,7 @@ def row_of(report: RunReport, *, version: int, published_at: str) -> HistoryRow:
         degraded=report.degraded,
         shards=report.shards,
         shards_reused=report.shards_reused,
+        rows_taken_over=report.rows_taken_over,
     )
 
 
@@ -186,8 +189,7 @@ def read_history(
 ) -> tuple[HistoryRow, ...]:
     """The nights of a job by date, of each the version that is published.
 
-    A file that cannot be read, or that another version of this program wrote, is left out and
-    logged.
+    A file that cannot be read is left out, and logged.
 
     Args:
         output: Of the job.
@@ -226,11 +228,11 @@ def nights_before(
 
 
 def _parse(where: str, data: bytes) -> HistoryRow | None:
-    """Columns that this program does not know are left out."""
+    """Columns that this program does not know are left out, newer ones have their defaults."""
     try:
         (found,) = pq.read_table(io.BytesIO(data)).to_pylist()
-        known: dict[str, Any] = {name: found[name] for name in SCHEMA.names}
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        known: dict[str, Any] = {name: found[name] for name in SCHEMA.names if name in found}
+        return HistoryRow(**known)
+    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
         log.warning("%s: left out of the history (%s: %s).", where, type(error).__name__, error)
         return None
-    return HistoryRow(**known)

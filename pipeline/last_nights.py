@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,8 +11,6 @@ from pipeline.ledger import CommitRecord
 from pipeline.publish import find_report
 from pipeline.report import RunReport, ScoreDistribution
 from pipeline.storage import Storage
-
-log = logging.getLogger(__name__)
 
 MOST_NIGHTS = 7
 LOOK_BACK_DAYS = 35
@@ -43,12 +40,7 @@ def last_nights(output: Storage, job: str, date: str, model: str, head: str) -> 
     days = range(today - 1, max(today - 1 - LOOK_BACK_DAYS, 0), -1)
 
     def read(day: int) -> RunReport | None:
-        past = datetime.date.fromordinal(day).isoformat()
-        try:
-            return find_report(output, job, past)
-        except (KeyError, TypeError, ValueError) as error:  # of another version of this program
-            log.warning("%s, %s: its report cannot be read (%s).", job, past, error)
-            return None
+        return find_report(output, job, datetime.date.fromordinal(day).isoformat())
 
     found: list[RunReport] = []
     with ThreadPoolExecutor(NUM_READERS) as pool:

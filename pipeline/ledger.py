@@ -20,10 +20,10 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.lane_messages import PoisonRow
 from pipeline.part import ShardParts
@@ -32,6 +32,8 @@ from pipeline.storage import Storage
 
 END = ".end.json"
 log = logging.getLogger(__name__)
+
+Note = TypeVar("Note")
 
 SELF_CHECK = "check"
 """Key of a record's own sha256 in its JSON."""
@@ -96,8 +98,8 @@ class Attempt:
     """Of these, spent building the engine."""
     rows_at_risk: int | None = None
     """Rows that its lanes may have begun beyond their last commits, at most; None: unknown."""
-    lanes: tuple[str, ...] = ()
-    """Names of its lanes, such as `gpu0`; empty: unknown."""
+    lanes: str = ""
+    """Names of its lanes, such as `gpu0 gpu1`; empty: unknown."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
@@ -216,7 +218,7 @@ class Ledger:
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first."""
         paths = [path for path in self._attempt_files() if not path.endswith(END)]
-        attempts = [_attempt_from_json(data) for data in self._output.read_many(paths)]
+        attempts = self._notes(paths, Attempt).values()
         return sorted(attempts, key=lambda attempt: attempt.started_at)
 
     def num_attempts(self) -> int:
@@ -230,9 +232,8 @@ class Ledger:
     def ends(self) -> dict[str, AttemptEnd]:
         """How attempts ended, by their ids; not those that published, work, or were killed."""
         paths = [path for path in self._attempt_files() if path.endswith(END)]
-        names = [path.rpartition("/")[2].removesuffix(END) for path in paths]
-        ends = [AttemptEnd(**json.loads(data)) for data in self._output.read_many(paths)]
-        return dict(zip(names, ends, strict=True))
+        ends = self._notes(paths, AttemptEnd)
+        return {path.rpartition("/")[2].removesuffix(END): end for path, end in ends.items()}
 
     def _attempt_files(self) -> list[str]:
         infos = self._output.list_files(f"{self.folder}/attempts")
@@ -309,7 +310,17 @@ class Ledger:
         """All rows that killed a process, by shard and row."""
         infos = self._output.list_files(f"{self.folder}/poison")
         paths = sorted(info.path for info in infos if info.path.endswith(".json"))
-        return tuple(PoisonRow(**json.loads(data)) for data in self._output.read_many(paths))
+        return tuple(self._notes(paths, PoisonRow).values())
+
+    def _notes(self, paths: Sequence[str], kind: type[Note]) -> dict[str, Note]:
+        """What small files say, by path. No rows depend on them: damaged ones are left out."""
+        notes = {}
+        for path, data in zip(paths, self._output.read_many(paths), strict=True):
+            try:
+                notes[path] = kind(**json.loads(data))
+            except (ValueError, TypeError) as error:
+                log.warning("%s: damaged; it is left out (%s).", path, error)
+        return notes
 
     def part_path(self, file: StoredFile) -> str:
         """Path of an uploaded part, below the output's root."""
@@ -326,11 +337,6 @@ class Ledger:
 def _shard_of(path: str) -> int:
     """The shard that a commit record is of."""
     return int(PurePosixPath(path).stem.partition("_")[0])
-
-
-def _attempt_from_json(data: bytes) -> Attempt:
-    fields = json.loads(data)
-    return Attempt(**{**fields, "lanes": tuple(fields.get("lanes", ()))})
 
 
 def _digest(fields: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,10 @@ from pipeline.storage import Storage
 from pipeline.versions import KEPT_MANIFEST
 from pipeline.window import find_window
 
+log = logging.getLogger(__name__)
+
+DATE_CHARACTERS = len("2026-11-20")
+"""Ids of runs begin with their dates."""
 RECENT_S = 600.0
 """The rate is that of the last minutes: a lane that was lost shows in it."""
 MIN_SPAN_S = 2.0
@@ -62,7 +67,7 @@ def find_runs(output: Storage, job: Job, date: str | None = None) -> list[RunSta
 
 
 def _is_of(run_id: str, date: str) -> bool:
-    return run_id.startswith(f"{date}-")
+    return run_id[:DATE_CHARACTERS] == date
 
 
 def _read_run(output: Storage, job: Job, run_id: str) -> RunState | None:
@@ -70,15 +75,22 @@ def _read_run(output: Storage, job: Job, run_id: str) -> RunState | None:
     data = output.read(f"{folder}/run.json")
     if data is None:  # being made, or being removed
         return None
-    run, ledger = json.loads(data), Ledger(output, job.name, run_id)
+    try:
+        run = json.loads(data)
+        sizes, num_rows = shard_sizes(run), sum(file["num_rows"] for file in run["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning(
+            "%s/%s/run.json: damaged; the run is not shown (%s).", output.uri, folder, error
+        )
+        return None
+    ledger = Ledger(output, job.name, run_id)
     times, attempts = ledger.commit_times(), ledger.attempts()
     attempt = attempts[-1] if attempts else None
-    sizes = shard_sizes(run)
     return RunState(
-        date=run["date"],
+        date=run_id[:DATE_CHARACTERS],
         run_id=run_id,
-        num_rows=sum(file["num_rows"] for file in run["files"]),
-        num_done=round(sum(sizes[shard] for shard in times)),
+        num_rows=num_rows,
+        num_done=round(sum(sizes[shard] for shard in times if shard < len(sizes))),
         num_shards=len(sizes),
         num_shards_done=len(times),
         num_attempts=len(attempts),
@@ -86,7 +98,7 @@ def _read_run(output: Storage, job: Job, run_id: str) -> RunState | None:
         end=ledger.ends().get(attempt.id) if attempt else None,
         last_commit_at=max(times.values(), default=None),
         rows_per_s=recent_rate(times, sizes, attempt) if attempt else None,
-        deadline=_deadline(job, run["date"], attempts),
+        deadline=_deadline(job, run_id[:DATE_CHARACTERS], attempts),
         is_kept=output.info(f"{folder}/{KEPT_MANIFEST}") is not None,
     )
 
@@ -115,7 +127,7 @@ def recent_rate(
     if not recent or recent[-1][0] - recent[0][0] < MIN_SPAN_S:
         return None
     # What was committed with the first one, or before it, took its time before the span.
-    rows = sum(sizes[shard] for at, shard in recent if at > recent[0][0])
+    rows = sum(sizes[shard] for at, shard in recent if at > recent[0][0] and shard < len(sizes))
     return rows / (recent[-1][0] - recent[0][0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from pipeline.versions import (
     replace,
     withdraw,
 )
+
+log = logging.getLogger(__name__)
 
 MANIFEST_FORMAT = 1
 QUARANTINE_FOLDER = "_quarantine"
@@ -56,9 +59,14 @@ def read_report(output: Storage, job: str, date: str) -> RunReport:
 
 
 def find_report(output: Storage, job: str, date: str) -> RunReport | None:
-    """The report beside a published run's parts, or None: one small file, not the manifest."""
-    data = output.read(f"{published_folder(job, date)}/{REPORT_JSON}")
-    return None if data is None else report_from_dict(json.loads(data))
+    """The report beside a published run's parts, one small file; None also where it is damaged."""
+    path = f"{published_folder(job, date)}/{REPORT_JSON}"
+    data = output.read(path)
+    try:
+        return None if data is None else report_from_dict(json.loads(data))
+    except (KeyError, TypeError, ValueError) as error:  # or of another version of this program
+        log.warning("%s/%s: cannot be read (%s).", output.uri, path, error)
+        return None
 
 
 def check_complete(plan: Plan, records: Mapping[int, CommitRecord]) -> None:

@@ -338,6 +338,8 @@ class RunReport:
     """Wall-clock seconds for those rows, at the rate of all attempts."""
     window: WindowOutcome | None = None
     """None when the job, or a date that is caught up with, has no deadline."""
+    rows_taken_over: int = 0
+    """Rows that `score requeue` left as the version before had scored them: in no rate or price."""
     scoring_s: float = 0.0
     """Wall-clock seconds of scoring, of all attempts; `replay_s` is a part of it."""
     building_s: float = 0.0

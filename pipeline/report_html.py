@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import resources
 from itertools import compress
 
-from pipeline import report_devices
+from pipeline import report_devices, window_words
 from pipeline import report_tables as tables
 from pipeline import report_words as words
 from pipeline.history import HistoryRow
@@ -250,15 +250,15 @@ def _unreadable(report: RunReport) -> Markup:
 
 
 def _run(report: RunReport) -> Markup:
-    reused = f", {words.count(report.shards_reused)} of them from an earlier attempt"
     facts = {
         "Run": tag("code", words.plain(report.run_id)),
         "Output": tag("code", words.plain(report.output)),
         "Manifest": tag("code", words.plain(report.manifest)),
-        "Shards": words.count(report.shards) + (reused if report.shards_reused else ""),
+        "Shards": words.shards_sentence(report),
         "Attempts": words.count(report.attempts),
         "Interruptions": words.interruption_sentence(report) or "none",
         "Device": words.plain(report.device),
+        "Window": window_words.outcome(report.window) if report.window else "none",
         "Started": words.plain(report.started_at),
         "Finished": words.plain(report.finished_at),
     }

@@ -124,9 +124,8 @@ def _key_facts(report: RunReport) -> list[tuple[str, str]]:
 
 
 def _places(report: RunReport) -> list[tuple[str, str]]:
-    reused = f", {words.count(report.shards_reused)} of them from an earlier attempt"
     return [
-        ("shards", f"{words.count(report.shards)}{reused if report.shards_reused else ''}"),
+        ("shards", words.shards_sentence(report)),
         ("run", words.plain(report.run_id)),
         ("engine key", words.plain(report.engine.key)),
         ("started", words.plain(report.started_at)),

@@ -216,6 +216,18 @@ def costs_per_100k(report: RunReport) -> list[Share]:
     return _shares(amounts)
 
 
+def shards_sentence(report: RunReport) -> str:
+    """How many shards, and how many of them this attempt did not score."""
+    shards = count(report.shards)
+    if not report.shards_reused:
+        return shards
+    reused = f"{shards}, {count(report.shards_reused)} of them from an earlier attempt"
+    if not report.rows_taken_over:
+        return reused
+    rows = plural(report.rows_taken_over, "row")
+    return f"{reused} or version ({rows} of the version before: in no rate or price)"
+
+
 def interruption_sentence(report: RunReport) -> str | None:
     """What interruptions cost; None when there were none."""
     if not report.interruptions and not report.rows_replayed:

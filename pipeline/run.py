@@ -184,7 +184,7 @@ def _open_attempt(
         rows_at_risk=sum(
             rows_at_risk(job, manifest, device.num_threads, plan.shards) for device in devices
         ),
-        lanes=tuple(device.name for device in devices),
+        lanes=" ".join(device.name for device in devices),
     )
     description = {
         "run_id": ledger.run_id,

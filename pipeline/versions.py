@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, StorageError, VerifyError
 from pipeline.ledger import CommitRecord, record_from_dict, run_folder, utc_now
 from pipeline.storage import MANIFEST, SUCCESS, Storage
 
@@ -95,7 +95,17 @@ def _read(output: Storage, job: str, date: str, path: str) -> Published | None:
     data = output.read(path)
     if data is None:
         return None
-    return Published(job=job, date=date, manifest=json.loads(data), data=data)
+    try:
+        manifest = json.loads(data)
+        if not isinstance(manifest["run_id"], str):
+            raise TypeError("its run_id is no text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise VerifyError(
+            f"{output.uri}/{path}: damaged ({error}); expected the manifest of a published run. "
+            "Move its folder away and run the date again: what its ledger knows to be scored is "
+            "only published once more."
+        ) from None
+    return Published(job=job, date=date, manifest=manifest, data=data)
 
 
 def replace(

@@ -27,7 +27,8 @@ CREDENTIALS = {
     "AWS_SECRET_ACCESS_KEY": "testsecret123",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
-COMMAND_TIMEOUT_S = 170.0
+COMMAND_TIMEOUT_S = 300.0
+"""A hang; others may share the machine."""
 
 
 @pytest.fixture(scope="session")

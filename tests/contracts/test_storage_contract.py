@@ -466,3 +466,13 @@ def test_no_path_leads_out_of_the_root(storage: Storage, path: str) -> None:
 def test_dots_within_a_name_are_ordinary(storage: Storage) -> None:
     assert storage.create("a..b/...c", b"x")
     assert storage.read("a..b/...c") == b"x"
+
+
+def test_folders_are_listed_by_name_and_not_looked_into(storage: Storage) -> None:
+    for path in ("b/2", "b/c/3", "b/a/d/4", "bc/5", "a"):
+        storage.create(path, b"x")
+    assert storage.list_folders("b") == ["a", "c"]
+    assert storage.list_folders("b/a") == ["d"]
+    assert storage.list_folders("bc") == []
+    assert storage.list_folders("nowhere") == []
+    assert storage.list_folders("a") == []  # a file

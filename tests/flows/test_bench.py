@@ -21,7 +21,7 @@ from flows.bench_plot import to_svg
 from flows.cli_bench import parse_sizes
 from pipeline.errors import ConfigError
 
-pytestmark = pytest.mark.timeout(170)
+pytestmark = pytest.mark.timeout(300)
 DATE = "2026-11-20"
 
 

@@ -27,7 +27,7 @@ from pipeline.job_file import load_job
 from tests.conftest import DATE, Ended, write_job
 from tests.engines.small_stores import a_manifest, linear_graph, local_store, probe_of
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 NUM_FEATURES = 8
 
 

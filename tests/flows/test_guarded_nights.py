@@ -35,7 +35,7 @@ from pipeline.storage import open_storage
 from pipeline.verify import verify_published
 from tests.conftest import DATE, write_job
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(300)
 NUM_USERS, NUM_FEATURES, GROUP_ROWS = 4_000, 32, 100
 DATES = ("2026-11-17", "2026-11-18", "2026-11-19", DATE)
 

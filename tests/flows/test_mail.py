@@ -163,6 +163,14 @@ def test_a_night_that_is_not_published_says_why_once(
     assert "score run JOB --date 2026-11-20" in text
 
 
+def test_a_failed_night_whose_mail_fails_too_offers_no_report(tmp_path: Path) -> None:
+    night = Night(tmp_path, Mailbox(port=free_port()), deadline_s=0.2)
+    night.fail(ConfigError("engine.store: gone."))
+    (said,) = night.said
+    assert "the mail was not sent" in said
+    assert "--send" not in said
+
+
 def test_secrets_in_what_went_wrong_are_masked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

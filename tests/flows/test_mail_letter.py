@@ -105,7 +105,7 @@ def said_by(letter: Letter) -> list[str]:
         "f17 is null; expected a number, or `fill_missing`",
         "stability index: scores 0.131 (a minor shift); against 3 nights since 2026-11-17",
         "0.9961 with fp32 on 32 rows of this night",
-        "g6.xlarge, spot, $0.3517 an hour as of 2026-11-01",
+        "g6.xlarge, spot, $0.3517 an hour (USD) as of 2026-11-01",
         "s3://lake/scores/users/dt=2026-11-20/_report.html",
     ],
 )
@@ -274,6 +274,28 @@ def test_large_numbers_stay_narrow_in_the_chart() -> None:
     chart = nights_chart([row], DATE)
     assert chart is not None
     assert chart.bars[0].cells[2:] == ("123M", "54.3k")
+
+
+def test_a_night_that_is_missing_is_named_unless_the_job_runs_now_and_then() -> None:
+    rows = nights()
+    daily = nights_chart((*rows[:5], *rows[6:]), DATE)
+    weekly = nights_chart(nights(50)[::-7][::-1], DATE)
+    assert daily is not None
+    assert weekly is not None
+    assert daily.lead.endswith(f"Not published: {rows[5].date}.")
+    assert "Not published" not in weekly.lead
+
+
+def test_a_summary_has_a_table_that_is_not_endless() -> None:
+    dates = "\n".join(f"2026-{i:04}  published  {'w' * 200}" for i in range(366))
+    letter = warning_letter("users", "backfill: 366 published", f"All is done.\n\n{dates}")
+    notes, table = letter.blocks
+    assert isinstance(notes, Notes)
+    assert isinstance(table, Facts)
+    assert notes.notes == ("All is done.",)
+    assert table.facts[0] == ("2026-0000", f"published  {'w' * 200}")
+    assert table.facts[-1] == ("...", "and 266 more")
+    assert len(render_html(letter).encode()) < CLIPPED_BYTES
 
 
 def test_a_first_night_has_nothing_to_be_compared_with() -> None:

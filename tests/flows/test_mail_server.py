@@ -6,6 +6,7 @@ import base64
 import socket
 import sys
 import time
+from collections.abc import Callable
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -223,3 +224,48 @@ def test_without_the_extra_a_block_says_how_to_get_it(monkeypatch: pytest.Monkey
     section = mail_section(host=None, prefect_block="night")
     with pytest.raises(MailError, match=r"pip install 'nightscore\[mail\]'"):
         server_of(MailSection.model_validate(section))
+
+
+@pytest.fixture
+def a_block(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes Prefect's block `night` a given one: there is no Prefect server here."""
+    from prefect_email import EmailServerCredentials
+
+    def make(**fields: object) -> None:
+        block = EmailServerCredentials(**fields)
+        monkeypatch.setattr(EmailServerCredentials, "load", {"night": block}.__getitem__)
+
+    return make
+
+
+def server_of_block(name: str = "night") -> MailServer:
+    return server_of(MailSection.model_validate(mail_section(host=None, prefect_block=name)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "security", "port"), [("SSL", "tls", 465), ("STARTTLS", "starttls", 587)]
+)
+def test_a_block_of_prefect_is_a_server_with_its_login(
+    a_block: Callable[..., None], kind: str, security: str, port: int
+) -> None:
+    a_block(username=USER, password=PASSWORD, smtp_server="gmail", smtp_type=kind)
+    assert server_of_block() == MailServer(
+        host="smtp.gmail.com", port=port, security=security, user=USER, password=PASSWORD
+    )
+
+
+def test_a_block_without_a_login_has_a_port_of_its_own(a_block: Callable[..., None]) -> None:
+    a_block(smtp_server="relay.example.com", smtp_type="INSECURE", smtp_port=2525)
+    assert server_of_block() == MailServer(host="relay.example.com", port=2525, security="none")
+
+
+def test_a_block_that_checks_no_certificate_is_refused(a_block: Callable[..., None]) -> None:
+    a_block(smtp_server="relay.example.com", verify=False)
+    with pytest.raises(MailError, match=r"`verify` is off.*`mail\.ca_file`"):
+        server_of_block()
+
+
+def test_a_block_that_is_not_there_is_named(a_block: Callable[..., None]) -> None:
+    a_block()
+    with pytest.raises(MailError, match=r"mail\.prefect_block day: .*PREFECT_API_URL"):
+        server_of_block("day")

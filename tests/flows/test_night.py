@@ -36,7 +36,7 @@ def built(job: Job) -> ResolvedEngine:
     return build_engine(job, plan, request, fingerprint, False, say=lambda _: None)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_stored_engine_that_does_not_open_is_built_anew_once(
     features_job: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -71,7 +71,7 @@ def torn_job(features_job: Path, features_folder: Path, tmp_path: Path) -> Job:
     return load_job(str(features_job), sets)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_file_that_cannot_be_read_leaves_the_night_degraded_until_it_is_repaired(
     torn_job: Job, tmp_path: Path
 ) -> None:
@@ -89,7 +89,7 @@ def test_a_file_that_cannot_be_read_leaves_the_night_degraded_until_it_is_repair
         verify_published(torn_job.output.uri, torn_job.name, DATE)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_file_that_was_only_being_written_is_not_left_out(torn_job: Job, tmp_path: Path) -> None:
     torn = tmp_path / "users" / f"dt={DATE}" / "users-9.parquet"
 

@@ -83,13 +83,18 @@ def fake_night(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             rows=12, examples_per_sec=3.0, status="published", manifest="/scores/_MANIFEST.json"
         )
 
+    def mailed(job: Any, date: str, say: Callable[[str], None], score: Callable[[], Any]) -> Any:
+        say("mail: sent")
+        calls["mailed"] = (job.path, date)
+        return score()
+
     def create_artifact(markdown: str, key: str, **_: Any) -> None:
         calls.update(markdown=markdown, key=key)
 
     replaced: dict[str, Callable[..., Any]] = {
         "load_job": lambda path: SimpleNamespace(path=path, name="my_job"),
         "run_night": run_night,
-        "mailed": lambda _job, _date, _say, score: score(),
+        "mailed": mailed,
         "get_run_logger": lambda: logging.getLogger("night"),
     }
     for name, replacement in replaced.items():
@@ -110,6 +115,8 @@ def test_the_flow_scores_the_date_asked_for_and_returns_its_manifest(
     assert fake_night["map_groups"].func is nightly.map_as_tasks
     assert fake_night["map_groups"].args == ("my_job 2026-11-20",)
     assert "building an engine" in caplog.messages
+    assert fake_night["mailed"] == ("job.yaml", "2026-11-20")
+    assert "mail: sent" in caplog.messages
 
 
 def test_the_artifact_has_a_key_that_prefect_accepts(fake_night: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ def users(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.timeout(170)
+@pytest.mark.timeout(300)
 def test_the_first_night_forecasts_a_larger_one(
     score: Callable[..., Any], features_job: Path, users: Path
 ) -> None:

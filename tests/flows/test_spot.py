@@ -192,7 +192,7 @@ def test_only_jobs_on_spot_machines_look(
 
 
 @pytest.mark.scenario
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_a_night_that_gets_a_notice_ends_in_good_order_and_resumes(
     cloud: tuple[Cloud, str],
     start_score: Callable[..., Any],

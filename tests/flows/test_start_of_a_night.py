@@ -30,7 +30,7 @@ def imported(*arguments: str) -> set[str]:
     return set(re.findall(r"^import time:[\d |]+\| +(\S+)$", ended.stderr, re.MULTILINE))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_a_night_with_its_engine_stored_imports_nothing_heavy_in_any_process(
     features_job: Path, tmp_path: Path
 ) -> None:

@@ -33,7 +33,7 @@ from tests.conftest import DATE, Ended, Running
 from tests.engines.small_stores import a_manifest
 from tests.pipeline.tuning_cases import a_tuning
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 TRIAL_S = 3.0
 AXES = (
     Axis(setting="engine_threads", values=(1, 2, 3), default=2),

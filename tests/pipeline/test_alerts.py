@@ -195,10 +195,10 @@ def test_nights_after_it_and_longer_ago_than_seven_do_not_count(
     assert find_alerts(night(20), [*fast_long_ago, *week, *fast_since], LIMITS) == ()
 
 
-def test_a_version_that_took_shards_over_is_neither_judged_nor_compared_with(
+def test_a_version_that_took_rows_over_is_neither_judged_nor_compared_with(
     night: Callable[..., HistoryRow], week: list[HistoryRow]
 ) -> None:
-    requeued = {"version": 2, "shards_reused": 30, "wall_s": 1.0, "usd_per_100k": 0.0001}
+    requeued = {"version": 2, "rows_taken_over": 9_900, "wall_s": 1.0, "usd_per_100k": 0.0001}
     fast = [dataclasses.replace(row, **requeued) for row in week]
     assert find_alerts(night(20), [*fast[:4], *week[4:]], LIMITS) == ()
     slow = night(20, **{**requeued, "wall_s": 1_000.0, "usd_per_100k": 9.0})
@@ -211,6 +211,14 @@ def test_a_night_without_rows_is_not_compared(
     empty = {"rows": 0, "scored": 0, "quarantined": 0, "usd_per_100k": 0.0}
     assert find_alerts(night(20, **empty), week, LIMITS) == ()
     assert find_alerts(night(20), [*week[:4], *(night(18, **empty),) * 3], LIMITS) == ()
+
+
+def test_a_night_whose_clocks_disagree_is_not_compared(
+    night: Callable[..., HistoryRow], week: list[HistoryRow]
+) -> None:
+    wrong = night(20, wall_s=30.0, building_s=30.0)
+    assert find_alerts(wrong, week, LIMITS) == ()
+    assert find_alerts(night(21), [*week[:3], wrong], LIMITS) == ()
 
 
 def test_the_age_of_a_price_is_told_in_days() -> None:

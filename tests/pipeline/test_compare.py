@@ -61,6 +61,19 @@ def test_what_neither_night_knows_is_left_out_and_what_one_knows_is_not(a_report
     assert (found.before_text, found.now_text, found.change) == ("unknown", "41.5", None)
 
 
+def test_engine_machine_and_price_stand_beside_each_other(a_report: Build) -> None:
+    engine = dataclasses.replace(a_report().engine, precision="fp32")
+    found = figures(a_report(), a_report(engine=engine, bottleneck="infer"))
+    assert (found["engine"].before_text, found["engine"].now_text) == (
+        "openvino int8",
+        "openvino fp32",
+    )
+    assert (found["bottleneck"].before_text, found["bottleneck"].now_text) == ("decode", "infer")
+    assert found["machine"].now_text == "c6i.large"
+    assert (found["market"].now_text, found["market"].change) == ("on demand", None)
+    assert found["price read on"].now_text == "2025-07-01"
+
+
 def test_scores_are_compared_by_their_stability_index(a_report: Build) -> None:
     counts = " ".join(f"{key}:10" for key in range(2_000, 2_040))
     moved = " ".join(f"{key}:10" for key in range(2_030, 2_070))

@@ -264,7 +264,7 @@ def test_nights_of_another_model_or_of_none_are_left_out(
     output.create("users/dt=2026-11-16/_report.json", b'{"of": "another version"}')
     publish("2026-11-15")
     assert dates(output) == ["2026-11-19", "2026-11-15"]
-    assert "2026-11-16: its report cannot be read" in caplog.text
+    assert "dt=2026-11-16/_report.json: cannot be read" in caplog.text
     assert dates(output, model="other") == ["2026-11-18"]
 
 

@@ -161,14 +161,16 @@ def test_a_damaged_file_costs_its_own_night_only(
     assert "2026-11-20_v1" in caplog.text
 
 
-def test_columns_of_another_version_of_the_program_are_left_out(
+def test_rows_of_other_versions_of_the_program_are_read_as_far_as_they_go(
     tmp_path: Path, output: LocalStorage, record: Callable[..., None]
 ) -> None:
-    record("2026-11-20")
+    record("2026-11-20", rows_taken_over=7)
     path = tmp_path / files(output)[0]
     row = pl.read_parquet(path)
     row.with_columns(later=pl.lit(1)).write_parquet(path)
-    assert len(read_history(output, "demo")) == 1
+    assert [found.rows_taken_over for found in read_history(output, "demo")] == [7]
+    row.drop("rows_taken_over").write_parquet(path)
+    assert [found.rows_taken_over for found in read_history(output, "demo")] == [0]
     row.drop("usd").write_parquet(path)
     assert read_history(output, "demo") == ()
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.footers import PinnedFile
-from pipeline.ledger import Attempt, Ledger
+from pipeline.lane_messages import PoisonRow
+from pipeline.ledger import Attempt, AttemptEnd, Ledger
 from pipeline.local_storage import LocalStorage
 from pipeline.part import ShardParts
 from pipeline.plan import Shard
@@ -193,3 +194,26 @@ def test_a_shard_without_a_record_has_none(ledger: Ledger) -> None:
     record = ledger.commit(shard(0), parts(), "me")
     assert ledger.record_of(shard(0)) == record
     assert ledger.record_of(shard(1)) is None
+
+
+DAMAGES = (b"", b"{", b'{"id": "a"}', b"[]", b"\xff\x00", b"null")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_note_that_is_damaged_is_left_out_with_a_warning(
+    ledger: Ledger, storage: LocalStorage, caplog: pytest.LogCaptureFixture, damage: bytes
+) -> None:
+    whole = Attempt(id="whole", started_at="2026-11-20T02:00:00+00:00", host="here", pid=1)
+    ledger.open({}, whole)
+    end = AttemptEnd(ended_at="2026-11-20T02:00:01+00:00", why="Stop", rows_begun=3)
+    ledger.end(whole, end)
+    row = PoisonRow(shard=1, row=2, reason="crashed", message="signal 11")
+    ledger.note_poison(row)
+    for path in ("attempts/other.json", "attempts/other.end.json", "poison/00001-00000003.json"):
+        storage.create(f"{ledger.folder}/{path}", damage)
+    assert ledger.attempts() == [whole]
+    assert ledger.num_attempts() == 2
+    assert ledger.ends() == {"whole": end}
+    assert ledger.poison() == (row,)
+    assert len(caplog.records) == 3
+    assert all("damaged; it is left out" in record.message for record in caplog.records)

@@ -74,6 +74,6 @@ def test_a_password_does_not_belong_into_the_file(tmp_path: Path) -> None:
         load(tmp_path, password="horse")
 
 
-def test_a_key_is_suggested_by_the_name_that_the_file_uses(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Did you mean `from`"):
-        load(tmp_path, fron="me@example.com")
+def test_keys_are_known_by_the_names_that_the_file_uses(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Known keys: to, from, host"):
+        load(tmp_path, sender="me@example.com")

@@ -45,7 +45,7 @@ from pipeline.run import Night
 from pipeline.storage import open_storage
 from pipeline.verify import verify_published
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(300)
 NUM_ROWS, SHARD_ROWS, BLOCK_ROWS = 400, 100, 8
 LIMITS = WatchLimits(hang_s=2.0, rows_per_s=1e6, max_rss_bytes=1 << 30)
 DEVICE = LaneDevice(name="cpu", num_threads=1)

@@ -30,6 +30,7 @@ from pipeline.publish import (
     check_complete,
     count_reasons,
     draft_of,
+    find_report,
     publish,
     read_report,
     write_reports,
@@ -142,6 +143,19 @@ def test_what_is_not_published_has_no_manifest_and_no_report(job: Job) -> None:
     assert find_published(output, job.name, DATE) is None
     with pytest.raises(InputError, match="not published; expected a finished run"):
         read_report(output, job.name, DATE)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"{}", b'{"run_id": 1}', b"\xff"])
+def test_a_damaged_manifest_is_an_error_and_a_damaged_report_is_none(
+    job: Job, caplog: pytest.LogCaptureFixture, damage: bytes
+) -> None:
+    output = open_storage(job.output.uri)
+    for name in ("_MANIFEST.json", "_report.json"):
+        output.create(f"{job.name}/dt={DATE}/{name}", damage)
+    with pytest.raises(VerifyError, match=r"_MANIFEST\.json: damaged .* Move its folder away"):
+        find_published(output, job.name, DATE)
+    assert find_report(output, job.name, DATE) is None
+    assert "_report.json: cannot be read" in caplog.text
 
 
 def test_of_two_runs_that_publish_in_a_bucket_at_once_the_loser_takes_its_copies_back(

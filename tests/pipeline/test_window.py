@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import math
 import random
+import re
 
+import pydantic
 import pytest
 
 from pipeline.config import WindowSection
@@ -63,6 +65,28 @@ def test_of_a_deadline_and_a_number_of_hours_what_comes_first_counts() -> None:
         window = find_window(WindowSection(deadline="07:00", max_hours=max_hours), DATE, BEGIN)
         assert window is not None
         assert window.deadline == expected
+
+
+@pytest.mark.parametrize(("written", "meant"), [(630, "10:30"), ("07:00", "07:00"), (0, "00:00")])
+def test_a_time_of_day_need_not_be_quoted(written: object, meant: str) -> None:
+    """YAML 1.1 reads 10:30 as 630."""
+    assert WindowSection.model_validate({"deadline": written}).deadline == meant
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({}, "expected `deadline`, `max_hours` or both"),
+        ({"deadline": "25:00"}, "String should match pattern"),
+        ({"deadline": "7 am"}, "String should match pattern"),
+        ({"deadline": "07:00", "timezone": "Zurich"}, "timezone: 'Zurich'; expected a name such"),
+        ({"deadline": "07:00", "timezone": "../etc"}, "timezone: '../etc'; expected a name such"),
+        ({"max_hours": 0}, "greater than 0"),
+    ],
+)
+def test_a_window_that_is_none_is_refused(section: dict[str, object], said: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match=re.escape(said)):
+        WindowSection.model_validate(section)
 
 
 def test_without_a_window_there_is_none() -> None:

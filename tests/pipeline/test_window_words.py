@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import datetime
+import io
+import json
 import math
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 
 from pipeline import window_words
 from pipeline.config import WindowSection
-from pipeline.cost import load_prices
-from pipeline.report import WindowOutcome
+from pipeline.cost import InstancePrice
+from pipeline.report import RunReport, WindowOutcome, report_from_dict
+from pipeline.report_html import render_html
+from pipeline.report_text import render_markdown, render_text
 from pipeline.window import Outlook, find_window
 from pipeline.window_words import Fleet, larger_instance
 
-PRICES = tuple(load_prices(Path(__file__).parents[2] / "configs" / "prices.yaml").values())
+PRICES = tuple(
+    InstancePrice(
+        instance=name,
+        hardware=hardware,
+        on_demand_usd_per_hour=usd,
+        spot_usd_per_hour=usd / 2.5,
+        source="a price list",
+        as_of="2026-11-01",
+    )
+    for name, hardware, usd in (
+        ("c7i.large", "2 vCPU, 4 GB", 0.09),
+        ("c7i.xlarge", "4 vCPU, 8 GB", 0.18),
+        ("m7i.xlarge", "4 vCPU, 16 GB", 0.1),
+        ("c7i.4xlarge", "16 vCPU, 32 GB", 0.72),
+        ("g6.xlarge", "1 x L4 24 GB, 4 vCPU", 0.8),
+        ("p5.4xlarge", "1 x H100 80 GB, 16 vCPU", 6.9),
+        ("p5.48xlarge", "8 x H100 80 GB, 192 vCPU", 55.0),
+    )
+)
 OPENED = datetime.datetime(2026, 11, 21, 0, 0, tzinfo=datetime.UTC)
 NOW = OPENED + datetime.timedelta(hours=1)
 WINDOW = find_window(
@@ -119,3 +142,17 @@ def test_the_report_says_whether_the_window_was_met() -> None:
     )
     missed = WindowOutcome(deadline="2026-11-21T07:00:00+01:00", met=False, margin_s=-60)
     assert window_words.outcome(missed).startswith("missed: published 1 min 00 s after 07:00")
+
+
+def test_the_reports_for_terminal_page_and_artifact_tell_it(
+    a_report: Callable[..., RunReport],
+) -> None:
+    met = WindowOutcome(deadline="2026-11-21T07:00:00+01:00", met=True, margin_s=2_880)
+    for window, count in ((met, 1), (None, 0)):
+        report = a_report(window=window)
+        console = Console(file=io.StringIO(), width=200)
+        console.print(render_text(report))
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        for text in (shown, render_markdown(report), render_html(report)):
+            assert text.count("met: published 48 min 00 s before 07:00") == count
+        assert report_from_dict(json.loads(report.to_json())) == report

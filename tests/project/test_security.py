@@ -114,7 +114,7 @@ def holds(path: Path, text: str) -> bool:
     return text.encode() in path.read_bytes()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_night_writes_no_secret_of_its_environment_down(
     score: Callable[..., Any], features_job: Path, tmp_path: Path, canary: str
 ) -> None:
@@ -150,7 +150,7 @@ def test_a_job_with_a_secret_is_refused_without_saying_it(features_job: Path, ch
     assert CANARY not in said
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "change",
     [
@@ -236,7 +236,7 @@ def hostile_job(features_folder: Path, features_job: Path, tmp_path: Path) -> Pa
     return path
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_hostile_names_reach_pages_and_terminals_as_text_only(
     score: Callable[..., Any],
     features_job: Path,
@@ -273,7 +273,7 @@ def check_printable(text: str) -> None:
     assert all(line.isprintable() for line in text.split("\n"))
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_an_error_about_a_hostile_name_is_one_harmless_line(
     score: Callable[..., Any], hostile_job: Path, tmp_path: Path
 ) -> None:
@@ -296,7 +296,7 @@ def test_a_partition_leads_nowhere_but_into_the_input(features_job: Path, partit
         load_job(str(features_job), [f"input.partition={partition}"])
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_an_altered_record_leads_out_of_no_store(
     score: Callable[..., Any], features_job: Path, tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ from tests.scenarios.features_nights import (
     scores_in,
 )
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
 LIBC = ctypes.CDLL(None, use_errno=True)
 MS_RDONLY, MS_REMOUNT = 1, 32
 MNT_DETACH = 2

@@ -30,7 +30,7 @@ from tests.scenarios.features_nights import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(600)]
 OTHER_DATE = "2026-11-21"
 BEGINS_WITHIN_S = 5.0
 DIES_WITHIN_S = 2.0

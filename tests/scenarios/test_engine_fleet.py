@@ -26,7 +26,7 @@ from tests.engines.small_models import (
     write_features_model,
 )
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
 SPAWN = multiprocessing.get_context("spawn")
 LEASE_S = 3.0
 PATIENCE_S = 120.0

@@ -28,7 +28,7 @@ from tests.scenarios.features_nights import (
     wait_for_commits,
 )
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
 
 
 def published(output: Path | str) -> Path:

@@ -31,7 +31,7 @@ from PIL import Image
 
 from tests.conftest import write_job
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(600)]
 SEED = 20261121
 CLEAN, HOSTILE = "2026-11-19", "2026-11-20"
 NUM_GOOD, NUM_INPUTS, NUM_FILES = 240, 3_000, 360

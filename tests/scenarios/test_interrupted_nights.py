@@ -19,7 +19,7 @@ from tests.scenarios.features_nights import (
     wait_for_commits,
 )
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
 
 
 def records_of(output: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
 DATE = "2026-11-20"
 NUM_ROWS = 512
 REASONS = {

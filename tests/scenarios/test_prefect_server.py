@@ -1,121 +1,76 @@
-"""The deployment on a real Prefect server, run by a real worker."""
+"""The deployments on a real Prefect server: run by a real worker, overlapping, killed, late."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
-import time
-import urllib.request
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import DATE, free_port
+from tests.conftest import DATE, free_port, write_job
+from tests.scenarios.prefect_server import Server
 
 pytestmark = pytest.mark.scenario
-BIN = Path(sys.executable).parent
+INITDB, POSTGRES, PSQL = (shutil.which(name) for name in ("initdb", "postgres", "psql"))
 
 
-class Server:
-    """A Prefect server and a process worker, with settings of their own."""
-
-    def __init__(self, home: Path) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}/api"
-        self.home = home
-        self.environment = {
-            **os.environ,
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-            "PREFECT_HOME": str(home / "prefect"),
-            "PREFECT_API_URL": self.url,
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
-        }
-        self.processes = [self.start("server", "start", "--host", "127.0.0.1", "--port", str(port))]
-        self.wait_for_health()
-
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        with (self.home / f"{arguments[0]}.log").open("wb") as log:
-            return subprocess.Popen(
-                [str(BIN / "prefect"), *arguments],
-                env=self.environment,
-                cwd=self.home,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def wait_for_health(self) -> None:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=2).close()
-                return
-            except OSError:
-                assert time.monotonic() < deadline, (self.home / "server.log").read_text()[-2000:]
-                time.sleep(0.3)
-
-    def run(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(BIN / arguments[0]), *arguments[1:]],
-            env=self.environment,
-            cwd=self.home,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}{path}",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=10) as reply:
-            return json.load(reply)
-
-    def stop(self) -> None:
-        for process in reversed(self.processes):
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    running = Server(tmp_path)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests here: it takes seconds to start. Its worker is started, too."""
+    running = Server(tmp_path_factory.mktemp("prefect"), PREFECT_WORKER_QUERY_SECONDS="1")
     try:
+        made = running.run("prefect", "work-pool", "create", "nightscore", "--type", "process")
+        assert made.returncode == 0, made.stderr
+        running.start_worker()
         yield running
     finally:
         running.stop()
 
 
-def test_a_deployed_night_is_scored_by_a_worker_and_published_once(
-    server: Server, features_job: Path
-) -> None:
-    deployed = server.run(
-        *("score", "deploy", str(features_job), "--timezone", "Europe/Zurich", "--json")
-    )
-    assert deployed.returncode == 0, deployed.stderr
-    again = server.run("score", "deploy", str(features_job), "--timezone", "Europe/Zurich")
-    assert again.returncode == 0, again.stderr
+def deployed(server: Server, job: Path, *more: str) -> dict[str, Any]:
+    """What `score deploy --json` prints."""
+    ended = server.run("score", "deploy", str(job), "--json", *more)
+    assert ended.returncode == 0, ended.stderr
+    facts: dict[str, Any] = json.loads(ended.stdout)
+    return facts
 
-    (deployment,) = server.post("/deployments/filter", {})  # updated, not made twice
-    assert deployment["name"] == "nightly"
-    assert deployment["entrypoint"] == "flows.nightly.score"
-    assert deployment["parameters"]["job"] == str(features_job)
-    (schedule,) = deployment["schedules"]
+
+def read_job(path: Path) -> dict[str, Any]:
+    job: dict[str, Any] = json.loads(path.read_text())
+    return job
+
+
+def test_a_deployed_night_is_scored_by_a_worker_and_published_once(
+    server: Server, features_job: Path, tmp_path: Path
+) -> None:
+    figures = tmp_path / "users.prom"
+    write_job(features_job, {**read_job(features_job), "metrics": {"textfile": str(figures)}})
+    facts = deployed(server, features_job, "--timezone", "Europe/Zurich")
+    again = deployed(server, features_job, "--timezone", "Europe/Zurich")
+    assert again == facts  # updated, not made twice
+
+    found = {one["name"]: one for one in server.post("/deployments/filter", {})}
+    assert set(found) == {"nightly", "backfill", "alert"}
+    nightly = found["nightly"]
+    assert nightly["entrypoint"] == "flows.nightly.score"
+    assert nightly["parameters"]["job"] == str(features_job)
+    (schedule,) = nightly["schedules"]
     assert schedule["schedule"]["cron"] == "30 0 * * *"
     assert schedule["schedule"]["timezone"] == "Europe/Zurich"
-    assert set(deployment["parameter_openapi_schema"]["properties"]) >= {"job", "date"}
+    assert set(nightly["parameter_openapi_schema"]["properties"]) >= {"job", "date"}
+    assert not found["backfill"]["schedules"]
+    names = [automation["name"] for automation in server.post("/automations/filter", {})]
+    assert sorted(names) == [
+        f"score/nightly: {name}" for name in ("late", "missing", "silent", "skipped")
+    ]
 
-    worker = server.start("worker", "start", "--pool", "nightscore", "--type", "process")
-    server.processes.append(worker)
     command = ("prefect", "deployment", "run", "score/nightly", "--param", f"date={DATE}")
     first = server.run(*command, "--watch")
     assert first.returncode == 0, first.stdout + (server.home / "worker.log").read_text()[-4000:]
@@ -123,12 +78,111 @@ def test_a_deployed_night_is_scored_by_a_worker_and_published_once(
     verified = server.run("score", "verify", str(features_job), "--date", DATE, "--json")
     assert verified.returncode == 0, verified.stderr
     rows = json.loads(verified.stdout)["rows"]
-    (artifact,) = server.post("/artifacts/latest/filter", {})
-    assert artifact["key"] == f"nightscore-users-{DATE}"
-    assert f"{rows:,}" in artifact["data"]
+    artifacts = {one["key"]: one for one in server.post("/artifacts/latest/filter", {})}
+    assert f"{rows:,}" in artifacts[f"nightscore-users-{DATE}"]["data"]
+    assert artifacts[f"nightscore-users-{DATE}-progress"]["data"] == 100
 
-    second = server.run(*command, "--watch")
-    assert second.returncode == 0, second.stdout
-    (flow_runs,) = [server.post("/flow_runs/filter", {"flow_runs": {"name": {"like_": DATE}}})]
-    assert [run["state_type"] for run in flow_runs] == ["COMPLETED", "COMPLETED"]
-    assert {run["name"] for run in flow_runs} == {f"job-{DATE}"}
+    assert f'nightscore_night_rows{{job_name="users"}} {float(rows)!r}' in figures.read_text()
+    seen = server.run("score", "status", str(features_job), "--date", DATE, "--json")
+    assert [date["rows"] for date in json.loads(seen.stdout)["published"]] == [rows]
+
+    (run,) = server.runs("nightly")
+    assert (run["state_type"], run["name"]) == ("COMPLETED", f"users {DATE}")
+    tasks = server.post("/task_runs/filter", {"task_runs": {"name": {"like_": f"users {DATE}"}}})
+    assert tasks
+    assert all("group" in task["name"] and "shard" in task["name"] for task in tasks)
+
+
+def test_an_overlapping_night_is_cancelled_and_a_killed_one_is_told_by_the_worker(
+    server: Server, features_job: Path
+) -> None:
+    deployed(server, features_job, "--prefix", "users-")
+    first = server.begin_run("score/users-nightly", date=DATE)
+    server.wait_for("a process", lambda: flow_processes(server))
+    second = server.begin_run("score/users-nightly", date=DATE)
+    server.wait_for("the second", lambda: server.state_of(second) == "CANCELLED")
+    assert server.state_of(first) in ("PENDING", "RUNNING")
+
+    for process in flow_processes(server):
+        os.kill(process, signal.SIGKILL)
+    server.wait_for("the first", lambda: server.state_of(first) == "CRASHED")
+    said = f"users {DATE} crashed: Process exited with status code: -9"
+    server.wait_for("its hook", lambda: said in (server.home / "worker.log").read_text())
+
+    def alert() -> Any:
+        return [run for run in server.runs("users-alert") if run["state_type"] == "COMPLETED"]
+
+    (told,) = server.wait_for("the alarm of the skipped night", alert)
+    assert told["name"] == "users: a night was skipped"
+    assert "run score/backfill" in told["parameters"]["text"]
+
+
+def flow_processes(server: Server) -> list[int]:
+    """Processes of flow runs that the worker has started."""
+    worker = server.processes[-1].pid
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+                command = (folder / "cmdline").read_text()
+            except OSError:
+                continue
+            if int(fields[1]) == worker and "prefect.engine" in command and fields[0] != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """A PostgreSQL server of the test's own; its address, without a scheme."""
+    if not (INITDB and POSTGRES and PSQL):
+        pytest.skip("PostgreSQL is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    user = "nobody" if os.geteuid() == 0 else None  # it refuses to run as root
+    if user:
+        shutil.chown(folder, user)
+    data = str(folder / "data")
+    subprocess.run(
+        [INITDB, "-D", data, "-U", "prefect", "-A", "trust", "--no-sync"],
+        user=user,
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    port = free_port()
+    quick = ("-c", "fsync=off", "-c", f"unix_socket_directories={folder}")
+    running = subprocess.Popen(
+        [POSTGRES, "-D", data, "-h", "127.0.0.1", "-p", str(port), *quick],
+        user=user,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield f"prefect@127.0.0.1:{port}/postgres"
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.wait(20)
+        shutil.rmtree(folder)
+
+
+def test_one_setting_puts_the_server_on_postgresql(
+    postgres: str, tmp_path: Path, features_job: Path
+) -> None:
+    where = f"postgresql+asyncpg://{postgres}"
+    server = Server(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=where)
+    try:
+        deployed(server, features_job)
+    finally:
+        server.stop()
+    assert PSQL
+    query = "select string_agg(name, ' ' order by name) from deployment"
+    found = subprocess.run(
+        [PSQL, f"postgresql://{postgres}", "-Atc", query],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split() == ["alert", "backfill", "nightly"]
+    assert not list(tmp_path.rglob("*.db"))

@@ -27,7 +27,7 @@ from tests.scenarios.features_nights import (
     scores_of,
 )
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_night_that_an_outage_ends_is_finished_by_the_same_command(
     """It begins with the tenth commit, wherever its requests begin."""
     s3_proxy.faults = CommitGate(s3_proxy, num_commits=10, then=replace(OUTAGES[outage]))
     command = in_bucket(features_job, bucket)
-    check_stopped(score(*command), "injected")
+    check_stopped(score(*command), bucket)
     assert not s3_proxy.files.exists(f"{bucket}/out/users/dt={DATE}/_MANIFEST.json")
     num_committed = len(s3_proxy.files.glob(f"{bucket}/out/{RUNS}/*/commits/*.json"))
     assert 0 < num_committed < NUM_SHARDS

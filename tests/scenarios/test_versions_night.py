@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
 DATE = "2026-11-20"
 NUM_ROWS, NUM_BAD = 40_000, 8
 
@@ -122,6 +122,12 @@ def test_requeued_rows_are_scored_and_the_other_shards_taken_over(
     shards_with_bad_rows = again.json["shards"] - again.json["shards_reused"]
     assert 1 <= shards_with_bad_rows <= NUM_BAD
     assert again.json["quarantined"] == NUM_BAD  # they are still what they were
+    scored = shards_with_bad_rows * 100
+    assert again.json["rows_taken_over"] == NUM_ROWS - scored
+    assert again.json["examples_per_sec"] == pytest.approx(scored / again.json["wall_s"])
+    cost = again.json["cost"]
+    assert cost["usd_per_100k"] == pytest.approx(cost["usd"] / scored * 100_000)
+    assert again.json["rows_replayed"] == 0
     assert score("verify", features_job, *more).code == 0
     same = set(before.values()) & set(sums(tmp_path / "out").values())
     assert len(same) >= len(before) - 2 * shards_with_bad_rows
@@ -163,3 +169,22 @@ def test_there_is_nothing_to_take_back_of_a_date_with_one_version(
     ended = score("rollback", features_job, *more)
     assert ended.code == 1
     assert "there is only one version" in ended.err
+
+
+def test_a_damaged_manifest_is_said_and_the_way_out_works(
+    score: Callable[..., Any], features_job: Path, tmp_path: Path
+) -> None:
+    more = ("--date", DATE, "--json", "--set", f"output.uri={tmp_path}")
+    assert score("run", features_job, *more).code == 0
+    folder = tmp_path / "users" / f"dt={DATE}"
+    (folder / "_MANIFEST.json").write_bytes(b"{")
+    for command in ("run", "verify", "report"):
+        ended = score(command, features_job, *more)
+        assert (ended.code, ended.json["exit_code"]) == (1, 1), ended.err
+        assert "damaged" in ended.json["error"]
+        assert "Traceback" not in ended.err
+    folder.rename(tmp_path / "away")
+    again = score("run", features_job, *more)
+    assert again.code == 0, again.err
+    assert again.json["shards_reused"] == again.json["shards"]
+    assert score("verify", features_job, *more).code == 0

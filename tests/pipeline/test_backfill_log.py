@@ -1,0 +1,66 @@
+"""The log of a backfill: what it has spent, so that the same command goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.backfill_log import BackfillLog
+from pipeline.local_storage import LocalStorage
+from pipeline.report import RunReport
+
+PERIOD = ("2026-11-01", "2026-11-30")
+
+
+@pytest.fixture
+def publish(tmp_path: Path, a_report: Callable[..., RunReport]) -> Callable[[str, float], None]:
+    """Writes the report of a date that cost so much."""
+
+    def write(date: str, usd: float) -> None:
+        report = a_report(job="users", date=date)
+        report = dataclasses.replace(report, cost=dataclasses.replace(report.cost, usd=usd))
+        path = f"users/dt={date}/_report.json"
+        assert LocalStorage(str(tmp_path)).create(path, report.to_json().encode())
+
+    return write
+
+
+def test_tries_count_until_the_date_is_published_and_then_its_report(
+    tmp_path: Path, publish: Callable[[str, float], None]
+) -> None:
+    log = BackfillLog(LocalStorage(str(tmp_path)), "users", *PERIOD)
+    assert log.spent() == {}, "nobody has begun"
+    log.begin(["2026-11-02", "2026-11-03"])
+    log.note("2026-11-02", "interrupted", 1.0)
+    log.note("2026-11-02", "failed", 0.5)
+    assert log.spent() == {"2026-11-02": 1.5}
+    publish("2026-11-02", 2.25)
+    assert log.spent() == {"2026-11-02": 2.25}
+
+
+def test_a_date_whose_publisher_died_before_it_wrote_here_is_counted(
+    tmp_path: Path, publish: Callable[[str, float], None]
+) -> None:
+    log = BackfillLog(LocalStorage(str(tmp_path)), "users", *PERIOD)
+    log.begin(["2026-11-02"])
+    publish("2026-11-02", 2.25)
+    assert log.spent() == {"2026-11-02": 2.25}
+
+
+def test_dates_that_were_published_before_cost_the_backfill_nothing(
+    tmp_path: Path, publish: Callable[[str, float], None]
+) -> None:
+    publish("2026-11-01", 100.0)
+    log = BackfillLog(LocalStorage(str(tmp_path)), "users", *PERIOD)
+    log.begin(["2026-11-02"])
+    assert log.spent() == {}
+
+
+def test_the_first_command_for_a_period_says_when_it_began(tmp_path: Path) -> None:
+    output = LocalStorage(str(tmp_path))
+    began = BackfillLog(output, "users", *PERIOD).begin(["2026-11-02"])
+    assert BackfillLog(output, "users", *PERIOD).begin([]) == began
+    assert BackfillLog(output, "users", "2026-11-01", "2026-11-02").begin([]) > began
