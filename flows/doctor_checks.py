@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import EngineError
+from flows.prefect_server import problem_of
 from flows.shipped import shipped_config
 from pipeline import delta_columns
 from pipeline.alerts import price_age_days
@@ -85,12 +85,10 @@ def _prefect_server() -> Check:
     if not api:
         found = "PREFECT_API_URL is not set (only for `score deploy`)"
         return Check(name="Prefect server", ok=False, found=found, mend=SERVER_HINT)
-    try:
-        with urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=ANSWER_S):
-            return Check(name="Prefect server", ok=True, found=f"answers at {api}")
-    except (OSError, ValueError) as error:  # ValueError: no address at all
-        found = f"{api}: {one_line(error)}"
-        return Check(name="Prefect server", ok=False, found=found, mend=SERVER_HINT)
+    problem = problem_of(api)
+    if problem is None:
+        return Check(name="Prefect server", ok=True, found=f"answers at {api}")
+    return Check(name="Prefect server", ok=False, found=f"{api}: {problem}", mend=SERVER_HINT)
 
 
 def _disk(folder: str) -> Check:

@@ -110,8 +110,9 @@ def run_night(
                 output = open_storage(job.output.uri)
                 published = find_published(output, job.name, date)
                 if published is not None and night.again == "no":
+                    report = already_published(output, published)
                     update_table(job, output, date)  # a crash may have left it undone
-                    return already_published(output, published)
+                    return report
                 tuned = dataclasses.replace(night, job=_tuned(job, devices[0], observer))
                 run = prepare_run(
                     tuned, devices, clock, observer.say, replaces=published, rebuild=rebuild

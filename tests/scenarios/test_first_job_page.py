@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import DATE, free_port
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(500)]
 BIN = Path(sys.executable).parent
 PAGE = Path(__file__).parents[2] / "docs" / "first-job.md"
 TESTED = re.compile(r"^<!-- tested -->\n```\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -33,7 +33,7 @@ def flow_runs(api: str) -> list[dict[str, Any]]:
     return [run for run in found if run["parameters"].get("date") == DATE]
 
 
-def wait_for_the_night(api: str, said: Path, timeout_s: float = 150) -> None:
+def wait_for_the_night(api: str, said: Path, timeout_s: float = 200) -> None:
     deadline = time.monotonic() + timeout_s
     while [run["state_type"] for run in flow_runs(api)] != ["COMPLETED"]:
         assert time.monotonic() < deadline, (flow_runs(api), said.read_text()[-3000:])
@@ -51,6 +51,7 @@ def test_the_commands_of_the_page_end_with_a_night_by_a_worker(
 
     port, said = str(free_port()), tmp_path / "said"
     script = "".join(TESTED.findall(PAGE.read_text())).replace("4200", port)
+    script = script.replace("--wait-s 60", "--wait-s 200")  # busy machines have busy neighbours
     environment = {
         **os.environ,
         "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -68,7 +69,7 @@ def test_the_commands_of_the_page_end_with_a_night_by_a_worker(
         )
     try:
         output = data / "scores/users"
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 400
         while "ok  Prefect server" not in said.read_text():  # by the doctor, which is the last
             assert shell.poll() is None, said.read_text()[-3000:]
             assert time.monotonic() < deadline, said.read_text()[-3000:]
