@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.alarms import HEARTBEAT_S, alarms, automations, longest_gap_s
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -40,6 +42,13 @@ DESCRIPTIONS = {
     "alert": "Tell somebody what the server noticed; its automations start this.",
 }
 TAG = "nightscore"
+PAUSES_S = (1.0, 2.0, 4.0, 8.0)
+PLANNING_S = 20
+"""The server looks for new schedules every five seconds."""
+NOT_PLANNED = (
+    "none planned by the server yet; see its log. With SQLAlchemy 2.1, Prefect 3.8 plans no runs: "
+    "`pip install 'sqlalchemy<2.1'` where the server runs, and start it again"
+)
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -85,7 +94,7 @@ def deploy(wanted: Wanted) -> dict[str, Any]:
     """
     _check(wanted)
     job, nightly = str(Path(wanted.job).resolve()), f"score/{wanted.name_of('nightly')}"
-    registered = asyncio.run(_register(dataclasses.replace(wanted, job=job)))
+    registered, next_night = _patiently(dataclasses.replace(wanted, job=job))
     return {
         "deployment": nightly,
         "deployments": registered,
@@ -93,6 +102,7 @@ def deploy(wanted: Wanted) -> dict[str, Any]:
         "cron": wanted.cron,
         "timezone": wanted.timezone,
         "work_pool": wanted.pool,
+        "next_night": next_night,
         "next": [
             f"prefect worker start --pool {wanted.pool} --type process",
             f"prefect deployment run {nightly}",
@@ -120,8 +130,22 @@ def _check(wanted: Wanted) -> None:
         raise ConfigError(f"--cron {cron!r}: not a schedule; expected e.g. '30 0 * * *'.") from None
 
 
-async def _register(wanted: Wanted) -> dict[str, str]:
-    """Everything, and the deployments' ids by their names."""
+def _patiently(wanted: Wanted) -> tuple[dict[str, str], str | None]:
+    """Register again where the server failed: its SQLite may be locked, mostly after its start."""
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    for pause_s in PAUSES_S:
+        try:
+            return asyncio.run(_register(wanted))
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
+        time.sleep(pause_s)
+    return asyncio.run(_register(wanted))
+
+
+async def _register(wanted: Wanted) -> tuple[dict[str, str], str | None]:
+    """Everything; the deployments' ids by their names, and when the first night begins."""
     import httpx
     from prefect.client.orchestration import get_client
 
@@ -134,12 +158,44 @@ async def _register(wanted: Wanted) -> dict[str, str]:
             watched = alarms(wanted.name_of("nightly"), gap_s)
             for automation in automations(watched, ids["alert"], block):
                 await client.create_automation(automation)
+            next_night = await _next_night(client, ids["nightly"])
     except httpx.TransportError as error:
         raise ConfigError(
             f"PREFECT_API_URL {os.environ['PREFECT_API_URL']}: {error or type(error).__name__}; "
             "expected a Prefect server there. Start it with `prefect server start`."
         ) from None
-    return {f"score/{wanted.name_of(kind)}": str(identity) for kind, identity in ids.items()}
+    except httpx.HTTPStatusError as error:
+        raise ConfigError(
+            f"PREFECT_API_URL {os.environ['PREFECT_API_URL']}: {one_line(error)}; expected it to "
+            "take the deployments. See the server's log, and whether its Prefect is 3.8 as here."
+        ) from None
+    named = {f"score/{wanted.name_of(kind)}": str(identity) for kind, identity in ids.items()}
+    return named, next_night
+
+
+async def _next_night(client: PrefectClient, nightly: UUID) -> str | None:
+    """When the first night begins, ISO 8601; None: the server has not planned any in time.
+
+    A server can take a schedule and never plan a run of it: then nothing else says so.
+    """
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    wanted = DeploymentFilter(id=DeploymentFilterId(any_=[nightly]))
+    for _ in range(PLANNING_S):
+        runs = await client.read_flow_runs(
+            deployment_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC
+        )
+        planned = [
+            run.expected_start_time
+            for run in runs
+            if run.auto_scheduled and run.state is not None and run.state.is_scheduled()
+        ]
+        found = min((moment for moment in planned if moment is not None), default=None)
+        if found is not None:
+            return str(found.isoformat())
+        await asyncio.sleep(1)
+    return None
 
 
 async def _make_pool(client: PrefectClient, name: str) -> None:
@@ -174,7 +230,7 @@ async def _find_block(client: PrefectClient, slug: str) -> UUID:
 
 async def _apply(kind: str, wanted: Wanted) -> UUID:
     from prefect.client.schemas.objects import ConcurrencyLimitConfig
-    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.schedules import Cron
     from prefect.types.entrypoint import EntrypointType
 
     module, _, name = ENTRYPOINTS[kind].rpartition(".")
@@ -183,7 +239,7 @@ async def _apply(kind: str, wanted: Wanted) -> UUID:
     schedules = []
     if kind == "nightly":
         parameters["timezone"] = wanted.timezone
-        schedules.append(CronSchedule(cron=wanted.cron, timezone=wanted.timezone))
+        schedules.append(Cron(wanted.cron, timezone=wanted.timezone, slug=kind))
     limit = CONCURRENCY.get(kind)
     deployment = await flow.ato_deployment(
         wanted.name_of(kind),
@@ -206,4 +262,6 @@ def render_deployment(facts: dict[str, Any]) -> RenderableType:
     table.add_row("deployments", Text(", ".join(facts["deployments"])))
     for name in ("job", "cron", "timezone", "work_pool"):
         table.add_row(name.replace("_", " "), Text(str(facts[name])))
+    night = facts["next_night"]
+    table.add_row("next night", Text(night) if night else Text(NOT_PLANNED, style="yellow"))
     return Group(table, Text("next:", style="dim"), *(Text(f"  {line}") for line in facts["next"]))

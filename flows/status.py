@@ -181,9 +181,10 @@ def _details(entry: Facts) -> RenderableType:
     attempt, table = entry["attempt"], Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    table.add_row(plain(entry["date"]), ProgressBar(entry["rows"], entry["rows_done"], width=40))
+    num_rows = max(entry["rows"], 1)
+    table.add_row(plain(entry["date"]), ProgressBar(num_rows, entry["rows_done"], width=40))
     shards = f"{entry['shards_done']:,} of {entry['shards']:,} shards"
-    table.add_row("done", f"{entry['rows_done'] / max(entry['rows'], 1):.1%}, {shards}")
+    table.add_row("done", f"{entry['rows_done'] / num_rows:.1%}, {shards}")
     if entry["working"]:
         table.add_row("rate", _rate(entry))
         table.add_row("ends", _end(entry))

@@ -55,6 +55,7 @@ def test_a_deployed_night_is_scored_by_a_worker_and_published_once(
     facts = deployed(server, features_job, "--timezone", "Europe/Zurich")
     again = deployed(server, features_job, "--timezone", "Europe/Zurich")
     assert again == facts  # updated, not made twice
+    assert facts["next_night"], "the server plans no run of the schedule"
 
     found = {one["name"]: one for one in server.post("/deployments/filter", {})}
     assert set(found) == {"nightly", "backfill", "alert"}
