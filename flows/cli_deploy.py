@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -24,6 +25,9 @@ def deploy(  # noqa: PLR0913  # each argument is an option of the command
             help="Notification block that the server itself sends with an alarm.",
         ),
     ] = None,
+    wait_s: Annotated[
+        float, typer.Option(help="Seconds to wait for a server that is only starting.", min=0.0)
+    ] = 0.0,
     json: Json = False,
 ) -> None:
     """Register score/nightly, score/backfill and alarms with the Prefect server.
@@ -32,7 +36,9 @@ def deploy(  # noqa: PLR0913  # each argument is an option of the command
     """
     from flows.deployment import Wanted, render_deployment
     from flows.deployment import deploy as register
+    from flows.prefect_server import wait_for
 
     load(job, None)  # a wrong job file should fail now and not at midnight
+    wait_for(os.environ.get("PREFECT_API_URL", ""), wait_s)
     wanted = Wanted(job=job, cron=cron, timezone=timezone, pool=pool, prefix=prefix, notify=notify)
     show(register(wanted), render_deployment, as_json=json)

@@ -24,6 +24,7 @@ def rollback(
     set: Set = None,
 ) -> None:
     """Publish an earlier version of a date again; the current one is kept."""
+    from pipeline.delta import update_table
     from pipeline.finish import already_published
     from pipeline.job_file import parse_date
     from pipeline.storage import open_storage
@@ -33,6 +34,7 @@ def rollback(
     output = open_storage(loaded.output.uri)
     now = roll_back(output, loaded.name, parse_date(date), to)
     already_published(output, now)
+    update_table(loaded, output, now.date)
     facts = {
         "job": now.job,
         "date": now.date,

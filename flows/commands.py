@@ -12,6 +12,7 @@ from flows.cli_deploy import deploy
 from flows.cli_engine import engine_app
 from flows.cli_plan import plan
 from flows.cli_report import compare, report
+from flows.cli_setup import doctor, init, schema
 from flows.cli_status import status
 from flows.cli_versions import gc, rollback
 from flows.terminal import (
@@ -40,6 +41,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(engine_app, name="engine")
+app.command()(init)
+app.command()(schema)
+app.command()(doctor)
 app.command()(bench)
 
 
@@ -129,24 +133,6 @@ def verify(job: JobPath, date: Date, json: Json = False, set: Set = None) -> Non
 
 
 app.command()(status)
-
-
-@app.command()
-def doctor(
-    json: Json = False,
-    sbom: Annotated[
-        bool, typer.Option("--sbom", help="Print names, versions and licences as CycloneDX JSON.")
-    ] = False,
-) -> None:
-    """Say what this machine can run, and what is missing for more."""
-    from flows.doctor import doctor_facts, render_doctor
-
-    if sbom:
-        from flows.sbom import bill_of_materials
-
-        print_json(bill_of_materials())
-        return
-    show(doctor_facts(), render_doctor, as_json=json)
 
 
 @app.command()

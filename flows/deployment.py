@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,7 @@ DESCRIPTIONS = {
 TAG = "nightscore"
 POOL_TYPES = ("process", "kubernetes")
 """For the latter see infra/kubernetes/prefect: its base job template has what we set."""
+PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 PLANNING_S = 20
 """The server looks for new schedules every five seconds."""
 NOT_PLANNED = (
@@ -93,7 +96,7 @@ def deploy(wanted: Wanted) -> dict[str, Any]:
     """
     _check(wanted)
     job, nightly = str(Path(wanted.job).resolve()), f"score/{wanted.name_of('nightly')}"
-    registered, next_night = asyncio.run(_register(dataclasses.replace(wanted, job=job)))
+    registered, next_night = _patiently(dataclasses.replace(wanted, job=job))
     return {
         "deployment": nightly,
         "deployments": registered,
@@ -127,6 +130,20 @@ def _check(wanted: Wanted) -> None:
         CronSchedule(cron=cron, timezone=timezone)
     except ValidationError:
         raise ConfigError(f"--cron {cron!r}: not a schedule; expected e.g. '30 0 * * *'.") from None
+
+
+def _patiently(wanted: Wanted) -> tuple[dict[str, str], str | None]:
+    """Register again where the server failed: its SQLite may be locked, mostly after its start."""
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    for pause_s in PAUSES_S:
+        try:
+            return asyncio.run(_register(wanted))
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
+        time.sleep(pause_s)
+    return asyncio.run(_register(wanted))
 
 
 async def _register(wanted: Wanted) -> tuple[dict[str, str], str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -15,6 +16,9 @@ from engines.gpu_runtimes import INSTALL_HINT, tensorrt_problem, torch_problem
 from engines.keys import installed_version
 from engines.nvml import FoundGpu
 from flows.devices import NUMA_NODES, num_cores, usable_gpus
+from flows.doctor_checks import job_checks, machine_checks
+from pipeline.config import Job
+from pipeline.report_words import plain
 
 Facts = dict[str, Any]
 PACKAGES = {
@@ -32,8 +36,12 @@ PACKAGES = {
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
-def doctor_facts() -> Facts:
-    """Device, packages and settings, read without starting anything."""
+def doctor_facts(job: Job | None = None) -> Facts:
+    """Device, packages and settings, and whether what a job needs is there and answers.
+
+    Args:
+        job: Its input, output, model, price and mail are tried too; without one nothing is written.
+    """
     cpu = _cpu_info()
     gpus, why_none = usable_gpus()
     return {
@@ -48,6 +56,9 @@ def doctor_facts() -> Facts:
         "no_tensorrt_because": why_none or tensorrt_problem(gpus[0].gpu),
         "no_torch_on_gpu_because": why_none or torch_problem(gpus[0].gpu),
         "packages": {name: installed_version(name) for name in PACKAGES},
+        "checks": [
+            asdict(check) for check in (*machine_checks(), *(job_checks(job) if job else ()))
+        ],
         "prefect_api_url": os.environ.get("PREFECT_API_URL"),
         "s3_endpoint": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
     }
@@ -119,11 +130,13 @@ def render_doctor(facts: Facts) -> RenderableType:
     table.add_row("gpu engines", Text(_gpu_engines(facts)))
     for name, version in facts["packages"].items():
         table.add_row(name, Text(version or f"missing ({PACKAGES[name]})"))
-    server = (
-        facts["prefect_api_url"] or "PREFECT_API_URL is not set: needed for `score deploy` only"
-    )
-    table.add_row("prefect server", server)
     table.add_row(
         "s3 endpoint", facts["s3_endpoint"] or "the provider's own (AWS_ENDPOINT_URL unset)"
     )
-    return Group(table, Text("`make demo` scores real pictures on what is here.", style="dim"))
+    checks = Table(show_header=False, box=None, pad_edge=False)
+    for check in facts["checks"]:
+        mend = f"  ->  {plain(check['mend'])}" if check["mend"] else ""
+        mark = Text("ok", style="green") if check["ok"] else Text("--", style="yellow")
+        checks.add_row(mark, Text(check["name"]), Text(f"{plain(check['found'])}{mend}"))
+    hint = Text("`score doctor JOB` tries what a job needs, too.", style="dim")
+    return Group(table, Text(), checks, hint)

@@ -15,6 +15,7 @@ from pipeline import report_words as words
 from pipeline.alerts import find_alerts
 from pipeline.compare import compare
 from pipeline.config import Job
+from pipeline.delta import update_table
 from pipeline.errors import InputError
 from pipeline.history import NUM_NIGHTS, HistoryRow, read_history, record_night
 from pipeline.publish import expect_published, read_report
@@ -29,7 +30,7 @@ Facts = dict[str, Any]
 def report_of(job: Job, date: str | None) -> RunReport:
     """The report of a published date, or of the newest one in the history.
 
-    A night that could not be written to the history is, now.
+    A night that could not be written to the history, or to the Delta table, is, now.
 
     Raises:
         InputError: It is not published.
@@ -40,6 +41,7 @@ def report_of(job: Job, date: str | None) -> RunReport:
     report = report_from_dict(published.manifest["report"])
     published_at = published.manifest["published_at"]
     record_night(output, report, version=published.version, published_at=published_at)
+    update_table(job, output, wanted)
     return report
 
 

@@ -9,21 +9,15 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import pydantic
 from pydantic import AfterValidator, Field
 
+from pipeline.config_engine import EngineSection, ModelSection
 from pipeline.paths import stays_below
+from pipeline.section import Section, Share
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Rgb = tuple[float, float, float]
 OUTPUT_COLUMNS = {
     "classes": ("class_id", "class_name", "probability", "top_class_ids", "top_probabilities"),
     "scores": ("score",),
 }
 """Columns that a part gets from the engine, by the model's head; see pipeline/part.py."""
-
-
-class Section(pydantic.BaseModel):
-    """Base of all sections: immutable, and unknown keys are refused."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
 
 class ImagesInput(Section):
@@ -73,75 +67,17 @@ class InputSection(Section):
         return self
 
 
-class ModelSection(Section):
-    """The model and what its graph does before and after it."""
-
-    source: str
-    """An ONNX file, or `module:callable` that returns a `torch.nn.Module`."""
-    size: tuple[int, int] = (224, 224)
-    """Height and width of the model's input (images)."""
-    mean: Rgb = (0.0, 0.0, 0.0)
-    std: Rgb = (255.0, 255.0, 255.0)
-    """The graph computes (pixel - mean) / std on RGB values from 0 to 255."""
-    head: Literal["classes", "scores"] = "classes"
-    """`classes`: logits, softmax and the best k in the graph. `scores`: the output as it is."""
-    top_k: Annotated[int, Field(ge=1, le=100)] = 1
-    class_names: str | None = None
-    """A text file with one name a line, or `module:callable` that returns the names."""
-
-
-class CalibrationSection(Section):
-    """The rows of the job's own input from which int8 scales are taken."""
-
-    rows: Annotated[int, Field(ge=8)] = 256
-    seed: int = 0
-    method: Literal["max", "percentile", "entropy"] = "max"
-    """`max`: the range of all values. `percentile`: without the largest 0.01 %, for models with
-    outliers. `entropy`: what loses the least information, as TensorRT's calibrator did."""
-
-
-class GateSection(Section):
-    """What an engine must reach on held-out rows, against fp32, before it may score."""
-
-    rows: Annotated[int, Field(ge=8)] = 512
-    min_agreement: Share = 0.97
-    """Share of rows with the same top-1 class; for scores the explained variance."""
-    min_cosine: Share = 0.98
-    """Mean cosine between a row's logits and fp32's (classes)."""
-    max_divergence: Annotated[float, Field(ge=0)] = 0.05
-    """Mean Kullback-Leibler divergence of a row's probabilities from fp32's, nats (classes)."""
-    label: str | None = None
-    """Column with the true class index, or with the target of a score. With it the task's own
-    metric must hold too: accuracy, AUC (labels 0 and 1) or R2."""
-    max_metric_loss: Share = 0.005
-    """What that metric may lose against fp32: 0.005 is half a point."""
-
-
-class TensorRtSection(Section):
-    """What is asked of TensorRT's builder; a GPU is needed for it to matter."""
-
-    optimization_level: Annotated[int, Field(ge=0, le=5)] = 3
-    """Higher takes longer to build (minutes to more than an hour), and may run faster."""
-    workspace_bytes: Annotated[int, Field(gt=0)] | None = None
-    """Most scratch memory of a layer; null: all of the device's memory."""
-
-
-class EngineSection(Section):
-    """Where engines are kept, and how they are built."""
-
-    store: str = ".nightscore/engines"
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Rows per engine call; null: what suits the device."""
-    calibration: CalibrationSection = CalibrationSection()
-    gate: GateSection = GateSection()
-    tensorrt: TensorRtSection = TensorRtSection()
-
-
 class OutputSection(Section):
     """Where scores go: `<uri>/<job>/dt=<date>/`."""
 
     uri: str
+    """Folder, or `s3://bucket/prefix` of a store that honours conditional writes."""
     compression: Literal["zstd", "snappy", "none"] = "zstd"
+    """Of the Parquet parts."""
+    delta: bool | str = False
+    """A Delta Lake table besides, partitioned by `dt`. `true`: `<uri>/<job>` is the table, and
+    nothing is copied. An address: a table of its own there, with copies of the parts, in which
+    earlier versions of a date stay readable. Needs the extra `delta`."""
 
 
 class LimitsSection(Section):
@@ -278,7 +214,9 @@ class CostSection(Section):
     """What an hour of this machine costs: an entry of configs/prices.yaml, or your own price."""
 
     instance: str
+    """Name in the price list; any name, with a price of your own."""
     market: Literal["on_demand", "spot"] = "on_demand"
+    """How the machine is paid. `spot` also watches for the provider's notices."""
     usd_per_hour: Annotated[float, Field(ge=0)] | None = None
     """Your own price: used instead of the price list."""
 
@@ -351,6 +289,7 @@ class Job(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     """Folder below the output and name in reports: lower case, digits, `-` and `_`."""
     description: str = ""
+    """For people."""
     input: InputSection
     model: ModelSection
     output: OutputSection
@@ -374,6 +313,10 @@ class Job(Section):
             raise ValueError(
                 f"input.passthrough: `{min(taken)}` is the name of an output column; expected "
                 "other names"
+            )
+        if self.output.delta and "dt" in names:
+            raise ValueError(
+                "input.passthrough: `dt` is the date in a Delta table; expected other names"
             )
         if len(set(names)) < len(names):
             raise ValueError("input.passthrough: a column twice; expected each once")

@@ -98,23 +98,23 @@ class CommittedParts:
 
 
 def as_numpy(column: pa.ChunkedArray) -> Array:
-    """Numbers without nulls as [rows], lists of fixed size as [rows, m].
+    """Numbers without nulls as [rows], lists of one length as [rows, m]; no list at all as [0, 1].
 
     Arrow's own conversions would import pandas, where it is installed: 0.3 s.
     """
-    kind, width = column.type, 1
-    if pa.types.is_fixed_size_list(kind):
-        kind, width = kind.value_type, kind.list_size
+    kind, is_list = column.type, pa.types.is_list(column.type)
+    if is_list:
+        kind = kind.value_type
     dtype = np.dtype(kind.to_pandas_dtype())
-    found = [np.empty((0, width), dtype)]
-    for chunk in column.chunks:
-        values = chunk.flatten() if width > 1 or chunk.type != kind else chunk
+    found = []
+    for chunk in (chunk for chunk in column.chunks if len(chunk)):
+        values = chunk.flatten() if is_list else chunk
         data = np.frombuffer(
             values.buffers()[1], dtype, len(values), values.offset * dtype.itemsize
         )
-        found.append(data.reshape(-1, width))
-    rows = np.concatenate(found)
-    return rows if pa.types.is_fixed_size_list(column.type) else rows[:, 0]
+        found.append(data.reshape(len(chunk), -1))
+    rows = np.concatenate(found) if found else np.empty((0, 1), dtype)
+    return rows if is_list else rows[:, 0]
 
 
 class DriftSampler:

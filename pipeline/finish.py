@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pipeline.alerts import find_alerts
 from pipeline.config import Job
 from pipeline.cost import cost_of
+from pipeline.delta import update_table
 from pipeline.engine_facts import engine_facts
 from pipeline.errors import StorageError
 from pipeline.footers import check_pin
@@ -80,6 +81,7 @@ def finish_run(
         return already_published(output, first)
     write_reports(output, report, past)
     record_night(output, report, version=version, published_at=draft.manifest["published_at"])
+    update_table(run.job, output, run.plan.date)
     return report
 
 

@@ -139,10 +139,12 @@ def as_arrow(values: Array) -> pa.Array:
 
 
 def _column(values: Array) -> pa.Array:
-    """[rows, 1] as a plain column, [rows, k] as lists of fixed size."""
-    if values.shape[1] == 1:
+    """[rows, 1] as a plain column, [rows, k] as lists: Delta Lake knows none of fixed size."""
+    num_rows, width = values.shape
+    if width == 1:
         return as_arrow(values[:, 0])
-    return pa.FixedSizeListArray.from_arrays(as_arrow(values.reshape(-1)), values.shape[1])
+    offsets = as_arrow(np.arange(0, (num_rows + 1) * width, width, dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, as_arrow(values.reshape(-1)))
 
 
 def _quarantine_entries(shard: Shard, blocks: Sequence[ScoredBlock]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config import Job
+from pipeline.delta_columns import check_delta_columns
 from pipeline.errors import ConfigError, InputError
 from pipeline.footers import Footer, PinnedFile, read_footers
 from pipeline.report import UnreadableFile
@@ -99,7 +100,7 @@ def partition_of(job: Job, date: str) -> str:
 
 def input_files(job: Job, date: str, source: Storage) -> list[FileInfo]:
     """The Parquet files of one date; none of them is opened."""
-    return [info for info in source.list_files(partition_of(job, date)) if _is_data(info.path)]
+    return [info for info in source.list_files(partition_of(job, date)) if is_data(info.path)]
 
 
 def make_plan(job: Job, date: str, source: Storage) -> Plan:
@@ -184,7 +185,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _is_data(path: str) -> bool:
+def is_data(path: str) -> bool:
     """Like Spark and pyarrow: names that begin with `_` or `.` are not data."""
     hidden = any(part.startswith(("_", ".")) for part in path.split("/"))
     return path.endswith((".parquet", ".parq", ".pq")) and not hidden
@@ -207,6 +208,7 @@ def _columns_of(job: Job, footers: Sequence[Footer], root: str) -> tuple[tuple[s
         try:
             columns = fitting[0] if fitting else _feature_columns(job, schema, where)
             _check_columns(job, columns, schema, where)
+            check_delta_columns(job, schema, where)
             width = _num_features(schema, columns)
             if fitting and width != fitting[1]:
                 raise ConfigError(f"{where}: {width} features; expected {fitting[1]}.")

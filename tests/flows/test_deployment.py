@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from rich.console import Console
@@ -141,3 +143,26 @@ def test_a_person_can_fill_in_the_form_of_every_deployment(kind: str) -> None:
     for name in dates:
         kinds = schema["properties"][name]
         assert "date" in {each.get("format") for each in (kinds, *kinds.get("anyOf", ()))}
+
+
+@pytest.mark.parametrize(("status", "tries"), [(500, 3), (422, 1)])
+def test_a_server_that_fails_for_a_moment_is_asked_again(
+    status: int, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    request = httpx.Request("POST", "http://server/api/automations/")
+    answer = httpx.Response(status, request=request)
+    asked: list[str] = []
+
+    async def register(wanted: Wanted) -> tuple[dict[str, str], None]:
+        asked.append(wanted.job)
+        if len(asked) < 3:
+            raise PrefectHTTPStatusError("it failed", request=request, response=answer)
+        return {"score/nightly": "id"}, None
+
+    monkeypatch.setattr(deployment, "_register", register)
+    monkeypatch.setattr(deployment, "PAUSES_S", (0.0, 0.0, 0.0))
+    with nullcontext() if status == 500 else pytest.raises(PrefectHTTPStatusError):
+        assert deployment._patiently(Wanted(job="job.yaml")) == ({"score/nightly": "id"}, None)
+    assert len(asked) == tries

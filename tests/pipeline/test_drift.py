@@ -332,7 +332,7 @@ from pipeline.drift_sample import as_numpy
 from pipeline.part import as_arrow
 numbers = as_arrow(np.arange(12, dtype=np.float32))
 plain = pa.chunked_array([numbers.slice(3, 4), numbers.slice(0, 2)])
-pairs = pa.FixedSizeListArray.from_arrays(numbers, 2)
+pairs = pa.ListArray.from_arrays(as_arrow(np.arange(0, 14, 2, dtype=np.int32)), numbers)
 lists = pa.chunked_array([pairs.slice(1, 2), pairs.slice(5, 1)])
 taken = pa.table({"x": numbers}).take(as_arrow(np.array([7, 1])))["x"]
 none = pa.chunked_array([], pa.int64())

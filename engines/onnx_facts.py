@@ -1,0 +1,61 @@
+"""What an ONNX file says of itself: enough to write a job file for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.errors import ModelError
+from engines.model import shown
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnnxFacts:
+    """Input and output of a model, read from its graph alone."""
+
+    input_name: str
+    row_shape: tuple[int | None, ...]
+    """Of one row of the input, without the batch; None: the graph takes any."""
+    output_shape: tuple[int | None, ...]
+    """Of one row of the first output; empty: one number a row, or the graph does not say."""
+    last_operator: str
+    """That makes the first output, such as `Gemm` or `Softmax`."""
+
+
+def read_onnx_facts(path: str) -> OnnxFacts:
+    """Read a graph without its weights' files.
+
+    Raises:
+        ModelError: There is no such file, or it is no ONNX model with exactly one input.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(Path(path), load_external_data=False)
+    except OSError as error:
+        raise ModelError(f"model {path}: {error.strerror}; expected an ONNX file.") from None
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"model {path}: {shown(error)}; expected an ONNX file.") from None
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [entry for entry in graph.input if entry.name not in constants]
+    if len(inputs) != 1 or not graph.output:
+        names = ", ".join(entry.name for entry in inputs) or "none"
+        raise ModelError(f"model {path}: inputs {names}; expected exactly one, and an output.")
+    output = graph.output[0]
+    makers = [node.op_type for node in graph.node if output.name in node.output]
+    return OnnxFacts(
+        input_name=inputs[0].name,
+        row_shape=_dims(inputs[0])[1:],
+        output_shape=_dims(output)[1:],
+        last_operator=makers[0] if makers else "",
+    )
+
+
+def _dims(entry: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+    return tuple(dim.dim_value or None for dim in entry.type.tensor_type.shape.dim)

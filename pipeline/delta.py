@@ -1,0 +1,228 @@
+"""Delta Lake as a second way to read a job's output: one transaction for each published version.
+
+    output.delta: true             the table is `<output>/<job>`, and its log names the published
+                                   parts: nothing is copied
+    output.delta: s3://lake/users  a table of its own, with copies of the parts; earlier versions
+                                   of a date stay readable until somebody vacuums them
+
+The table is partitioned by `dt`, the date. A transaction removes what the table has of a date and
+adds the parts of the published version, and it carries the version's number under an application id
+of job and date: versions only count up, so that one is never committed twice and never after a
+later one. Whoever finds a published date that the table does not have yet commits it.
+
+The package `deltalake` (extra `delta`) is imported here alone, and only when a job asks for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import Job
+from pipeline.errors import StorageError, StoreRefusedError, StoreUnavailableError
+from pipeline.storage import Storage, open_storage
+from pipeline.versions import Published, find_published
+
+DATE_COLUMN = "dt"
+MAX_TRIES = 20
+"""Of a commit: dates that are backfilled side by side meet at the table's log."""
+LONGEST_PAUSE_S = 0.5
+NUM_COPIERS = 4
+"""Parts in memory at once, when they are copied to a table of its own."""
+
+
+def update_table(job: Job, output: Storage, date: str) -> bool:
+    """Make the job's Delta table say of a date what is published; does nothing without one.
+
+    Args:
+        job: Its `output.delta` says where the table is.
+        output: Where the job's output is.
+        date: ISO date; one that is not published is left as it is.
+
+    Returns:
+        Whether something was committed; False also when the table had it already.
+
+    Raises:
+        StoreUnavailableError: The table cannot be read or written now. The date is published; the
+            same command, or `score report`, commits it.
+        StorageError: The table is not this job's, or has a column of another type.
+    """
+    if not job.output.delta:
+        return False
+    table = _Table(job, output)
+    for attempt in range(MAX_TRIES):
+        published = find_published(output, job.name, date)
+        if published is None:
+            return False
+        try:
+            return table.commit(published)
+        except _OutdatedError as error:
+            outdated = error
+        time.sleep(random.uniform(0, LONGEST_PAUSE_S) * attempt / MAX_TRIES)
+    raise _unavailable(table.uri, str(outdated))
+
+
+class _OutdatedError(Exception):
+    """Somebody else has committed or published meanwhile, perhaps this very version."""
+
+
+class _Table:
+    """The Delta table of a job."""
+
+    def __init__(self, job: Job, output: Storage) -> None:
+        self._job = job.name
+        self._output = output
+        delta = job.output.delta
+        self._own = open_storage(delta) if isinstance(delta, str) else None
+        """None: the table's files are the published ones."""
+        self.uri = self._own.uri if self._own else f"{output.uri}/{job.name}"
+
+    def commit(self, published: Published) -> bool:
+        """Replace a date, unless the table has this version of it or a later one."""
+        from deltalake.exceptions import CommitFailedError, DeltaError
+
+        try:
+            return self._commit(published)
+        except (CommitFailedError, FileNotFoundError) as error:
+            raise _OutdatedError(_first_line(error)) from error
+        except (DeltaError, OSError, StoreRefusedError) as error:
+            raise _unavailable(self.uri, _first_line(error)) from error
+
+    def _commit(self, published: Published) -> bool:
+        import deltalake
+
+        table = self._opened() or self._created(published)
+        application = f"nightscore:{published.job}:{published.date}"
+        known = table.transaction_version(application)
+        if known is not None and known >= published.version:
+            return False
+        if self._own is not None:
+            self._copy(published, self._own)
+        table.create_write_transaction(
+            [_added(published, entry) for entry in published.manifest["parts"]],
+            "overwrite",
+            self._schema(published, {field.name: field for field in table.schema().fields}),
+            [DATE_COLUMN],
+            [(DATE_COLUMN, "=", published.date)],
+            commit_properties=deltalake.CommitProperties(
+                custom_metadata={
+                    "nightscore.job": published.job,
+                    "nightscore.run_id": published.run_id,
+                    "nightscore.version": str(published.version),
+                },
+                app_transactions=[deltalake.Transaction(application, published.version)],
+            ),
+        )
+        return True
+
+    def _opened(self) -> Any | None:
+        """The table as it is now; None when there is none yet."""
+        import deltalake
+
+        options = _options(self.uri)
+        if not deltalake.DeltaTable.is_deltatable(self.uri, options):
+            return None
+        table = deltalake.DeltaTable(self.uri, storage_options=options)
+        found = table.metadata()
+        if found.name not in (None, self._job) or found.partition_columns != [DATE_COLUMN]:
+            raise StorageError(
+                f"{self.uri}: a Delta table named {found.name}, partitioned by "
+                f"{', '.join(found.partition_columns) or 'nothing'}; expected one of the job "
+                f"{self._job}, partitioned by {DATE_COLUMN}. Name another place in `output.delta`."
+            )
+        return table
+
+    def _created(self, published: Published) -> Any:
+        """A new table, or the one that somebody else has made meanwhile."""
+        import deltalake
+
+        return deltalake.DeltaTable.create(
+            self.uri,
+            self._schema(published, {}),
+            mode="ignore",
+            partition_by=[DATE_COLUMN],
+            name=self._job,
+            description=f"Scores of the nightscore job {self._job}, a partition for each date",
+            storage_options=_options(self.uri),
+        )
+
+    def _schema(self, published: Published, known_fields: Mapping[str, Any]) -> Any:
+        """The columns that are known, and those of the published parts."""
+        import deltalake
+
+        fields = dict(known_fields)
+        with self._output.open(f"{published.folder}/{_part_paths(published)[0]}") as file:
+            arrow = pq.read_schema(file).remove_metadata()
+        arrow = pa.schema([field.with_nullable(True) for field in arrow])
+        wanted = deltalake.Schema.from_arrow(arrow.append(pa.field(DATE_COLUMN, pa.date32())))
+        for field in wanted.fields:
+            known = fields.setdefault(field.name, field)
+            if known.type != field.type:
+                raise StorageError(
+                    f"{self.uri}: column `{field.name}` is {known.type}; expected {field.type}, as "
+                    f"{published.date} has it. Name another table in `output.delta`."
+                )
+        return deltalake.Schema(list(fields.values()))
+
+    def _copy(self, published: Published, own: Storage) -> None:
+        """Names of parts are never used twice: what is there already is the same."""
+
+        def copy(path: str) -> None:
+            data = self._output.read(f"{published.folder}/{path}")
+            if data is None:
+                raise _OutdatedError(f"{path} was replaced meanwhile")
+            own.create(f"{DATE_COLUMN}={published.date}/{path}", data)
+
+        with ThreadPoolExecutor(NUM_COPIERS) as pool:
+            list(pool.map(copy, _part_paths(published)))
+
+
+def _part_paths(published: Published) -> list[str]:
+    """In the published folder, which is also the partition's in both kinds of table."""
+    return [entry["part"]["path"] for entry in published.manifest["parts"]]
+
+
+def _added(published: Published, entry: Mapping[str, Any]) -> Any:
+    """A part, by its entry in the manifest."""
+    from deltalake.transaction import AddAction
+
+    return AddAction(
+        path=f"{DATE_COLUMN}={published.date}/{entry['part']['path']}",
+        size=entry["part"]["num_bytes"],
+        partition_values={DATE_COLUMN: published.date},
+        modification_time=int(datetime.fromisoformat(entry["committed_at"]).timestamp() * 1000),
+        data_change=True,
+        stats=json.dumps({"numRecords": entry["num_scored"]}),
+    )
+
+
+def _options(uri: str) -> dict[str, str] | None:
+    """For a bucket: the same endpoint as everything else; credentials are in the environment."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not uri.startswith("s3://") or not endpoint:
+        return None
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": str(endpoint.startswith("http://")).lower(),
+    }
+
+
+def _first_line(error: Exception) -> str:
+    """Delta's errors have a whole stack of C frames below it."""
+    return str(error).partition("\n")[0]
+
+
+def _unavailable(uri: str, found: str) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"{uri}: {found}; expected a Delta table that takes a commit. The date is published, and "
+        "the same command commits it to the table."
+    )

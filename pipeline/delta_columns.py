@@ -1,0 +1,63 @@
+"""Which columns can be in a Delta Lake table as they are in a part: asked before a night begins."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pyarrow as pa
+
+from pipeline.config import Job
+from pipeline.errors import ConfigError
+
+INSTALL_HINT = "pip install 'nightscore[delta]'"
+
+
+def is_installed() -> bool:
+    """Whether `deltalake` can be imported."""
+    return importlib.util.find_spec("deltalake") is not None
+
+
+def check_delta_columns(job: Job, schema: pa.Schema, where: str) -> None:
+    """See that the passthrough columns can be in a Delta table as they are.
+
+    Raises:
+        ConfigError: One has a type that Delta Lake does not have, or `deltalake` is missing.
+    """
+    if not job.output.delta:
+        return
+    if not is_installed():
+        raise ConfigError(
+            "output.delta: the package deltalake is not installed; expected it. Install it with "
+            f"{INSTALL_HINT}."
+        )
+    for name in job.input.passthrough:
+        kind = schema.field(name).type
+        if not _fits(kind):
+            raise ConfigError(
+                f"{where}: column `{name}` is {kind}; expected a type that Delta Lake has, such as "
+                "int64, string or timestamp[us]. Leave it out of `input.passthrough`, or write it "
+                "with another type."
+            )
+
+
+def _fits(kind: pa.DataType) -> bool:
+    """Whether polars and delta-rs read files with this type: tried with each of them."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _fits(kind.value_type)
+    if pa.types.is_timestamp(kind):
+        return kind.unit in ("us", "ms") and kind.tz in (None, "UTC")
+    return any(
+        is_kind(kind)
+        for is_kind in (
+            pa.types.is_boolean,
+            pa.types.is_signed_integer,
+            pa.types.is_float32,
+            pa.types.is_float64,
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_date32,
+            pa.types.is_decimal128,
+        )
+    )

@@ -1,0 +1,16 @@
+"""What all sections of a job file have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import pydantic
+from pydantic import Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(pydantic.BaseModel):
+    """Base of all sections: immutable, and unknown keys are refused."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")

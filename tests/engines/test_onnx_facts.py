@@ -1,0 +1,56 @@
+"""What an ONNX file says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engines.errors import ModelError
+from engines.onnx_facts import read_onnx_facts
+
+
+def test_shapes_are_those_of_a_row_and_weights_are_no_inputs(tmp_path: Path) -> None:
+    rows = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 32])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 1])
+    weights = numpy_helper.from_array(np.ones((32, 1), np.float32), "w")
+    named = helper.make_tensor_value_info("w", TensorProto.FLOAT, [32, 1])  # as old exporters do
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [rows, named], [out], [weights])
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    facts = read_onnx_facts(str(tmp_path / "m.onnx"))
+    assert (facts.input_name, facts.row_shape) == ("x", (32,))
+    assert (facts.output_shape, facts.last_operator) == ((1,), "Sigmoid")
+
+
+def test_sides_that_the_graph_leaves_open_are_none(tmp_path: Path) -> None:
+    rows = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3, "h", 64])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 3, "h", 64])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [rows], [out])
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    facts = read_onnx_facts(str(tmp_path / "m.onnx"))
+    assert (facts.input_name, facts.row_shape) == ("x", (3, None, 64))
+    assert (facts.output_shape, facts.last_operator) == ((3, None, 64), "Relu")
+
+
+def test_what_is_no_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"none\.onnx: No such file"):
+        read_onnx_facts(str(tmp_path / "none.onnx"))
+    (tmp_path / "text.onnx").write_text("this is no model")
+    with pytest.raises(ModelError, match=r"text\.onnx: .*expected"):
+        read_onnx_facts(str(tmp_path / "text.onnx"))
+
+
+def test_two_inputs_are_one_too_many(tmp_path: Path) -> None:
+    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 2]) for n in "ab"]
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 2])
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["y"])], "g", inputs, [out])
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"inputs a, b; expected exactly one"):
+        read_onnx_facts(str(tmp_path / "m.onnx"))
