@@ -56,7 +56,7 @@ def leftovers(files: list[str], manifest: dict[str, Any]) -> list[str]:
     odd = []
     for path in files:
         *folders, name = path.split("/")
-        is_part = name.endswith(".parquet")
+        is_part = name.endswith(".parquet") and "_history" not in folders
         if name.startswith((".", "_probe")) or any(each.startswith("_publ") for each in folders):
             odd.append(path)
         elif is_part and name not in named:

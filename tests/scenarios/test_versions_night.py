@@ -82,6 +82,7 @@ def test_garbage_goes_and_the_published_date_stays(
     command("gc", *everything, "--keep-versions", "0", dated=False)
     assert command("status", dated=False)["replaced"] == []
     assert command("verify")["rows"] == NUM_ROWS
+    assert len(list(Path(place).glob("users/_history/*.parquet"))) == 3  # one for each version
 
 
 def age_all(place: str) -> None:
