@@ -41,7 +41,7 @@ from pipeline.publish import check_complete, draft_of, publish
 from pipeline.score_shards import ShardScoring
 from pipeline.storage import open_storage, probe
 from pipeline.verify import verify_published
-from pipeline.versions import find_published, published_folder
+from pipeline.versions import find_published, published_folder, settle
 
 NUM_ROWS, NUM_SHARDS, BAD_ROW = 100, 10, 37
 RUN = "run"
@@ -69,7 +69,9 @@ def job_in(folder: Path, output: Path) -> Job:
 def night(job: Job) -> None:
     """Score what has no commit record, and publish: the steps of `pipeline/run.py`."""
     output = open_storage(job.output.uri)
-    if find_published(output, job.name, DATE) is not None:
+    published = find_published(output, job.name, DATE)
+    if published is not None:
+        settle(output, published)
         return
     plan = a_plan(job)
     probe(output, f"{job.name}/_runs")

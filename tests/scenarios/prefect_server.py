@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,25 @@ from tests.conftest import free_port
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 150.0
 """A few seconds, and a minute where other tests have the cores."""
+
+
+def ask(url: str, body: dict[str, Any] | None = None, patience_s: float = 60.0) -> Any:
+    """What Prefect's API answers; asked again as its clients do: SQLite may be locked (503)."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code < 500 or time.monotonic() > deadline:
+                    raise
+        except TimeoutError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 class Server:
@@ -88,10 +108,7 @@ class Server:
 
     def begin_run(self, deployment: str, **parameters: str) -> str:
         """Have a deployment run; the id of the flow run."""
-        with urllib.request.urlopen(
-            f"{self.url}/deployments/name/{deployment}", timeout=10
-        ) as reply:
-            identity = json.load(reply)["id"]
+        identity = ask(f"{self.url}/deployments/name/{deployment}")["id"]
         body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
         made: str = self.post(f"/deployments/{identity}/create_flow_run", body)["id"]
         return made
@@ -105,7 +122,7 @@ class Server:
         found = self.post("/flow_runs/filter", {**where, "sort": "START_TIME_ASC"})
         return [run for run in found if not run["auto_scheduled"]]
 
-    def wait_for(self, what: str, condition: Callable[[], Any], timeout_s: float = 100.0) -> Any:
+    def wait_for(self, what: str, condition: Callable[[], Any], timeout_s: float = 200.0) -> Any:
         """What the condition returns once it is true."""
         deadline = time.monotonic() + timeout_s
         while not (found := condition()):
@@ -118,18 +135,11 @@ class Server:
 
     def state_of(self, run: str) -> str:
         """`PENDING`, `RUNNING`, `COMPLETED`, ..."""
-        with urllib.request.urlopen(f"{self.url}/flow_runs/{run}", timeout=10) as reply:
-            state: str = json.load(reply)["state_type"]
+        state: str = ask(f"{self.url}/flow_runs/{run}")["state_type"]
         return state
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}{path}",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=10) as reply:
-            return json.load(reply)
+        return ask(f"{self.url}{path}", body)
 
     def stop(self) -> None:
         for process in reversed(self.processes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -10,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import DATE, free_port
+from tests.scenarios.prefect_server import ask
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(500)]
 BIN = Path(sys.executable).parent
@@ -25,11 +24,7 @@ TESTED = re.compile(r"^<!-- tested -->\n```\n(.*?)^```", re.MULTILINE | re.DOTAL
 
 
 def flow_runs(api: str) -> list[dict[str, Any]]:
-    request = urllib.request.Request(
-        f"{api}/flow_runs/filter", b"{}", {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=10) as reply:
-        found: list[dict[str, Any]] = json.load(reply)
+    found: list[dict[str, Any]] = ask(f"{api}/flow_runs/filter", {})
     return [run for run in found if run["parameters"].get("date") == DATE]
 
 
