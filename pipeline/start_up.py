@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
+from importlib.abc import MetaPathFinder
 from typing import NoReturn
 
 COLLECT_AFTER_OBJECTS = 50_000
@@ -18,6 +19,30 @@ def begin() -> None:
     gc.set_threshold(COLLECT_AFTER_OBJECTS)
     # Nothing here multiplies large matrices in NumPy, and OpenBLAS's threads spin when they start.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+class _NoPandas(MetaPathFinder):
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
+def keep_pandas_out() -> None:
+    """Let Arrow not look for pandas, whose import takes 0.2 s: `pa.array` asks for its classes.
+
+    PyArrow goes without where pandas cannot be imported, as here for a moment, and tries again in
+    `to_pandas`. Source: pyarrow/pandas-shim.pxi.
+    """
+    if "pandas" in sys.modules:
+        return
+    import pyarrow as pa
+
+    finder = _NoPandas()
+    sys.meta_path.insert(0, finder)
+    try:
+        pa.array([0])
+    finally:
+        sys.meta_path.remove(finder)
 
 
 def leave(code: int) -> NoReturn:

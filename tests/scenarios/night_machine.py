@@ -396,7 +396,7 @@ class NightMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Write down a broken promise where it is seen.
 
-        Hypothesis repeats the steps, and when a race goes another way says only that they are flaky.
+        Hypothesis repeats the steps, and where a race then goes another way, all it says is that.
         """
         if isinstance(sys.exc_info()[1], AssertionError):
             traceback.print_exc()
