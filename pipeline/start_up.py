@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from contextlib import suppress
-from importlib.abc import MetaPathFinder
 from typing import NoReturn
 
 COLLECT_AFTER_OBJECTS = 50_000
@@ -21,7 +20,7 @@ def begin() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-class _NoPandas(MetaPathFinder):
+class _NoPandas:
     def find_spec(self, name: str, *_: object) -> None:
         if name == "pandas":
             raise ModuleNotFoundError(name)
