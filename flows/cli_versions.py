@@ -24,7 +24,6 @@ def rollback(
     set: Set = None,
 ) -> None:
     """Publish an earlier version of a date again; the current one is kept."""
-    from pipeline.delta import update_table
     from pipeline.finish import already_published
     from pipeline.job_file import parse_date
     from pipeline.storage import open_storage
@@ -33,8 +32,7 @@ def rollback(
     loaded = load(job, set)
     output = open_storage(loaded.output.uri)
     now = roll_back(output, loaded.name, parse_date(date), to)
-    already_published(output, now)
-    update_table(loaded, output, now.date)
+    already_published(loaded, output, now)
     facts = {
         "job": now.job,
         "date": now.date,
