@@ -244,9 +244,11 @@ def _rows_repeated(
 
 
 def _rows_taken_over(run: PreparedRun, records: Mapping[int, CommitRecord]) -> int:
-    """Rows that no attempt of this run scored: `score requeue` left them as they were."""
-    ours = {attempt.id for attempt in run.ledger.attempts()}
-    return sum(record.num_rows for record in records.values() if record.owner not in ours)
+    """Rows that an attempt of the version before scored: `score requeue` left them as they were."""
+    if run.replaces is None:
+        return 0
+    before = {record.owner for record in run.replaces.records().values()}
+    return sum(record.num_rows for record in records.values() if record.owner in before)
 
 
 def _describe(lanes: Sequence[Lane], run: PreparedRun) -> str:

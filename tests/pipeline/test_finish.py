@@ -42,6 +42,23 @@ def history(job: Job) -> list[str]:
     return [path.name for path in Path(job.output.uri, job.name, "_history").glob("*.parquet")]
 
 
+def test_rows_of_an_attempt_whose_note_is_damaged_were_still_scored_by_this_run(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("night_cases.finish_run", crash)
+        with pytest.raises(KeyboardInterrupt):
+            score_night(job, DATE, SumRunner())
+    (note,) = Path(job.output.uri, job.name, "_runs").glob("*/attempts/*.json")
+    note.write_bytes(note.read_bytes()[:20])
+    report = score_night(job, DATE, SumRunner())
+    assert report.shards_reused == report.shards
+    assert report.rows_taken_over == 0
+
+
 def test_what_requeue_leaves_as_it_was_is_taken_over_version_after_version(job: Job) -> None:
     assert score_night(job, DATE, SumRunner()).rows_taken_over == 0
     for version in (2, 3):
