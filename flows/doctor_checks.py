@@ -162,7 +162,7 @@ def _price(job: Job) -> Check:
 
 
 def _mail(mail: MailSection) -> Check:
-    from flows.mail_server import server_of
+    from flows.mailing.server import server_of
 
     def reach() -> str:
         server = server_of(mail)

@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from engines.errors import EngineError
-from flows.backfill_dates import dates_between, nothing_to_do
-from flows.backfill_summary import DONE, BackfillSummary, DateOutcome, Status, plain_summary
-from flows.budget import Budget
+from flows.backfills.budget import Budget
+from flows.backfills.dates import dates_between, nothing_to_do
+from flows.backfills.summary import DONE, BackfillSummary, DateOutcome, Status, plain_summary
 from flows.cli import EXIT_INTERRUPTED, exit_code_of
 from flows.crews import Crew, make_crews, wait_all
 from flows.giving_way import wait_for_nights
-from flows.inspect import plan_facts
-from flows.mail import notify
+from flows.mailing.mail import notify
 from flows.night import Group, Observer, map_in_threads, price_of, run_night
+from flows.planning.plan import plan_facts
 from flows.progress import LineProgress
 from pipeline import report_words as words
 from pipeline.backfill_log import BackfillLog

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from flows.backfill_summary import DateOutcome
+from flows.backfills.summary import DateOutcome
 from pipeline.config import Job
 from pipeline.errors import ConfigError
 from pipeline.job_file import parse_date

@@ -11,8 +11,8 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 from pydantic import Field
 
-from flows.backfill import BackfillRequest, run_backfill
-from flows.backfill_summary import SAID, BackfillSummary
+from flows.backfills.backfill import BackfillRequest, run_backfill
+from flows.backfills.summary import SAID, BackfillSummary
 from flows.hooks import cancelled, crashed, failed
 from flows.progress import LineProgress
 from flows.run_names import title_of

@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli_backfill import backfill
-from flows.cli_bench import bench
-from flows.cli_deploy import deploy
-from flows.cli_engine import engine_app
-from flows.cli_plan import plan
-from flows.cli_report import compare, report
-from flows.cli_setup import doctor, init, schema
-from flows.cli_status import status
-from flows.cli_versions import gc, rollback
-from flows.terminal import (
+from flows.commands.backfill import backfill
+from flows.commands.bench import bench
+from flows.commands.deploy import deploy
+from flows.commands.engine import engine_app
+from flows.commands.plan import plan
+from flows.commands.report import compare, report
+from flows.commands.setup import doctor, init, schema
+from flows.commands.status import status
+from flows.commands.terminal import (
     Accept,
     Date,
     JobPath,
@@ -29,6 +28,7 @@ from flows.terminal import (
     show,
     show_report,
 )
+from flows.commands.versions import gc, rollback
 
 if TYPE_CHECKING:
     from pipeline.report import RunReport
@@ -79,7 +79,7 @@ def score_night(
 ) -> None:
     """Score a date, and print its report."""
     from flows.devices import start_lanes
-    from flows.mail import mailed
+    from flows.mailing.mail import mailed
     from pipeline.errors import known_guards
     from pipeline.job_file import parse_date
 
@@ -167,7 +167,7 @@ def tune(
     set: Set = None,
 ) -> None:
     """Search faster settings for this machine on the rows of a date; later runs use them."""
-    from flows.tune import forget_facts, render_forgotten, render_tuning, tune_facts
+    from flows.measuring.tune import forget_facts, render_forgotten, render_tuning, tune_facts
     from pipeline.job_file import parse_date
 
     loaded, wanted = load(job, set), parse_date(date)

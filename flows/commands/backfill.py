@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from flows.terminal import JobPath, Json, Set, errors, interruptible, load, observer, show
+from flows.commands.terminal import JobPath, Json, Set, errors, interruptible, load, observer, show
 
 First = Annotated[str, typer.Option("--from", metavar="DATE", help="First date of the period.")]
 Last = Annotated[str, typer.Option("--to", metavar="DATE", help="Last date of the period.")]
@@ -40,8 +40,8 @@ def backfill(  # noqa: PLR0913  # each argument is an option of the command
     Exit codes: 0 all done, or without input; 1 a date failed; 3 a guard or --max-usd stopped dates;
     75 interrupted.
     """
-    from flows.backfill import BackfillRequest, run_backfill
-    from flows.backfill_summary import EXIT_INTERRUPTED, render_summary
+    from flows.backfills.backfill import BackfillRequest, run_backfill
+    from flows.backfills.summary import EXIT_INTERRUPTED, render_summary
     from pipeline.errors import Interrupted
 
     request = BackfillRequest(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.terminal import Date, JobPath, Json, Set, interruptible, load, observer, show
+from flows.commands.terminal import Date, JobPath, Json, Set, interruptible, load, observer, show
 
 BatchSizes = Annotated[
     str | None,
@@ -38,8 +38,8 @@ def bench(  # noqa: PLR0913  # each argument is an option of the command
     set: Set = None,
 ) -> None:
     """Compare torch, ONNX Runtime, OpenVINO and TensorRT on the job's model and rows."""
-    from flows.bench import BenchRequest, bench_facts
-    from flows.bench_markdown import render_bench
+    from flows.measuring.bench import BenchRequest, bench_facts
+    from flows.measuring.bench_markdown import render_bench
     from pipeline.job_file import parse_date
 
     request = BenchRequest(

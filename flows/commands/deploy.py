@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.terminal import JobPath, Json, load, show
+from flows.commands.terminal import JobPath, Json, load, show
 
 
 def deploy(  # noqa: PLR0913  # each argument is an option of the command

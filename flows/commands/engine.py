@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.terminal import Date, JobPath, Json, Set, interruptible, load, observer, show
+from flows.commands.terminal import Date, JobPath, Json, Set, interruptible, load, observer, show
 
 engine_app = typer.Typer(help="Build and look after a job's engines.", no_args_is_help=True)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli_fleet import (
+from flows.commands.fleet import (
     Fleet,
     Instances,
     MachineRates,
@@ -16,7 +16,7 @@ from flows.cli_fleet import (
     Seeds,
     ShardRows,
 )
-from flows.terminal import Date, JobPath, Json, Set, load, show
+from flows.commands.terminal import Date, JobPath, Json, Set, load, show
 
 Rows = Annotated[
     list[str] | None,
@@ -59,14 +59,14 @@ def plan(  # noqa: PLR0913  # each argument is an option of the command
     rates that the last published night of the job measured. With --fleet the cheapest fleet of
     machines from the price list that scores such nights within --window-h, from a shared store.
     """
-    from flows.inspect import plan_facts, render_plan
+    from flows.planning.plan import plan_facts, render_plan
     from pipeline.job_file import parse_date
 
     loaded, day = load(job, set), parse_date(date)
     if fleet:
-        from flows.fleet_plan import FleetRequest, fleet_facts, parse_rates
-        from flows.fleet_table import render_fleet
-        from flows.simulate_plan import MAX_ROWS, parse_counts
+        from flows.planning.fleet import FleetRequest, fleet_facts, parse_rates
+        from flows.planning.fleet_table import render_fleet
+        from flows.planning.simulate import MAX_ROWS, parse_counts
 
         wanted = FleetRequest(
             rows=parse_counts("--rows", rows or (), MAX_ROWS),
@@ -85,7 +85,7 @@ def plan(  # noqa: PLR0913  # each argument is an option of the command
     if not simulate:
         show(plan_facts(loaded, day), render_plan, as_json=json)
         return
-    from flows.simulate_plan import (
+    from flows.planning.simulate import (
         MAX_ROWS,
         SimulationRequest,
         parse_counts,

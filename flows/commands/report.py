@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.terminal import JobPath, Json, Set, load, show
+from flows.commands.terminal import JobPath, Json, Set, load, show
 
 
 def report(
@@ -24,15 +24,15 @@ def report(
     set: Set = None,
 ) -> None:
     """Show the report of a published date, mail it, or show the last nights in a table."""
+    from flows.commands.terminal import show_report
     from flows.nights import last_facts, render_last, report_of
-    from flows.terminal import show_report
     from pipeline.job_file import parse_date
 
     loaded = load(job, set)
     if last is not None:
         show(last_facts(loaded, last), render_last, as_json=json)
     elif send:
-        from flows.mail import render_sent, send_facts
+        from flows.mailing.mail import render_sent, send_facts
 
         found = report_of(loaded, date and parse_date(date))
         show(send_facts(loaded, found), render_sent, as_json=json)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.terminal import Json, Set, console, load, print_json, show
+from flows.commands.terminal import Json, Set, console, load, print_json, show
 
 
 def init(

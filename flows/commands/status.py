@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.terminal import JobPath, Json, Set, console, load, show
+from flows.commands.terminal import JobPath, Json, Set, console, load, show
 
 WATCH_PERIOD_S = 2.0
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.terminal import Date, JobPath, Json, Set, load, show
+from flows.commands.terminal import Date, JobPath, Json, Set, load, show
 
 AGE_DAYS = 7.0
 AT_WORK_S = 3_600.0

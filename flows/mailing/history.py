@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 
-from flows.mail_letter import Bar, Chart, Notes
+from flows.mailing.letter import Bar, Chart, Notes
 from pipeline import report_words as words
 from pipeline.changes import what_changed
 from pipeline.history import HistoryRow

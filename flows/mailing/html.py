@@ -6,7 +6,7 @@ is not inline only adds: clients that know `prefers-color-scheme` get the colour
 
 from __future__ import annotations
 
-from flows.mail_letter import Bar, Block, Chart, Facts, Letter, Mood, Notes, Tile
+from flows.mailing.letter import Bar, Block, Chart, Facts, Letter, Mood, Notes, Tile
 from pipeline.report_markup import Markup, join, tag
 from pipeline.report_words import plain
 

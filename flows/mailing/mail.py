@@ -2,7 +2,7 @@
 
 The command line and the Prefect flow both score a date inside `mailed`. Whatever is wrong with the
 mail is a warning in the log; the night ends as it would have. `score report JOB --date D --send`
-sends later what could not be sent; see mail_outbox.py for what keeps it from coming twice.
+sends later what could not be sent; see outbox.py for what keeps it from coming twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.config import Job, MailSection
 from pipeline.errors import ConfigError, PipelineError, one_line
 
 if TYPE_CHECKING:
-    from flows.mail_letter import Letter
+    from flows.mailing.letter import Letter
     from pipeline.history import HistoryRow
     from pipeline.report import RunReport
     from pipeline.storage import Storage
@@ -75,8 +75,8 @@ def send_report(job: Job, report: RunReport) -> str:
         ConfigError: The job has no `mail` section.
         MailError: It was not sent; a later call may do it.
     """
-    from flows.mail_night import published_letter
-    from flows.mail_post import Mail, post
+    from flows.mailing.night import published_letter
+    from flows.mailing.post import Mail, post
 
     def write(output: Storage | None) -> Letter:
         return published_letter(report, _history(output, job, report.date))
@@ -113,8 +113,8 @@ def notify(job: Job, subject: str, text: str) -> None:
 
 
 def _send_warning(job: Job, subject: str, text: str) -> str:
-    from flows.mail_night import warning_letter
-    from flows.mail_post import Mail, post
+    from flows.mailing.night import warning_letter
+    from flows.mailing.post import Mail, post
 
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     letter = warning_letter(job.name, subject, text)
@@ -124,8 +124,8 @@ def _send_warning(job: Job, subject: str, text: str) -> str:
 
 def _send_stopped(job: Job, date: str, error: BaseException) -> str:
     """One mail for a date and a reason: a command that is restarted every minute sends no more."""
-    from flows.mail_night import stopped_letter
-    from flows.mail_post import Mail, post
+    from flows.mailing.night import stopped_letter
+    from flows.mailing.post import Mail, post
 
     deadline_s = _section(job).deadline_s
     if isinstance(error, PipelineError):
@@ -172,7 +172,7 @@ def _name(job: Job, date: str, kind: str, about: str) -> str:
 
 
 def _history(output: Storage | None, job: Job, date: str) -> Sequence[HistoryRow]:
-    from flows.mail_history import NIGHTS
+    from flows.mailing.history import NIGHTS
     from pipeline.history import read_history
 
     if output is None:

@@ -7,9 +7,9 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import formatdate, parseaddr
 
-from flows.mail_html import render_html
-from flows.mail_letter import Letter
-from flows.mail_text import render_plain
+from flows.mailing.html import render_html
+from flows.mailing.letter import Letter
+from flows.mailing.text import render_plain
 from pipeline.config import MailSection
 
 MAX_LINE_CHARACTERS = 998

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from flows.cli import EXIT_INTERRUPTED, exit_code_of
-from flows.mail_history import changes, nights_chart
-from flows.mail_letter import Bar, Block, Chart, Facts, Letter, Mood, Notes, Tile
+from flows.mailing.history import changes, nights_chart
+from flows.mailing.letter import Bar, Block, Chart, Facts, Letter, Mood, Notes, Tile
 from pipeline import report_tables as tables
 from pipeline import report_words as words
 from pipeline import window_words

@@ -10,10 +10,10 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 
-from flows.mail_letter import Letter
-from flows.mail_message import compose, message_id_of, recipients_of
-from flows.mail_outbox import Outbox
-from flows.mail_server import MailServer, deliver, server_of
+from flows.mailing.letter import Letter
+from flows.mailing.message import compose, message_id_of, recipients_of
+from flows.mailing.outbox import Outbox
+from flows.mailing.server import MailServer, deliver, server_of
 from pipeline.config import Job, MailSection
 from pipeline.errors import MailError, PipelineError
 from pipeline.report_words import plural

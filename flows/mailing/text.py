@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from flows.mail_letter import Block, Chart, Facts, Letter, Notes
+from flows.mailing.letter import Block, Chart, Facts, Letter, Notes
 from pipeline.report_words import plain
 
 WIDTH = 72

@@ -18,10 +18,10 @@ from engines.devices import Gpu, this_cpu
 from engines.keys import digest_bytes
 from engines.model import fingerprint_model
 from engines.nvml import discover
-from flows.bench_markdown import to_markdown
-from flows.bench_plot import to_svg
-from flows.bench_setup import load_facts, machine_facts
 from flows.devices import lane_devices, num_cores
+from flows.measuring.bench_markdown import to_markdown
+from flows.measuring.bench_plot import to_svg
+from flows.measuring.bench_setup import load_facts, machine_facts
 from pipeline.config import Job
 from pipeline.engine import decoded_sample, request_for
 from pipeline.errors import ConfigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from xml.sax.saxutils import escape
 
-from flows.bench_markdown import best_of
+from flows.measuring.bench_markdown import best_of
 
 Facts = dict[str, Any]
 WIDTH, BAR, GAP = 900, 22, 12

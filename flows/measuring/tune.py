@@ -15,8 +15,8 @@ from rich.text import Text
 from engines.keys import runtime_version
 from engines.manifest import EngineManifest
 from flows.devices import lane_devices
-from flows.tune_search import DEFAULTS, Axis, Comparison, Search
-from flows.tune_trials import LaneTrials
+from flows.measuring.tune_search import DEFAULTS, Axis, Comparison, Search
+from flows.measuring.tune_trials import LaneTrials
 from pipeline.block_size import BLOCK_ROWS, QUEUE_DEPTH, decoder_kind
 from pipeline.config import Job
 from pipeline.lane import LaneDevice

@@ -40,7 +40,7 @@ MAX_LANES = 2
 
 
 class LaneTrials:
-    """Measures settings on one device; see `flows.tune_search.Trials`.
+    """Measures settings on one device; see `flows.measuring.tune_search.Trials`.
 
     Args:
         job: The job, as its file says it.

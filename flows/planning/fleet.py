@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows.inspect import plan_facts
 from flows.night import GROUPS_PER_LANE
-from flows.shipped import shipped_config
-from flows.simulate_plan import (
+from flows.planning.plan import plan_facts
+from flows.planning.simulate import (
     ROWS,
     Measured,
     measure,
@@ -19,6 +18,7 @@ from flows.simulate_plan import (
     past_reports,
     source_facts,
 )
+from flows.shipped import shipped_config
 from pipeline.config import Job
 from pipeline.cost import InstancePrice, find_price, load_prices
 from pipeline.errors import ConfigError

@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flows.inspect import render_plan
-from flows.simulate_plan import rates_lines
+from flows.planning.plan import render_plan
+from flows.planning.simulate import rates_lines
 from pipeline import report_words as words
 from pipeline.report import Price
 

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.devices import lane_devices
-from flows.forecast import forecast_facts, forecast_rows
 from flows.night import price_of
+from flows.planning.forecast import forecast_facts, forecast_rows
 from pipeline.alerts import stale_price
 from pipeline.config import Job
 from pipeline.engine import find_engine, load_class_names, open_store, request_for

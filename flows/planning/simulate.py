@@ -11,8 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flows.inspect import plan_facts, render_plan
 from flows.night import GROUPS_PER_LANE
+from flows.planning.plan import plan_facts, render_plan
 from pipeline import report_words as words
 from pipeline.config import Job
 from pipeline.errors import ConfigError

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.backfill_dates import dates_between, nothing_to_do
-from flows.backfill_summary import (
+from flows.backfills.budget import Budget
+from flows.backfills.dates import dates_between, nothing_to_do
+from flows.backfills.summary import (
     BackfillSummary,
     DateOutcome,
     Status,
     plain_summary,
     render_summary,
 )
-from flows.budget import Budget
 from flows.crews import make_crews
 from flows.giving_way import at_work, is_night_at_work, wait_for_nights
 from flows.night import price_of

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from flows import fleet_plan
-from flows.fleet_plan import SPOT_INTERRUPTIONS_PER_H, FleetRequest, parse_rates
+from flows.planning import fleet as fleet_plan
+from flows.planning.fleet import SPOT_INTERRUPTIONS_PER_H, FleetRequest, parse_rates
+from flows.planning.simulate import Measured
 from flows.shipped import shipped_config
-from flows.simulate_plan import Measured
 from pipeline.cost import find_price, load_prices, own_price
 from pipeline.errors import ConfigError
 from tests.pipeline.simulation_cases import RATES as ONE_LANE

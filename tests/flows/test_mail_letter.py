@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from flows.mail_history import changes, nights_chart
-from flows.mail_html import render_html
-from flows.mail_letter import Chart, Facts, Letter, Notes
-from flows.mail_message import compose, message_id_of
-from flows.mail_night import published_letter, stopped_letter, warning_letter
-from flows.mail_text import NAME_COLUMNS, WIDTH, render_plain
+from flows.mailing.history import changes, nights_chart
+from flows.mailing.html import render_html
+from flows.mailing.letter import Chart, Facts, Letter, Notes
+from flows.mailing.message import compose, message_id_of
+from flows.mailing.night import published_letter, stopped_letter, warning_letter
+from flows.mailing.text import NAME_COLUMNS, WIDTH, render_plain
 from pipeline.config import MailSection
 from pipeline.errors import ConfigError, GuardError
 from pipeline.report import Price, QuarantineSample, UnreadableFile
