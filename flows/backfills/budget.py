@@ -33,24 +33,24 @@ class Budget:
 
     def reserve(self, date: str, expected_usd: float) -> bool:
         """Set aside what a date is expected to cost; False when there is not as much."""
-        left_usd = self.left_for(date)
-        with self._lock:
+        with self._lock:  # looked at and set aside at once: other threads do the same
+            left_usd = self._left_for(date)
             earlier_usd = self._spent.get(date, 0.0)
-            if left_usd is not None and (left_usd <= earlier_usd + expected_usd):
+            if left_usd is not None and left_usd <= earlier_usd + expected_usd:
                 return False
             self._reserved[date] = expected_usd
             return True
 
     def left_for(self, date: str) -> float | None:
         """What all attempts at a date may cost together; None: anything."""
+        with self._lock:
+            return self._left_for(date)
+
+    def _left_for(self, date: str) -> float | None:
         if self.max_usd is None:
             return None
-        with self._lock:
-            others = {**self._spent}
-            for other, expected_usd in self._reserved.items():
-                others[other] = others.get(other, 0.0) + expected_usd
-            others.pop(date, None)
-            return self.max_usd - sum(others.values())
+        taken = [*self._spent.items(), *self._reserved.items()]
+        return self.max_usd - sum(amount for other, amount in taken if other != date)
 
     def settle(self, date: str, cost_usd: float, *, is_whole: bool) -> None:
         """A date has ended.

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flows.cli import EXIT_INTERRUPTED
 from pipeline import report_words as words
 
 Status = Literal[
@@ -27,7 +28,7 @@ SAID: dict[Status, str] = {
     "interrupted": "not done: interrupted",
 }
 DONE = frozenset({"published", "already_published"})
-EXIT_FAILED, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 3, 75
+EXIT_FAILED, EXIT_STOPPED = 1, 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +85,7 @@ class BackfillSummary:
         names = {EXIT_FAILED: "failed", EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interrupted"}
         return names.get(self.exit_code, "done")
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[Status, int]:
         """Dates by status, in the order of `SAID`."""
         found = Counter(outcome.status for outcome in self.dates)
         return {status: found[status] for status in SAID if found[status]}
@@ -96,12 +97,8 @@ class BackfillSummary:
 
     def headline(self) -> str:
         """`30 dates: 24 published, 2 not done: no input`."""
-        parts = [f"{number} {SAID[status]}" for status, number in self._counted()]
+        parts = [f"{number} {SAID[status]}" for status, number in self.counts().items()]
         return f"{words.plural(len(self.dates), 'date')}: {', '.join(parts) or 'none'}"
-
-    def _counted(self) -> list[tuple[Status, int]]:
-        counts = self.counts()
-        return [(status, counts[status]) for status in SAID if status in counts]
 
     def money(self) -> str:
         """What was spent, and what may be."""

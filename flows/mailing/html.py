@@ -6,7 +6,7 @@ is not inline only adds: clients that know `prefers-color-scheme` get the colour
 
 from __future__ import annotations
 
-from flows.mailing.letter import Bar, Block, Chart, Facts, Letter, Mood, Notes, Tile
+from flows.mailing.letter import Bar, Block, Chart, Facts, Letter, Notes, Tile
 from pipeline.report_markup import Markup, join, tag
 from pipeline.report_words import plain
 
@@ -192,7 +192,7 @@ def _card(content: Markup, edge: str = "") -> Markup:
     return _row(_cell(_table(_row(inner), style=spaced)))
 
 
-def _table(*rows: Markup, look: Mood | str = "", style: str = "", hidden: bool = False) -> Markup:
+def _table(*rows: Markup, look: str = "", style: str = "", hidden: bool = False) -> Markup:
     attributes = {"aria_hidden": "true"} if hidden else {}
     shape = "width:100%;border-collapse:collapse;" + style
     fixed = {"role": "presentation", "cellpadding": "0", "cellspacing": "0", "border": "0"}

@@ -158,6 +158,28 @@ def test_a_date_that_is_not_published_costs_again_what_its_next_try_does() -> No
     assert budget.spent_usd == 7
 
 
+def test_dates_that_ask_at_the_same_moment_do_not_both_get_the_last_money(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget, got, lock = Budget(10.0, {}), [], threading.Lock()
+
+    class Meanwhile:
+        """A lock at whose first release somebody else asks, too."""
+
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+            if not got:
+                got.append("b asks")
+                got.append(budget.reserve("b", 6.0))
+
+    monkeypatch.setattr(budget, "_lock", Meanwhile())
+    assert budget.reserve("a", 6.0)
+    assert got == ["b asks", False]
+
+
 def test_without_a_limit_anything_may_be_spent() -> None:
     budget = Budget(None, {"a": 1e9})
     assert budget.reserve("b", 1e9)
