@@ -21,15 +21,21 @@ START_TIMEOUT_S = 150.0
 """A few seconds, and a minute where other tests have the cores."""
 
 
-def ask(url: str, body: dict[str, Any] | None = None, patience_s: float = 60.0) -> Any:
+def ask(
+    url: str,
+    body: dict[str, Any] | None = None,
+    patience_s: float = 60.0,
+    method: str | None = None,
+) -> Any:
     """What Prefect's API answers; asked again as its clients do: SQLite may be locked (503)."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, data, headers, method=method)
     deadline = time.monotonic() + patience_s
     while True:
         try:
             with urllib.request.urlopen(request, timeout=10) as reply:
-                return json.load(reply)
+                return json.loads(reply.read() or b"null")
         except urllib.error.HTTPError as error:
             with error:
                 if error.code < 500 or time.monotonic() > deadline:
