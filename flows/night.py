@@ -34,6 +34,7 @@ from pipeline.lane import Lane, LaneDevice, add_times
 from pipeline.plan import Shard
 from pipeline.report import DeviceUse, Price, RunReport, StageTimes
 from pipeline.run import Night, PreparedRun, RunClock, lane_setup, prepare_run, watch_over
+from pipeline.start_up import keep_pandas_out
 from pipeline.storage import open_storage
 from pipeline.store_errors import resumable
 from pipeline.telemetry import Sampler
@@ -97,6 +98,7 @@ def run_night(
     Returns:
         The report; its status says whether this call published.
     """
+    keep_pandas_out()
     job, date = night.job, night.date
     clock = RunClock(started=started if started is not None else time.monotonic())
 
