@@ -255,10 +255,16 @@ def _quarantine(report: RunReport) -> Iterator[Block]:
         heads=("reason", "rows"),
         bars=bars,
     )
-    samples = tables.sample_rows(report)
-    facts = [(f"{file}, row {row}", f"{reason}: {said}") for file, row, reason, said in samples]
-    if facts:
-        yield Facts(title="Some of them", facts=tuple(facts[:MOST_SAMPLES]))
+    samples = tables.sample_rows(report)[:MOST_SAMPLES]
+    if not samples:
+        return
+    # A folder that all have is the date's: on a phone it would take most of four lines of each.
+    is_one = len({file.rpartition("/")[0] for file, *_ in samples}) == 1
+    facts = [
+        (f"{file.rpartition('/')[2] if is_one else file}, row {row}", f"{reason}: {said}")
+        for file, row, reason, said in samples
+    ]
+    yield Facts(title="Some of them", facts=tuple(facts))
 
 
 def _unreadable(report: RunReport) -> Iterator[Block]:
