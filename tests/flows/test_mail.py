@@ -103,8 +103,9 @@ def test_when_the_mail_server_is_down_the_night_says_how_to_send_it_later(tmp_pa
     assert said.startswith(f"warning: the mail was not sent: {HOST}:{box.port}: Connection refused")
     assert said.endswith("Send it with `score report JOB --date 2026-11-20 --send`.")
     with smtp_server(box):
-        assert send_report(night.job, REPORT) == "sent to 1 recipient"
-        assert send_report(night.job, REPORT) == "was sent before"
+        later = Night(tmp_path, box).job  # with as long as a busy machine may take
+        assert send_report(later, REPORT) == "sent to 1 recipient"
+        assert send_report(later, REPORT) == "was sent before"
     assert len(box.messages) == 1
 
 

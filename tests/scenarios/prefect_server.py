@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -40,7 +41,7 @@ def ask(
             with error:
                 if error.code < 500 or time.monotonic() > deadline:
                     raise
-        except TimeoutError:
+        except (OSError, http.client.HTTPException):  # no answer in time, or half of one
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.5)
