@@ -27,7 +27,6 @@ from flows.shipped import shipped_config
 from flows.spot import notices
 from pipeline.config import Job
 from pipeline.cost import find_price, load_prices, own_price
-from pipeline.delta import update_table
 from pipeline.errors import GuardError
 from pipeline.finish import already_published, end_run, finish_run
 from pipeline.guards import NightWatch
@@ -112,9 +111,7 @@ def run_night(
                 output = open_storage(job.output.uri)
                 published = find_published(output, job.name, date)
                 if published is not None and night.again == "no":
-                    report = already_published(output, published)
-                    update_table(job, output, date)  # a crash may have left it undone
-                    return report
+                    return already_published(job, output, published)
                 tuned = dataclasses.replace(night, job=_tuned(job, devices[0], observer))
                 run = prepare_run(
                     tuned, devices, clock, observer.say, replaces=published, rebuild=rebuild
