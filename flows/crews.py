@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from flows.devices import lane_devices
-from flows.night import drain
+from flows.lanes import drain
 from pipeline.config import Job
 from pipeline.errors import ConfigError, Interrupted
 from pipeline.lane import Lane, LaneDevice, modules_ahead

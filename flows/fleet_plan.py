@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.inspect import plan_facts
-from flows.night import GROUPS_PER_LANE
+from flows.lanes import GROUPS_PER_LANE
 from flows.shipped import shipped_config
 from flows.simulate_plan import (
     ROWS,

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.inspect import plan_facts, render_plan
-from flows.night import GROUPS_PER_LANE
+from flows.lanes import GROUPS_PER_LANE
 from pipeline import report_words as words
 from pipeline.config import Job
 from pipeline.errors import ConfigError
