@@ -189,13 +189,13 @@ class _Calling:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
+            # Not ray.get: a task that waits in there lends its CPUs to another one.
+            answer = getattr(self._actor, name).remote(*arguments).future()
             try:
-                return ray.get(
-                    getattr(self._actor, name).remote(*arguments), timeout=CALL_TIMEOUT_S
-                )
+                return answer.result(CALL_TIMEOUT_S)
             except RayTaskError as error:
                 raise error.cause or error from None
-            except RayError as error:
+            except (RayError, TimeoutError) as error:
                 raise LaneError(
                     f"Ray: {one_line(error)}; expected the desk of the run to answer. The same "
                     "command goes on where this one stopped."

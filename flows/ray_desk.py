@@ -144,7 +144,8 @@ class Desk:
     def turn(self, lane: str, news: News) -> Orders:
         """A lane tells what it did, and hears what to do next."""
         seat = self._seats[lane]
-        self._take(seat, news)
+        if not seat.has_left:
+            self._take(seat, news)
         if news.leaves and not seat.has_left:
             self._leave(seat)
         if seat.has_left or self._ended:
