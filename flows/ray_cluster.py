@@ -65,7 +65,7 @@ class Cluster:
     """
 
     def __init__(self, job: Job, submit: Submit | None = None) -> None:
-        _connect(job.lanes.ray_address or os.environ.get("RAY_ADDRESS") or "local")
+        connect(job)
         self._submit = submit or _as_task
         self._desk_name = f"desk-{uuid.uuid4().hex}"
         self._tasks: dict[str, Any] = {}
@@ -208,9 +208,15 @@ def _calling(actor: Any) -> Desk:
     return cast(Desk, _Calling(actor))
 
 
-def _connect(address: str) -> None:
+def connect(job: Job) -> None:
+    """Make this process a driver of the job's cluster, unless it is one.
+
+    Raises:
+        ConfigError: It cannot be reached.
+    """
     if ray.is_initialized():
         return
+    address = job.lanes.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     alone = {"num_cpus": num_cores(), "include_dashboard": False} if address == "local" else {}
     try:
         with _own_signal_handlers():

@@ -42,6 +42,14 @@ MAX_LOSSES = 8
 """Lanes that may be lost one after the other without a shard in between."""
 
 
+def missing(error: ModuleNotFoundError) -> ConfigError:
+    """What to say where Ray is not installed."""
+    return ConfigError(
+        f"lanes.runner: ray, but {error.name} is not installed; expected Ray. Install it with "
+        "`pip install 'nightscore[ray]'`."
+    )
+
+
 class RayLanes:
     """Lanes on the nodes of a cluster; the first is asked for at once.
 
@@ -57,10 +65,7 @@ class RayLanes:
         try:
             from flows.ray_cluster import Cluster
         except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"lanes.runner: ray, but {error.name} is not installed; expected Ray. Install it "
-                "with `pip install 'nightscore[ray]'`."
-            ) from None
+            raise missing(error) from None
         self._job = job
         self._cluster = Cluster(job, submit)
         self._desk = self._cluster.open_desk()
