@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.utilities.annotations import quote
 
 from flows.ray_lane import LaneCall
 from flows.ray_lanes import RayLanes, missing
@@ -16,11 +16,9 @@ from pipeline.config import Job
 
 
 @task(name="lane", task_run_name="{label}", cache_policy=NO_CACHE)
-def _lane(label: str, call: LaneCall) -> None:
-    from flows.ray_cluster import work  # on the node
-
+def _lane(label: str, lane: Callable[[], None]) -> None:
     del label  # it names the task run
-    work(call)
+    lane()
 
 
 @contextmanager
@@ -38,7 +36,7 @@ def ray_lanes(job: Job, title: str) -> Iterator[RayLanes]:
         from prefect_ray import RayTaskRunner
         from prefect_ray.context import remote_options
 
-        from flows.ray_cluster import connect
+        from flows.ray_cluster import connect, work
     except ModuleNotFoundError as error:
         raise missing(error) from None
     connect(job)  # the runner takes the connection that there is
@@ -46,7 +44,9 @@ def ray_lanes(job: Job, title: str) -> Iterator[RayLanes]:
 
         def submit(call: LaneCall, options: Mapping[str, Any]) -> Any:
             with remote_options(**options):
-                parameters = {"label": f"{title}: {call.lane}", "call": quote(call)}
+                # A function: into anything else Prefect looks for its futures.
+                lane = functools.partial(work, call)
+                parameters = {"label": f"{title}: {call.lane}", "lane": lane}
                 return runner.submit(_lane, parameters).wrapped_future
 
         yield RayLanes(job, submit)

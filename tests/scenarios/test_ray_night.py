@@ -125,7 +125,7 @@ def test_a_night_on_a_cluster_that_is_told_to_end_drains_and_goes_on(
     tmp_path: Path,
 ) -> None:
     output = tmp_path / "out"
-    command = night(features_job, output, *SMALL_SHARDS, *ONE_CPU, *on_ray(nodes))
+    command = night(features_job, output, *SMALL_SHARDS, *ONE_CPU, *PATIENT, *on_ray(nodes))
     running = start_score(*command)
     wait_for_commits(running, output, 20)
     running.signal(signal.SIGTERM)
