@@ -23,8 +23,8 @@ from flows.cli import EXIT_INTERRUPTED, exit_code_of
 from flows.crews import Crew, make_crews, wait_all
 from flows.giving_way import wait_for_nights
 from flows.inspect import plan_facts
-from flows.mail import notify
 from flows.lanes import Group, map_in_threads
+from flows.mail import notify
 from flows.night import Observer, price_of, run_night
 from flows.progress import LineProgress
 from pipeline import report_words as words

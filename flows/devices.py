@@ -59,7 +59,10 @@ def lane_devices(job: Job) -> list[LaneDevice]:
 
 
 def start_lanes(job: Job) -> list[Lane] | Lanes:
-    """The lanes of a run, whose processes begin to import; see `lane_devices`, or `lanes.runner`."""
+    """The lanes of a run, whose processes begin to import; see `lane_devices`.
+
+    Where the job says so they are on a cluster: see flows/ray_lanes.py.
+    """
     if job.lanes.runner == "ray":
         from flows.ray_lanes import RayLanes
 

@@ -42,6 +42,10 @@ class Lanes(Protocol):
         """Of the lanes that had a part in the run until now."""
 
     @property
+    def num_machines(self) -> float:
+        """Machines that the run pays, on average."""
+
+    @property
     def is_at_work(self) -> bool:
         """Whether shards were handed in that are not committed yet."""
 
@@ -82,6 +86,11 @@ class LocalLanes:
     def figures(self) -> Sequence[LaneFigures]:
         """Of all of them."""
         return self._lanes
+
+    @property
+    def num_machines(self) -> float:
+        """This one."""
+        return 1.0
 
     @property
     def is_at_work(self) -> bool:

@@ -105,12 +105,12 @@ def run_night(
                 run = prepare_run(
                     tuned, devices, clock, observer.say, get_engine, replaces=published
                 )
-                watch = watch_over(run, price)
+                watch = watch_over(run, times(price, lanes.num_machines))
                 lookout = Lookout(run, len(devices), observer, on_warning)
                 with resumable():
                     uses = _score(run, lanes, lookout, watch)
             with resumable():
-                return finish_run(run, lanes.figures, price, uses)
+                return finish_run(run, lanes.figures, times(price, lanes.num_machines), uses)
         except BaseException as error:
             if run is not None:
                 end_run(run, lanes.figures, error)
@@ -162,6 +162,17 @@ def price_of(job: Job, date: str, machine_share: float = 1.0) -> Price:
         price,
         usd_per_hour=price.usd_per_hour * machine_share,
         source=f"{price.source}; {machine_share:.0%} of the machine, which other dates share",
+    )
+
+
+def times(price: Price, num_machines: float) -> Price:
+    """The price of so many machines, on average; it then says so."""
+    if num_machines == 1:
+        return price
+    return dataclasses.replace(
+        price,
+        usd_per_hour=price.usd_per_hour * num_machines,
+        source=f"{price.source}; {num_machines:.3g} machines on average",
     )
 
 

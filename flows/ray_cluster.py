@@ -6,6 +6,7 @@ what tells Ray's autoscaler to add nodes.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -99,9 +100,11 @@ class Cluster:
         return list(self._tasks)
 
     def ended(self) -> dict[str, Exception | None]:
-        """Lanes that have ended since the last call, and why, if they did not do so by themselves."""
+        """Lanes that have ended since the last call, and why, if not by themselves."""
         by_task = {task: lane for lane, task in self._tasks.items()}
-        done, _ = ray.wait(list(by_task), num_returns=len(by_task), timeout=0) if by_task else ([], 0)
+        if not by_task:
+            return {}
+        done, _ = ray.wait(list(by_task), num_returns=len(by_task), timeout=0)
         return {by_task[task]: self._end_of(by_task[task]) for task in done}
 
     def _end_of(self, lane: str) -> Exception | None:
@@ -119,6 +122,10 @@ class Cluster:
         """How many lanes all nodes hold that are there now."""
         return sum(self.need.fit(node) for node in self._nodes().values())
 
+    def num_nodes(self) -> int:
+        """How many nodes there are that hold a lane."""
+        return sum(self.need.fit(node) > 0 for node in self._nodes().values())
+
     def leaving(self) -> set[str]:
         """Names of nodes that are about to be taken away, as Ray knows."""
         return {_name(node) for node in ray._private.state.state.get_draining_nodes()}
@@ -129,7 +136,7 @@ class Cluster:
 
     def _nodes(self) -> dict[str, Mapping[str, float]]:
         """Resources of the nodes that are alive."""
-        return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        return {node["NodeID"]: node["Resources"] for node in _nodes() if node["Alive"]}
 
 
 def need_of(job: Job, nodes: list[Mapping[str, float]]) -> Need:
@@ -159,7 +166,7 @@ def need_of(job: Job, nodes: list[Mapping[str, float]]) -> Need:
 def work(call: LaneCall) -> None:
     """The Ray task: a lane on this node."""
     context = ray.get_runtime_context()
-    (own,) = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    (own,) = (node for node in _nodes() if node["NodeID"] == context.get_node_id())
     resources = own["Resources"]
     need = Need(num_cpus=call.need[0], num_gpus=call.need[1], num_threads=call.num_threads)
     node = Node(
@@ -175,9 +182,15 @@ def _as_task(call: LaneCall, options: Mapping[str, Any]) -> Any:
     return ray.remote(**options)(work).options(name=call.lane).remote(call)
 
 
+def _nodes() -> list[dict[str, Any]]:
+    """All nodes that there ever were."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return nodes
+
+
 def _name(node_id: str) -> str:
     """Short, and another for each node: one machine may be several."""
-    (found,) = (node for node in ray.nodes() if node["NodeID"] == node_id)
+    (found,) = (node for node in _nodes() if node["NodeID"] == node_id)
     return f"{found['NodeManagerHostname']}-{node_id[:6]}"
 
 
@@ -217,14 +230,16 @@ def connect(job: Job) -> None:
     if ray.is_initialized():
         return
     address = job.lanes.ray_address or os.environ.get("RAY_ADDRESS") or "local"
-    alone = {"num_cpus": num_cores(), "include_dashboard": False} if address == "local" else {}
+    alone: dict[str, Any] = {}
+    if address == "local":
+        alone = {"num_cpus": num_cores(), "include_dashboard": False}
     try:
         with _own_signal_handlers():
             ray.init(
                 address,
                 namespace=NAMESPACE,
                 log_to_driver=False,  # standard output is the report's
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 **alone,
             )
     except (RayError, ConnectionError, ValueError, RuntimeError, OSError) as error:

@@ -79,12 +79,20 @@ class RayLanes:
         self._room = self._cluster.room()
         self._looked_at = time.monotonic()
         self._worked_at = self._told_at = time.monotonic()
+        self._scoring_s = self._nodes_s = 0.0
         self._ask_for_lanes()
 
     @property
     def figures(self) -> Sequence[LaneFigures]:
         """Of lanes that began a row."""
         return [seat for seat in self._seats if seat.rows_begun]
+
+    @property
+    def num_machines(self) -> float:
+        """Nodes with lanes, on average while they scored; until then, those that are expected."""
+        if self._scoring_s:
+            return max(1.0, self._nodes_s / self._scoring_s)
+        return max(1.0, min(self._num_wanted(), self._cluster.num_nodes()))
 
     @property
     def is_at_work(self) -> bool:
@@ -146,8 +154,12 @@ class RayLanes:
         self._left = {shard.index for shard in run.todo}
         self._desk.put(run.todo)
         self._welcome(run, self._seats)
+        looked_at = time.monotonic()
         while self._left:
             seen = self._look()
+            before, looked_at = looked_at, time.monotonic()
+            self._scoring_s += looked_at - before
+            self._nodes_s += (looked_at - before) * len({seat.node for seat in self._working})
             self._welcome(run, seen.seats)
             for record in seen.records:
                 self._left.discard(record.shard)
@@ -160,20 +172,20 @@ class RayLanes:
 
     def _welcome(self, run: PreparedRun, seats: Sequence[Seat]) -> None:
         """Tell lanes that came what to score with; those on another kind of device may go."""
-        kind = run.resolved.engine.manifest.device.identity
+        engine_device = run.resolved.engine.manifest.device
         for seat in seats:
             if seat.lane in self._told or seat.has_left:
                 continue
             self._told.add(seat.lane)
             device = seat.device.engine_device
-            if device.identity == kind:
+            if device.identity == engine_device.identity:
                 self._desk.tell(seat.lane, lane_setup(run, seat.device, 1))
                 self._say(f"{seat.node}: its lane begins to score")
             else:
                 self._desk.release(seat.lane)
                 self._say(
                     f"{seat.node}: its {device.name} is left out, as the run's engine is for "
-                    f"{kind.name}: scores of two engines never meet in one run"
+                    f"{engine_device.name}: scores of two engines never meet in one run"
                 )
 
     def _look(self) -> Seen:
