@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class Desk:
     def look(self) -> Seen:
         """What happened since the last look."""
         seen = Seen(
-            seats=tuple(self._seats.values()),
+            seats=tuple(map(replace, self._seats.values())),
             records=tuple(self._records),
             said=tuple(self._said),
             built=tuple(self._built),
