@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flows.devices import num_cores
 from flows.ray_desk import Desk
-from flows.ray_lane import LaneCall, Node, serve
+from flows.ray_node import LaneCall, Node, start_lane
 from pipeline.config import Job
 from pipeline.errors import ConfigError, LaneError, one_line
 
@@ -175,7 +175,11 @@ def work(call: LaneCall) -> None:
         gpus=",".join(context.get_accelerator_ids().get("GPU", ())),
         num_lanes=max(1, need.fit(resources)),
     )
-    serve(call, node, _calling(ray.get_actor(call.desk, namespace=NAMESPACE)))
+    desk = _calling(ray.get_actor(call.desk, namespace=NAMESPACE))
+    lane = start_lane(call, node)
+    from flows.ray_lane import serve  # while the lane's process begins
+
+    serve(call, node, desk, lane)
 
 
 def _as_task(call: LaneCall, options: Mapping[str, Any]) -> Any:

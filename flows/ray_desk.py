@@ -198,9 +198,10 @@ class Desk:
         share = (seat.num_rows or mean) / sum(other.num_rows or mean for other in working)
         left = sum(shard.num_rows for shard in self._todo)
         wanted = math.ceil(left * share / GROUPS_LEFT)
-        group = [self._todo.popleft()]
-        while self._todo and sum(shard.num_rows for shard in group) < wanted:
+        group: list[Shard] = []
+        while self._todo and wanted > 0:
             group.append(self._todo.popleft())
+            wanted -= group[-1].num_rows
         return tuple(group)
 
     def _spare(self, seat: Seat) -> tuple[Shard, ...]:

@@ -7,22 +7,19 @@ when it dies, and asked about the rows that killed it. This is only how it gets 
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
 import time
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
 
 from engines.build import ResolvedEngine
 from engines.errors import EngineNotFoundError
-from flows.devices import VISIBLE, lane_devices
 from flows.ray_desk import Build, Desk, News
+from flows.ray_node import LaneCall, Node
 from flows.spot import Metadata, watch
-from pipeline.config import Job
 from pipeline.engine import get_engine, open_store
 from pipeline.errors import ConfigError
-from pipeline.lane import Lane, LaneDevice, modules_ahead
+from pipeline.lane import Lane
 from pipeline.lane_child import portable
 from pipeline.lane_messages import LaneSetup
 from pipeline.ledger import CommitRecord, Ledger, run_folder
@@ -39,59 +36,17 @@ LINGER_S = 1.0
 SHARED = "expected storage that all nodes share. Use s3://, or a disk that every node has mounted"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LaneCall:
-    """What the driver asks of a cluster: a lane."""
-
-    desk: str
-    """Name of the desk."""
-    lane: str
-    """Its own name, such as `lane3`."""
-    job: Job
-    folder: str
-    """Where the driver works: relative paths of the job begin there."""
-    num_threads: int | None
-    """CPU threads; None: its GPU's share of the node's."""
-    need: tuple[int, int]
-    """CPUs and GPUs that it takes of a node."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Node:
-    """Where a lane finds itself."""
-
-    name: str
-    num_cpus: int
-    gpus: str
-    """What it may see, as in CUDA_VISIBLE_DEVICES; empty: none."""
-    num_lanes: int
-    """That fit on the node, with which it shares memory and cores."""
-
-
-def serve(call: LaneCall, node: Node, desk: Desk) -> None:
+def serve(call: LaneCall, node: Node, desk: Desk, lane: Lane) -> None:
     """Be a lane until the desk says that it is over."""
-    with suppress(OSError):  # what is not shared is found out, and said, when it is opened
-        os.chdir(call.folder)
-    with ExitStack() as opened:
-        service = _Service(call, node, desk, opened)
-        try:
-            service.work()
-        except Exception as error:  # the boundary of the process: the driver decides what it means
-            service.leave(portable(error))
+    service = _Service(call, node, desk, lane)
+    try:
+        service.work()
+    except Exception as error:  # the boundary of the process: the driver decides what it means
+        service.leave(portable(error))
+    finally:
+        service.close()
     while not desk.turn(call.lane, News(leaves=True)).end:
         time.sleep(LINGER_S)  # a lane in its place would only be told to leave, too
-
-
-def device_of(call: LaneCall, node: Node) -> LaneDevice:
-    """What the lane is bound to: the GPU that the cluster gave it, or so many threads."""
-    if call.num_threads is not None and not node.gpus:
-        return LaneDevice(name=f"{node.name} cpu", num_threads=call.num_threads)
-    os.environ[VISIBLE] = node.gpus
-    found = lane_devices(call.job)[0]
-    num_threads = call.job.lanes.threads or max(1, node.num_cpus // node.num_lanes)
-    gpu = found.gpu and dataclasses.replace(found.gpu, num_threads=num_threads)
-    name = f"{node.name} {found.name}"
-    return LaneDevice(name=name, num_threads=num_threads, gpu=gpu, cores=found.cores)
 
 
 class _Service:
@@ -101,14 +56,13 @@ class _Service:
         call: What the driver wants.
         node: Where it is.
         desk: Who knows the work.
-        opened: Ends what is begun here.
+        lane: Its process imports meanwhile.
     """
 
-    def __init__(self, call: LaneCall, node: Node, desk: Desk, opened: ExitStack) -> None:
-        self._call, self._node, self._desk, self._opened = call, node, desk, opened
-        self._device = device_of(call, node)
-        self._lane = Lane(self._device, modules_ahead(call.job, self._device))
-        opened.callback(self._lane.abort)
+    def __init__(self, call: LaneCall, node: Node, desk: Desk, lane: Lane) -> None:
+        self._call, self._node, self._desk, self._lane = call, node, desk, lane
+        self._device = lane.device
+        self._opened = ExitStack()
         self._lock = threading.Lock()
         self._records: list[CommitRecord] = []
         self._said: list[str] = []
@@ -141,6 +95,11 @@ class _Service:
             time.sleep(BREATH_S)
             if self._error is not None:
                 raise self._error
+
+    def close(self) -> None:
+        """End everything that was begun here."""
+        self._opened.close()
+        self._lane.abort()
 
     def leave(self, error: Exception | None = None) -> None:
         """Tell the desk the last news; `error` is why, if the desk did not ask for it."""
@@ -232,7 +191,7 @@ class _Service:
         """What the devices did meanwhile; meters of several nodes have the same names."""
         if self._sampler is None:
             return ()
-        self._opened.pop_all().close()
+        self._opened.close()
         return tuple(
             dataclasses.replace(
                 use, energy_meter=use.energy_meter and f"{self._node.name} {use.energy_meter}"

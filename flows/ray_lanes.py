@@ -7,6 +7,7 @@ committed stays: the ledger is the truth, and nothing here has to be exact.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -51,14 +52,14 @@ def missing(error: ModuleNotFoundError) -> ConfigError:
 
 
 class RayLanes:
-    """Lanes on the nodes of a cluster; the first is asked for at once.
+    """Lanes on the nodes of a cluster, which is reached when there is something to do.
 
     Args:
         job: The job.
         submit: How lanes are handed to Ray; as plain tasks by default.
 
     Raises:
-        ConfigError: Ray is not installed, or its cluster cannot be reached.
+        ConfigError: Ray is not installed.
     """
 
     def __init__(self, job: Job, submit: Any = None) -> None:
@@ -67,8 +68,8 @@ class RayLanes:
         except ModuleNotFoundError as error:
             raise missing(error) from None
         self._job = job
-        self._cluster = Cluster(job, submit)
-        self._desk = self._cluster.open_desk()
+        self._new_cluster = functools.partial(Cluster, job, submit)
+        self._is_connected = False
         self._say: Say = log.info
         self._seats: tuple[Seat, ...] = ()
         self._left: set[int] | None = None
@@ -76,10 +77,19 @@ class RayLanes:
         self._told: set[str] = set()
         """Lanes that know what to score with, or were sent away."""
         self._num_asked = self._num_losses = 0
-        self._room = self._cluster.room()
-        self._looked_at = time.monotonic()
-        self._worked_at = self._told_at = time.monotonic()
         self._scoring_s = self._nodes_s = 0.0
+
+    def connect(self) -> None:
+        """Reach the cluster, and ask for lanes.
+
+        Raises:
+            ConfigError: It cannot be reached.
+        """
+        self._cluster = self._new_cluster()
+        self._is_connected = True
+        self._desk = self._cluster.open_desk()
+        self._room = self._cluster.room()
+        self._looked_at = self._worked_at = self._told_at = time.monotonic()
         self._ask_for_lanes()
 
     @property
@@ -111,10 +121,11 @@ class RayLanes:
     def begin(self, say: Say) -> Sequence[LaneDevice]:
         """What the first lane runs on, as often as there is room for lanes now."""
         self._say = say
+        self.connect()
         while not self._working:
             self._look()
             time.sleep(PERIOD_S)
-        return [self._working[0].device] * max(1, self._num_wanted())
+        return [self._working[0].device] * max(1, self._count or self._room)
 
     def _get_engine(
         self,
@@ -235,10 +246,15 @@ class RayLanes:
                 self._say(f"{seat.node}: about to be taken away; its lane finishes what is in work")
                 self._desk.release(seat.lane)
 
+    @property
+    def _count(self) -> int | None:
+        """What the job says."""
+        lanes = self._job.lanes
+        return lanes.count if "count" in lanes.model_fields_set else None
+
     def _num_wanted(self) -> int:
         """As many as the job says, or as there is room for and one that waits for more room."""
-        lanes = self._job.lanes
-        wanted = lanes.count if "count" in lanes.model_fields_set else self._room + 1
+        wanted = self._count or self._room + 1
         return wanted if self._left is None else min(wanted, len(self._left))
 
     def _ask_for_lanes(self) -> None:
@@ -261,11 +277,16 @@ class RayLanes:
             self._told_at = now + WAIT_S / 30
             self._say(f"waiting for a node of the Ray cluster with {self._cluster.need}")
 
+    @property
+    def _leaving(self) -> bool:
+        """Whether a lane that had work has figures to tell yet."""
+        return any(seat.lane in self._told for seat in self._working)
+
     def _wait_for_all(self, timeout_s: float) -> None:
-        """Until all lanes have left, or the time is up, or a signal comes."""
+        """Until these lanes have left, or the time is up, or a signal comes."""
         deadline = time.monotonic() + timeout_s
         with next_signals() as received:
-            while self._working and time.monotonic() < deadline and not received:
+            while self._leaving and time.monotonic() < deadline and not received:
                 self._seats = self._desk.look().seats
                 for lane in self._cluster.ended():
                     self._desk.lost(lane)
@@ -278,11 +299,12 @@ class RayLanes:
 
     def abort(self) -> None:
         """Leave the cluster: Ray ends our lanes at once."""
-        self._cluster.close()
+        self.close()
 
     def close(self) -> None:
         """Leave the cluster; the last figures are known by now."""
-        self._cluster.close()
+        if self._is_connected:
+            self._cluster.close()
 
 
 def _uses(seats: Sequence[Seat]) -> tuple[DeviceUse, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows.ray_lane import LaneCall
 from flows.ray_lanes import RayLanes, missing
+from flows.ray_node import LaneCall
 from pipeline.config import Job
 
 

@@ -17,13 +17,14 @@ from flows.crews import make_crews
 from flows.devices import start_lanes
 from flows.night import times
 from flows.ray_desk import Desk, News
-from flows.ray_lane import LaneCall, Node, device_of, serve
+from flows.ray_lane import serve
 from flows.ray_lanes import RayLanes
+from flows.ray_node import LaneCall, Node, device_of
 from pipeline.config import Job
 from pipeline.cost import own_price
 from pipeline.errors import ConfigError, Interrupted, LaneError
 from pipeline.job_file import load_job
-from pipeline.lane import LaneDevice
+from pipeline.lane import Lane, LaneDevice
 
 CPU = LaneDevice(name="node cpu", num_threads=1)
 NODE = Node(name="here", num_cpus=4, gpus="", num_lanes=2)
@@ -89,13 +90,13 @@ def test_nobody_guesses_the_cpus_of_nodes_that_are_not_there_yet(job: Job) -> No
 
 
 def test_a_lane_has_the_threads_that_the_cluster_gave_it(job: Job) -> None:
-    assert device_of(call_of(job, 3), NODE) == LaneDevice(name="here cpu", num_threads=3)
+    assert device_of(call_of(job, 3), NODE) == LaneDevice(name="here-cpu", num_threads=3)
 
 
 def test_a_node_that_does_not_see_the_run_says_what_to_share(job: Job) -> None:
     desk = Desk()
     setup: Any = SimpleNamespace(job=job, run_id="2026-11-20-0123")
-    lane = threading.Thread(target=serve, args=(call_of(job), NODE, desk), daemon=True)
+    lane = threading.Thread(target=serve, args=(call_of(job), NODE, desk, Lane(CPU)), daemon=True)
     lane.start()
     while not (seats := desk.look().seats):
         time.sleep(0.01)
@@ -171,12 +172,15 @@ def cluster_of(lanes: RayLanes) -> FakeCluster:
 
 
 def test_one_lane_more_than_there_is_room_for_waits_for_a_node(lanes: RayLanes) -> None:
+    lanes.connect()
     assert cluster_of(lanes).asked == ["lane1", "lane2", "lane3"]
     assert lanes.num_machines == 2
 
 
 def test_a_lost_lane_is_said_and_replaced(lanes: RayLanes) -> None:
-    cluster, said = cluster_of(lanes), list[str]()
+    said: list[str] = []
+    cluster = FakeCluster()
+    lanes._new_cluster = lambda: cluster  # type: ignore[assignment, return-value]
     cluster.desk.join("lane1", "node1", CPU)
     assert lanes.begin(said.append)[0] == CPU
     cluster.gone = {"lane1": RuntimeError("power. More of it")}
@@ -186,6 +190,7 @@ def test_a_lost_lane_is_said_and_replaced(lanes: RayLanes) -> None:
 
 
 def test_lanes_that_are_lost_again_and_again_stop_the_run(lanes: RayLanes) -> None:
+    lanes.connect()
     cluster = cluster_of(lanes)
 
     def lose() -> None:
@@ -199,7 +204,9 @@ def test_lanes_that_are_lost_again_and_again_stop_the_run(lanes: RayLanes) -> No
 
 
 def test_what_is_wrong_with_the_job_is_raised_as_it_is(lanes: RayLanes) -> None:
-    desk = cluster_of(lanes).desk
+    cluster = FakeCluster()
+    lanes._new_cluster = lambda: cluster  # type: ignore[assignment, return-value]
+    desk = cluster.desk
     desk.join("lane1", "node1", CPU)
     desk.turn("lane1", News(error=ConfigError("output.uri: wrong."), leaves=True))
     with pytest.raises(ConfigError, match=r"output\.uri: wrong\."):
