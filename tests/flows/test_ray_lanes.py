@@ -180,7 +180,7 @@ def test_one_lane_more_than_there_is_room_for_waits_for_a_node(lanes: RayLanes) 
 def test_a_lost_lane_is_said_and_replaced(lanes: RayLanes) -> None:
     said: list[str] = []
     cluster = FakeCluster()
-    lanes._new_cluster = lambda: cluster  # type: ignore[assignment, return-value]
+    lanes._new_cluster = lambda: cluster
     cluster.desk.join("lane1", "node1", CPU)
     assert lanes.begin(said.append)[0] == CPU
     cluster.gone = {"lane1": RuntimeError("power. More of it")}
@@ -205,7 +205,7 @@ def test_lanes_that_are_lost_again_and_again_stop_the_run(lanes: RayLanes) -> No
 
 def test_what_is_wrong_with_the_job_is_raised_as_it_is(lanes: RayLanes) -> None:
     cluster = FakeCluster()
-    lanes._new_cluster = lambda: cluster  # type: ignore[assignment, return-value]
+    lanes._new_cluster = lambda: cluster
     desk = cluster.desk
     desk.join("lane1", "node1", CPU)
     desk.turn("lane1", News(error=ConfigError("output.uri: wrong."), leaves=True))
