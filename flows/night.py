@@ -33,6 +33,7 @@ from pipeline.guards import NightWatch
 from pipeline.lane import Lane, LaneDevice
 from pipeline.report import DeviceUse, Price, RunReport, StageTimes
 from pipeline.run import Night, PreparedRun, RunClock, prepare_run, watch_over
+from pipeline.start_up import keep_pandas_out
 from pipeline.storage import open_storage
 from pipeline.store_errors import resumable
 from pipeline.tuning import LaneSettings, find_tuning, with_settings
@@ -85,6 +86,7 @@ def run_night(
     Returns:
         The report; its status says whether this call published.
     """
+    keep_pandas_out()
     job, date = night.job, night.date
     clock = RunClock(started=started if started is not None else time.monotonic())
 

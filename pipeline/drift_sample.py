@@ -20,7 +20,6 @@ from engines.gate import Answers
 from pipeline.blocks import Array, Decoder
 from pipeline.errors import VerifyError
 from pipeline.ledger import CommitRecord, Ledger, StoredFile
-from pipeline.part import as_arrow
 from pipeline.plan import Plan, Shard
 from pipeline.storage import Storage
 
@@ -164,7 +163,7 @@ class DriftSampler:
         chosen = chosen[~np.isin(chosen + first_row, bad)]
         if not len(chosen):
             return None
-        inputs, cannot = self._decode(rows.take(as_arrow(chosen)))
+        inputs, cannot = self._decode(rows.take(pa.array(chosen)))
         places = np.delete(chosen, cannot) + first_row
         answers = self._parts.answers(shard)
         return Sampled(

@@ -36,6 +36,7 @@ from pipeline.score_shards import (
     measure_ceilings,
     score_alone,
 )
+from pipeline.start_up import keep_pandas_out
 from pipeline.storage import open_storage
 from pipeline.work_marks import WorkMarks
 
@@ -52,6 +53,7 @@ SendMessage = Callable[[Message], None]
 def score_what_comes(connection: Connection, marks: WorkMarks) -> None:
     """One run after the other: a `LaneSetup`, then shards until None; a None instead ends it."""
     keep_freed_memory()
+    keep_pandas_out()
     with suppress(EOFError, OSError):  # the parent does not need us any more
         while isinstance(setup := connection.recv(), LaneSetup):
             if not _score_run(setup, connection, marks):

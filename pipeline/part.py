@@ -120,31 +120,24 @@ def _output_columns(outputs: tuple[Array, ...], layout: OutputLayout) -> dict[st
         (scores,) = outputs
         return {"score": _column(scores)}
     class_ids, probabilities = outputs
-    best = as_arrow(class_ids[:, 0])
+    best = pa.array(class_ids[:, 0])
     columns = {"class_id": best}
     if layout.class_names:
         columns["class_name"] = pa.array(layout.class_names).take(best)
-    columns["probability"] = as_arrow(probabilities[:, 0])
+    columns["probability"] = pa.array(probabilities[:, 0])
     if class_ids.shape[1] > 1:
         columns["top_class_ids"] = _column(class_ids)
         columns["top_probabilities"] = _column(probabilities)
     return columns
 
 
-def as_arrow(values: Array) -> pa.Array:
-    """Numbers as an Arrow array. `pa.array` would import pandas, where it is installed: 0.3 s."""
-    buffer = pa.py_buffer(np.ascontiguousarray(values))
-    kind = pa.from_numpy_dtype(values.dtype)
-    return pa.Array.from_buffers(kind, len(values), [None, buffer])
-
-
 def _column(values: Array) -> pa.Array:
     """[rows, 1] as a plain column, [rows, k] as lists: Delta Lake knows none of fixed size."""
     num_rows, width = values.shape
     if width == 1:
-        return as_arrow(values[:, 0])
-    offsets = as_arrow(np.arange(0, (num_rows + 1) * width, width, dtype=np.int32))
-    return pa.ListArray.from_arrays(offsets, as_arrow(values.reshape(-1)))
+        return pa.array(values[:, 0])
+    offsets = pa.array(np.arange(0, (num_rows + 1) * width, width, dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(values.reshape(-1)))
 
 
 def _quarantine_entries(shard: Shard, blocks: Sequence[ScoredBlock]) -> list[dict[str, Any]]:

@@ -20,6 +20,30 @@ def begin() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+class _NoPandas:
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
+def keep_pandas_out() -> None:
+    """Let Arrow not look for pandas, whose import takes 0.2 s: `pa.array` asks for its classes.
+
+    PyArrow goes without where pandas cannot be imported, as here for a moment, and tries again in
+    `to_pandas`. Source: pyarrow/pandas-shim.pxi.
+    """
+    if "pandas" in sys.modules:
+        return
+    import pyarrow as pa
+
+    finder = _NoPandas()
+    sys.meta_path.insert(0, finder)
+    try:
+        pa.array([0])
+    finally:
+        sys.meta_path.remove(finder)
+
+
 def leave(code: int) -> NoReturn:
     """End this process now: to unload the libraries that it imported takes 0.1 s.
 

@@ -49,3 +49,20 @@ def test_numpy_starts_no_threads_of_its_own() -> None:
         [sys.executable, "-c", source], capture_output=True, text=True, check=True
     )
     assert done.stdout == "1\n"
+
+
+def test_arrow_does_not_import_pandas_until_somebody_asks_for_it() -> None:
+    script = """
+import sys
+from pipeline.start_up import keep_pandas_out
+keep_pandas_out()
+import pyarrow as pa
+table = pa.Table.from_pylist([{"a": 1}])
+print("pandas" in sys.modules)
+print(table.to_pandas()["a"].tolist(), "pandas" in sys.modules)
+keep_pandas_out()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["False", "[1] True"]

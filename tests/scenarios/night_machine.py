@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -393,6 +394,12 @@ class NightMachine(RuleBasedStateMachine):
         assert len(publishers) <= 1, f"published twice: {publishers}"
 
     def teardown(self) -> None:
+        """Write down a broken promise where it is seen.
+
+        Hypothesis repeats the steps, and where a race then goes another way, all it says is that.
+        """
+        if isinstance(sys.exc_info()[1], AssertionError):
+            traceback.print_exc()
         for started, _ in self.asleep:
             end(started.pid)
         shutil.rmtree(self.folder, ignore_errors=True)
