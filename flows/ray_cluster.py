@@ -28,6 +28,8 @@ from flows.ray_node import LaneCall, Node, start_lane
 from pipeline.config import Job
 from pipeline.errors import ConfigError, LaneError, one_line
 
+log = logging.getLogger(__name__)
+
 NAMESPACE = "nightscore"
 CALL_TIMEOUT_S = 60.0
 """The desk answers in milliseconds."""
@@ -233,6 +235,8 @@ def connect(job: Job) -> None:
     """
     if ray.is_initialized():
         return
+    # It prints what happens to nodes on standard output, whatever log_to_driver says.
+    ray._private.worker.print_to_stdstream = _log_lines
     address = job.lanes.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     alone: dict[str, Any] = {}
     if address == "local":
@@ -251,6 +255,11 @@ def connect(job: Job) -> None:
             f"lanes.ray_address: {address}: {one_line(error)}; expected a Ray cluster that this "
             "machine is a node of. See docs/cluster.md."
         ) from None
+
+
+def _log_lines(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    del ignore_prefix
+    log.info("Ray: %s: %s", data.get("pid"), " ".join(data.get("lines", ())))
 
 
 @contextmanager

@@ -283,13 +283,18 @@ class RayLanes:
         return any(seat.lane in self._told for seat in self._working)
 
     def _wait_for_all(self, timeout_s: float) -> None:
-        """Until these lanes have left, or the time is up, or a signal comes."""
+        """Until these lanes and their tasks have ended, or the time is up, or a signal comes."""
         deadline = time.monotonic() + timeout_s
         with next_signals() as received:
             while self._leaving and time.monotonic() < deadline and not received:
                 self._seats = self._desk.look().seats
                 for lane in self._cluster.ended():
                     self._desk.lost(lane)
+                time.sleep(PERIOD_S / 2)
+            self._desk.end()
+            # Their tasks, too: Prefect is told by them that they have ended.
+            while self._told & {*self._cluster.lanes} and time.monotonic() < deadline:
+                self._cluster.ended()
                 time.sleep(PERIOD_S / 2)
 
     def drain(self, grace_s: float) -> None:
