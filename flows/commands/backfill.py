@@ -41,7 +41,8 @@ def backfill(  # noqa: PLR0913  # each argument is an option of the command
     75 interrupted.
     """
     from flows.backfills.backfill import BackfillRequest, run_backfill
-    from flows.backfills.summary import EXIT_INTERRUPTED, render_summary
+    from flows.backfills.summary import render_summary
+    from flows.cli import EXIT_INTERRUPTED
     from pipeline.errors import Interrupted
 
     request = BackfillRequest(
