@@ -233,7 +233,8 @@ class CandidateFactory:
 
     def _compiled(self, candidate: Candidate) -> Candidate:
         """Compile the graph of a candidate with OpenVINO, once for all nights: a second."""
-        from engines.ovino import BLOB, compile_graph
+        from engines.ovino import BLOB
+        from engines.ovino_compile import compile_graph
 
         self._by_products[candidate.name] = {GRAPH: candidate.graph.read_bytes()}
         blob = candidate.graph.with_suffix(BLOB)

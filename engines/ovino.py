@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -21,18 +20,6 @@ WHERE = ("Exception from ", "Check '")
 """How the lines of a message of OpenVINO begin that name a place in its source."""
 
 
-def compile_graph(graph: Path) -> bytes:
-    """Compile an ONNX graph for this machine; the number of threads is chosen where it is opened.
-
-    Two processes get the same bytes; a second time in one process, the names of layers differ.
-
-    Returns:
-        What `OpenVinoRunner` opens from a file `*.blob`; it answers as the graph does, bit for bit.
-    """
-    blob: bytes = _compile(_core(), graph, num_threads=1).export_model().getvalue()
-    return blob
-
-
 class OpenVinoRunner(CoreRunner):
     """Runs a compiled graph, or an ONNX graph with fixed shapes; one stream for each thread.
 
@@ -41,19 +28,19 @@ class OpenVinoRunner(CoreRunner):
 
     def _open(self) -> None:
         self._tensor = _openvino().Tensor
-        core = _core()
+        core = the_core()
         opened = self._import(core) if self._graph.suffix == BLOB else self._compile(core)
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(self._num_threads):
             self._idle.put(opened.create_infer_request())
 
     def _compile(self, core: Any) -> Any:
-        return _compile(core, self._graph, self._num_threads)
+        return core.compile_model(core.read_model(self._graph), "CPU", settings(self._num_threads))
 
     def _import(self, core: Any) -> Any:
         blob = self._graph.read_bytes()
         try:
-            return core.import_model(blob, "CPU", _settings(self._num_threads))
+            return core.import_model(blob, "CPU", settings(self._num_threads))
         except RuntimeError as error:
             raise EngineCorruptError(
                 f"engine {self._graph.name}: OpenVINO cannot read it ({_reason(error)}); expected "
@@ -79,7 +66,7 @@ class OpenVinoRunner(CoreRunner):
 
 
 @cache
-def _core() -> Any:
+def the_core() -> Any:
     """The only core of this process, for as long as it lives.
 
     A core gives the thread that makes it a new alternate signal stack, and when it goes it brings
@@ -90,11 +77,8 @@ def _core() -> Any:
     return _openvino().Core()
 
 
-def _compile(core: Any, graph: Path, num_threads: int) -> Any:
-    return core.compile_model(core.read_model(graph), "CPU", _settings(num_threads))
-
-
-def _settings(num_threads: int) -> dict[str, Any]:
+def settings(num_threads: int) -> dict[str, Any]:
+    """How graphs run, whoever compiles or opens them."""
     return {
         "PERFORMANCE_HINT": "THROUGHPUT",
         "INFERENCE_NUM_THREADS": num_threads,

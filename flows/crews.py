@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from flows.devices import lane_devices
-from flows.night import drain
+from flows.lanes import drain
 from pipeline.config import Job
 from pipeline.errors import ConfigError, Interrupted
 from pipeline.lane import Lane, LaneDevice, modules_ahead
@@ -64,8 +64,13 @@ def make_crews(job: Job, count: int) -> list[Crew]:
     """Share the devices of this machine among `count` crews; on a CPU, its cores.
 
     Raises:
-        ConfigError: There are fewer devices, or cores.
+        ConfigError: There are fewer devices, or cores; or lanes are on a cluster.
     """
+    if job.lanes.runner == "ray":
+        raise ConfigError(
+            "lanes.runner: ray; expected local lanes for a backfill. Set `lanes.runner=local`, or "
+            "run its dates one after the other with `score run`."
+        )
     if count == 1:
         return [Crew(job, lane_devices(job))]
     # A CPU gives as many lanes as it is asked for. All use the engine of the whole machine.

@@ -9,12 +9,16 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.gpu_runtimes import INSTALL_HINT, tensorrt_problem, torch_problem
 from engines.nvml import FoundGpu, discover
 from pipeline.config import Job
 from pipeline.errors import ConfigError
 from pipeline.lane import Lane, LaneDevice, modules_ahead
+
+if TYPE_CHECKING:
+    from flows.lanes import Lanes
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +58,15 @@ def lane_devices(job: Job) -> list[LaneDevice]:
     return _gpu_lanes(job, gpus)
 
 
-def start_lanes(job: Job) -> list[Lane]:
-    """The lanes of a run, whose processes begin to import; see `lane_devices`."""
+def start_lanes(job: Job) -> list[Lane] | Lanes:
+    """The lanes of a run, whose processes begin to import; see `lane_devices`.
+
+    Where the job says so they are on a cluster: see flows/ray_lanes.py.
+    """
+    if job.lanes.runner == "ray":
+        from flows.ray_lanes import RayLanes
+
+        return RayLanes(job)
     return [Lane(device, modules_ahead(job, device)) for device in lane_devices(job)]
 
 

@@ -23,12 +23,15 @@ from pydantic import Field
 
 from engines.errors import EngineError
 from flows.hooks import cancelled, crashed, failed
+from flows.lanes import Group
 from flows.mailing.mail import mailed
-from flows.night import Group, run_night
+from flows.night import run_night
 from flows.run_names import title_of, wanted_date
 from flows.run_page import PageProgress, quietly, warn_of_deadline
+from pipeline.config import Job
 from pipeline.errors import PipelineError, known_guards
 from pipeline.job_file import load_job
+from pipeline.report import RunReport
 from pipeline.run import Night
 
 MAX_TASKS_AT_ONCE = 64
@@ -79,6 +82,16 @@ def may_pass(error: Exception) -> bool:
     """Whether the same night may succeed later: a guard, a wrong job or damaged data stay."""
     is_ours = isinstance(error, (PipelineError, EngineError))
     return not is_ours or getattr(error, "exit_code", 1) == INTERRUPTED
+
+
+def _on_lanes(job: Job, title: str, score_it: Callable[..., RunReport]) -> RunReport:
+    """Call it; with lanes that are task runs on Ray where the job asks for that."""
+    if job.lanes.runner != "ray":
+        return score_it()
+    from flows.ray_tasks import ray_lanes
+
+    with ray_lanes(job, title) as lanes:
+        return score_it(lanes=lanes)
 
 
 def _do_not_retry() -> None:
@@ -134,7 +147,8 @@ def score(
             functools.partial(map_as_tasks, title),
             on_warning=warn_of_deadline(night.job.name, title),
         )
-        report = mailed(night.job, day, page.say, score_it)
+        on_lanes = functools.partial(_on_lanes, night.job, title, score_it)
+        report = mailed(night.job, day, page.say, on_lanes)
     except Exception as error:
         if not may_pass(error):
             quietly(_do_not_retry)

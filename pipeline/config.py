@@ -140,9 +140,18 @@ class LanesSection(Section):
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """`auto`: every GPU or MIG slice when there is one, the CPU otherwise."""
+    runner: Literal["local", "ray"] = "local"
+    """`local`: lanes on this machine. `ray`: lanes on a Ray cluster, each with a GPU or `threads`
+    CPUs of a node; nodes may join and leave meanwhile. Needs the extra `ray`, and storage that all
+    nodes share; see docs/cluster.md."""
+    ray_address: str | None = None
+    """Head of the Ray cluster, such as `ray-head:6379`; `auto`: the cluster that this machine is a
+    node of. Null: what `RAY_ADDRESS` says, or else a cluster of this machine alone, for as long as
+    the night takes."""
     count: Annotated[int, Field(ge=1)] = 1
     """Lanes on a CPU, which share its cores: more than one where a single process does not keep
-    many cores busy. A GPU or MIG slice is always one lane."""
+    many cores busy. A GPU or MIG slice is always one lane. On Ray: how many to ask the cluster for,
+    so that it may grow; when not given, as many as it has room for at any time."""
     grace_s: Annotated[float, Field(ge=0)] = 20.0
     """Seconds that shards in work get to finish after SIGTERM, Ctrl-C or a spot notice."""
     hang_s: Annotated[float, Field(gt=0)] = 4.0

@@ -16,7 +16,7 @@ from pipeline.footers import check_pin
 from pipeline.guards import Findings, check_before_publication
 from pipeline.history import nights_before, row_of
 from pipeline.interruptions import earlier_attempts, note_end
-from pipeline.lane import NO_TIME, Lane, add_times
+from pipeline.lane import NO_TIME, LaneFigures, add_times
 from pipeline.ledger import CommitRecord, utc_now
 from pipeline.limit import limit_of, sum_of_ceilings
 from pipeline.publish import (
@@ -53,7 +53,7 @@ from pipeline.window import Window
 
 
 def finish_run(
-    run: PreparedRun, lanes: Sequence[Lane], price: Price, uses: tuple[DeviceUse, ...]
+    run: PreparedRun, lanes: Sequence[LaneFigures], price: Price, uses: tuple[DeviceUse, ...]
 ) -> RunReport:
     """Check the ledger, publish, and write the report.
 
@@ -111,7 +111,7 @@ def already_published(job: Job, output: Storage, published: Published) -> RunRep
     return dataclasses.replace(report, status="already_published")
 
 
-def end_run(run: PreparedRun, lanes: Sequence[Lane], error: BaseException) -> None:
+def end_run(run: PreparedRun, lanes: Sequence[LaneFigures], error: BaseException) -> None:
     """Write down that this attempt ends without publishing, and how much it leaves undone.
 
     Args:
@@ -125,7 +125,7 @@ def end_run(run: PreparedRun, lanes: Sequence[Lane], error: BaseException) -> No
 
 def _make_report(
     run: PreparedRun,
-    lanes: Sequence[Lane],
+    lanes: Sequence[LaneFigures],
     records: Mapping[int, CommitRecord],
     price: Price,
     uses: tuple[DeviceUse, ...],
@@ -227,7 +227,7 @@ def bottleneck_of(stages: Mapping[str, StageTimes]) -> str:
     return max(stages, key=lambda name: stages[name].busy_s, default="none")
 
 
-def _num_core_threads(job: Job, lanes: Sequence[Lane]) -> int | None:
+def _num_core_threads(job: Job, lanes: Sequence[LaneFigures]) -> int | None:
     """Threads of a lane whose stages share the cores; None on a device."""
     if not lanes or lanes[0].device.gpu is not None:
         return None
@@ -235,7 +235,7 @@ def _num_core_threads(job: Job, lanes: Sequence[Lane]) -> int | None:
 
 
 def _rows_repeated(
-    run: PreparedRun, lanes: Sequence[Lane], records: Mapping[int, CommitRecord]
+    run: PreparedRun, lanes: Sequence[LaneFigures], records: Mapping[int, CommitRecord]
 ) -> int:
     """Rows that this attempt began more often than it committed: its lanes' processes died."""
     owned = [record for record in records.values() if record.owner == run.attempt.id]
@@ -251,7 +251,7 @@ def _rows_taken_over(run: PreparedRun, records: Mapping[int, CommitRecord]) -> i
     return sum(record.num_rows for record in records.values() if record.owner in before)
 
 
-def _describe(lanes: Sequence[Lane], run: PreparedRun) -> str:
+def _describe(lanes: Sequence[LaneFigures], run: PreparedRun) -> str:
     name = run.resolved.engine.manifest.device.name
     if not lanes:
         return f"{name}, nothing left to score"

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from engines.devices import Device, Gpu, this_cpu
 from pipeline.errors import Interrupted, LaneError
@@ -62,6 +62,25 @@ class LaneDevice:
     def engine_device(self) -> Device:
         """As the engine layer describes it."""
         return self.gpu or this_cpu(self.machine_threads or self.num_threads)
+
+
+class LaneFigures(Protocol):
+    """What a report says of a lane."""
+
+    @property
+    def device(self) -> LaneDevice:
+        """What it is bound to."""
+
+    @property
+    def ceilings(self) -> Ceilings | None:
+        """Its limits; None: not measured."""
+
+    @property
+    def rows_begun(self) -> int:
+        """Rows that it has begun to score, committed or not."""
+
+    def times(self) -> dict[str, StageTimes]:
+        """Stage times over all processes that it has had."""
 
 
 class Lane:

@@ -74,7 +74,7 @@ def _score_run(setup: LaneSetup, connection: Connection, marks: WorkMarks) -> bo
     try:
         _score(setup, inbox, send, marks)
     except Exception as error:  # the boundary of the process: the parent raises it again
-        send(Failed(_portable(error)))
+        send(Failed(portable(error)))
         return False
     receiver.join()
     send(Finished())
@@ -287,7 +287,7 @@ def _report(scoring: ShardScoring, send: SendMessage, stopped: threading.Event) 
         send(Progress(scoring.times()))
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The error itself when it survives pickling (our own do), else its text."""
     if isinstance(error, (PipelineError, EngineError)):
         return error

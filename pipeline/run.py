@@ -32,6 +32,8 @@ from pipeline.watchdog import memory_share
 from pipeline.window import Window, find_window
 
 GIB = 2**30
+GetEngine = Callable[..., ResolvedEngine]
+"""Called as `pipeline.engine.get_engine`."""
 Again = Literal["no", "all", "quarantine"]
 """What of a date is scored although it was scored before: nothing, or these rows."""
 SLOWEST_ENGINE_PER_S = 1.0
@@ -98,9 +100,9 @@ def prepare_run(
     devices: Sequence[LaneDevice],
     clock: RunClock,
     say: Callable[[str], None],
+    get_engine: GetEngine = get_engine,
     *,
     replaces: Published | None = None,
-    rebuild: bool = False,
 ) -> PreparedRun:
     """Plan the date, check the store, get the engine and open the ledger.
 
@@ -109,9 +111,9 @@ def prepare_run(
         devices: What each of the lanes runs on; of one kind, which decides the engine.
         clock: Gets the times of the phases.
         say: Is told in a few words what takes long.
+        get_engine: Finds or builds the engine where the devices are. When the night had another
+            one, which does not open, the time to find that out counts as this one's.
         replaces: The version that is published and will be replaced.
-        rebuild: Build a new engine even when there is one, because that one does not open. The
-            time that it took to find out counts as the engine's.
     """
     guards = Guards(night.accept)
     clock.ready = clock.ready or time.monotonic()
@@ -125,7 +127,7 @@ def prepare_run(
     fingerprint = fingerprint_model(request.model)
     # Whatever is wrong with the job has been found by now: from here on the output is written to.
     probe(output, f"{job.name}/_runs")
-    resolved = get_engine(job, plan, request, fingerprint, say, force=rebuild)
+    resolved = get_engine(job, plan, request, fingerprint, say)
     clock.prepared = time.monotonic()
     version = replaces.version + 1 if replaces else 1
     run_id = run_id_of(plan, job, resolved.engine.key, class_names, version)

@@ -22,8 +22,9 @@ from flows.backfills.summary import DONE, BackfillSummary, DateOutcome, Status, 
 from flows.cli import EXIT_INTERRUPTED, exit_code_of
 from flows.crews import Crew, make_crews, wait_all
 from flows.giving_way import wait_for_nights
+from flows.lanes import Group, map_in_threads
 from flows.mailing.mail import notify
-from flows.night import Group, Observer, map_in_threads, price_of, run_night
+from flows.night import Observer, price_of, run_night
 from flows.planning.plan import plan_facts
 from flows.progress import LineProgress
 from pipeline import report_words as words

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows.night import GROUPS_PER_LANE
+from flows.lanes import GROUPS_PER_LANE
 from flows.planning.plan import plan_facts
 from flows.planning.simulate import (
     ROWS,

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flows.night import GROUPS_PER_LANE
+from flows.lanes import GROUPS_PER_LANE
 from flows.planning.plan import plan_facts, render_plan
 from pipeline import report_words as words
 from pipeline.config import Job

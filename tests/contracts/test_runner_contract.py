@@ -22,7 +22,8 @@ from engines.load import make_runner, open_runner
 from engines.manifest import StoredEngine
 from engines.model import FeatureInput, ModelSpec
 from engines.onnxrt import OnnxrtRunner
-from engines.ovino import BLOB, compile_graph
+from engines.ovino import BLOB
+from engines.ovino_compile import compile_graph
 from engines.runner import Array, HostRunner, Outputs, Runner
 from engines.torch_program import save_program
 from engines.torch_run import TorchMode, TorchRunner

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.night import Group, run_night
+from flows.lanes import Group
+from flows.night import run_night
 from flows.progress import LineProgress
 from pipeline.config import Job, WindowSection
 from pipeline.errors import Interrupted

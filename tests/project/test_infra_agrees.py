@@ -199,6 +199,12 @@ def test_an_image_installs_what_the_project_pins(path: Path) -> None:
         assert version in wanted.specifier
 
 
+def test_the_cluster_runs_the_pinned_ray() -> None:
+    cluster = next(yaml.safe_load_all((INFRA / "kubernetes/ray/cluster.yaml").read_text()))
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    assert f"ray=={cluster['spec']['rayVersion']}" in pinned
+
+
 def test_the_job_of_the_manifests_loads_and_has_a_price() -> None:
     job = load_job(str(JOB))
     price = find_price(load_prices(ROOT / "configs" / "prices.yaml"), job.cost.instance, "spot")

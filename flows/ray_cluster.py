@@ -1,0 +1,277 @@
+"""A Ray cluster as a run sees it: the only module that imports Ray.
+
+Each lane is one Ray task, and the desk one actor beside the driver. Lanes that wait for room are
+what tells Ray's autoscaler to add nodes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported: no telemetry
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from flows.devices import num_cores
+from flows.ray_desk import Desk
+from flows.ray_node import LaneCall, Node, start_lane
+from pipeline.config import Job
+from pipeline.errors import ConfigError, LaneError, one_line
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = "nightscore"
+CALL_TIMEOUT_S = 60.0
+"""The desk answers in milliseconds."""
+Submit = Callable[[LaneCall, Mapping[str, Any]], Any]
+"""Hands a lane to Ray with these options of its task; returns what Ray knows it by."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Need:
+    """What a lane takes of a node."""
+
+    num_cpus: int
+    num_gpus: int
+    num_threads: int | None
+    """CPU threads of its engine; None: its share of the node's, beside a GPU."""
+
+    def fit(self, node: Mapping[str, float]) -> int:
+        """How many lanes such resources hold."""
+        by_cpu = int(node.get("CPU", 0) // self.num_cpus)
+        return min(by_cpu, int(node.get("GPU", 0))) if self.num_gpus else by_cpu
+
+    def __str__(self) -> str:
+        cpus = f"{self.num_cpus} CPU{'s' if self.num_cpus > 1 else ''}"
+        return f"a GPU and {cpus}" if self.num_gpus else cpus
+
+
+class Cluster:
+    """A connection to a cluster, or a cluster of this machine alone.
+
+    Args:
+        job: Its `lanes` say where the cluster is and what a lane takes of it.
+        submit: How lanes are handed to Ray; as plain tasks by default.
+
+    Raises:
+        ConfigError: It cannot be reached.
+    """
+
+    def __init__(self, job: Job, submit: Submit | None = None) -> None:
+        connect(job)
+        self._submit = submit or _as_task
+        self._desk_name = f"desk-{uuid.uuid4().hex}"
+        self._tasks: dict[str, Any] = {}
+        self.need = need_of(job, list(self._nodes().values()))
+
+    def open_desk(self) -> Desk:
+        """The run's desk, in a process beside this one: it must end with it, and not before."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"name": self._desk_name, "namespace": NAMESPACE, "scheduling_strategy": here}
+        return _calling(ray.remote(num_cpus=0, max_restarts=0)(Desk).options(**options).remote())
+
+    def start_lane(self, lane: str, job: Job) -> None:
+        """Ask for a lane; it begins where and when there is room."""
+        call = LaneCall(
+            desk=self._desk_name,
+            lane=lane,
+            job=job,
+            folder=os.getcwd(),
+            num_threads=self.need.num_threads,
+            need=(self.need.num_cpus, self.need.num_gpus),
+        )
+        # A lane that is lost is asked for anew. Without max_calls=0 its process ends with it.
+        options = {"max_retries": 0, "max_calls": 0, "num_cpus": self.need.num_cpus}
+        if self.need.num_gpus:
+            options["num_gpus"] = self.need.num_gpus
+        self._tasks[lane] = self._submit(call, options)
+
+    @property
+    def lanes(self) -> list[str]:
+        """Those that were asked for and have not ended."""
+        return list(self._tasks)
+
+    def ended(self) -> dict[str, Exception | None]:
+        """Lanes that have ended since the last call, and why, if not by themselves."""
+        by_task = {task: lane for lane, task in self._tasks.items()}
+        if not by_task:
+            return {}
+        done, _ = ray.wait(list(by_task), num_returns=len(by_task), timeout=0)
+        return {by_task[task]: self._end_of(by_task[task]) for task in done}
+
+    def _end_of(self, lane: str) -> Exception | None:
+        try:
+            ended = ray.get(self._tasks.pop(lane))
+            if hasattr(ended, "result"):  # Prefect's state of a task
+                ended.result()
+        except RayTaskError as error:
+            return error.cause or error
+        except Exception as error:
+            return error
+        return None
+
+    def room(self) -> int:
+        """How many lanes all nodes hold that are there now."""
+        return sum(self.need.fit(node) for node in self._nodes().values())
+
+    def num_nodes(self) -> int:
+        """How many nodes there are that hold a lane."""
+        return sum(self.need.fit(node) > 0 for node in self._nodes().values())
+
+    def leaving(self) -> set[str]:
+        """Names of nodes that are about to be taken away, as Ray knows."""
+        return {_name(node) for node in ray._private.state.state.get_draining_nodes()}
+
+    def close(self) -> None:
+        """Leave the cluster; what this process asked of it ends at once."""
+        ray.shutdown()
+
+    def _nodes(self) -> dict[str, Mapping[str, float]]:
+        """Resources of the nodes that are alive."""
+        return {node["NodeID"]: node["Resources"] for node in _nodes() if node["Alive"]}
+
+
+def need_of(job: Job, nodes: list[Mapping[str, float]]) -> Need:
+    """What each lane of a job takes of a node.
+
+    Args:
+        job: The job.
+        nodes: Resources of the nodes that there are.
+
+    Raises:
+        ConfigError: Nobody says how many CPUs a lane shall have.
+    """
+    lanes = job.lanes
+    has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
+    if lanes.device == "gpu" or (lanes.device == "auto" and has_gpus):
+        return Need(num_cpus=lanes.threads or 1, num_gpus=1, num_threads=None)
+    sizes = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    if lanes.threads is None and not sizes:
+        raise ConfigError(
+            "lanes.threads: not given, and the Ray cluster has no node with CPUs yet; expected the "
+            "number of CPUs of a lane. Set it."
+        )
+    num_cpus = lanes.threads or min(sizes)
+    return Need(num_cpus=num_cpus, num_gpus=0, num_threads=num_cpus)
+
+
+def work(call: LaneCall) -> None:
+    """The Ray task: a lane on this node."""
+    context = ray.get_runtime_context()
+    (own,) = (node for node in _nodes() if node["NodeID"] == context.get_node_id())
+    resources = own["Resources"]
+    need = Need(num_cpus=call.need[0], num_gpus=call.need[1], num_threads=call.num_threads)
+    node = Node(
+        name=_name(own["NodeID"]),
+        num_cpus=int(resources.get("CPU", 1)),
+        gpus=",".join(context.get_accelerator_ids().get("GPU", ())),
+        num_lanes=max(1, need.fit(resources)),
+    )
+    desk = _calling(ray.get_actor(call.desk, namespace=NAMESPACE))
+    lane = start_lane(call, node)
+    from flows.ray_lane import serve  # while the lane's process begins
+
+    serve(call, node, desk, lane)
+
+
+def _as_task(call: LaneCall, options: Mapping[str, Any]) -> Any:
+    return ray.remote(**options)(work).options(name=call.lane).remote(call)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """All nodes that there ever were."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return nodes
+
+
+def _name(node_id: str) -> str:
+    """Short, and another for each node: one machine may be several."""
+    (found,) = (node for node in _nodes() if node["NodeID"] == node_id)
+    return f"{found['NodeManagerHostname']}-{node_id[:6]}"
+
+
+class _Calling:
+    """Calls an actor as if it were here."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            # Not ray.get: a task that waits in there lends its CPUs to another one.
+            answer = getattr(self._actor, name).remote(*arguments).future()
+            try:
+                return answer.result(CALL_TIMEOUT_S)
+            except RayTaskError as error:
+                raise error.cause or error from None
+            except (RayError, TimeoutError) as error:
+                raise LaneError(
+                    f"Ray: {one_line(error)}; expected the desk of the run to answer. The same "
+                    "command goes on where this one stopped."
+                ) from None
+
+        return call
+
+
+def _calling(actor: Any) -> Desk:
+    return cast(Desk, _Calling(actor))
+
+
+def connect(job: Job) -> None:
+    """Make this process a driver of the job's cluster, unless it is one.
+
+    Raises:
+        ConfigError: It cannot be reached.
+    """
+    if ray.is_initialized():
+        return
+    # It prints what happens to nodes on standard output, whatever log_to_driver says.
+    ray._private.worker.print_to_stdstream = _log_lines
+    address = job.lanes.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    alone: dict[str, Any] = {}
+    if address == "local":
+        alone = {"num_cpus": num_cores(), "include_dashboard": False}
+    try:
+        with _own_signal_handlers():
+            ray.init(
+                address,
+                namespace=NAMESPACE,
+                log_to_driver=False,  # standard output is the report's
+                logging_level=logging.ERROR,
+                **alone,
+            )
+    except (RayError, ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(
+            f"lanes.ray_address: {address}: {one_line(error)}; expected a Ray cluster that this "
+            "machine is a node of. See docs/cluster.md."
+        ) from None
+
+
+def _log_lines(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    del ignore_prefix
+    log.info("Ray: %s: %s", data.get("pid"), " ".join(data.get("lines", ())))
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Ray replaces that of SIGTERM, which is ours: it drains."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

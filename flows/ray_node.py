@@ -1,0 +1,69 @@
+"""A lane on a node of a cluster begins: its process imports while the rest does so, too.
+
+Light, as `pipeline/lane.py` is, for that very reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+
+from flows.devices import VISIBLE, lane_devices
+from pipeline import start_up
+from pipeline.config import Job
+from pipeline.lane import Lane, LaneDevice, modules_ahead
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaneCall:
+    """What the driver asks of a cluster: a lane."""
+
+    desk: str
+    """Name of the desk."""
+    lane: str
+    """Its own name, such as `lane3`."""
+    job: Job
+    folder: str
+    """Where the driver works: relative paths of the job begin there."""
+    num_threads: int | None
+    """CPU threads; None: its GPU's share of the node's."""
+    need: tuple[int, int]
+    """CPUs and GPUs that it takes of a node."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """Where a lane finds itself."""
+
+    name: str
+    num_cpus: int
+    gpus: str
+    """What it may see, as in CUDA_VISIBLE_DEVICES; empty: none."""
+    num_lanes: int
+    """That fit on the node, with which it shares memory and cores."""
+
+
+def start_lane(call: LaneCall, node: Node) -> Lane:
+    """Start the lane's process where the driver works, if there is such a folder here."""
+    start_up.begin()
+    with suppress(OSError):  # what is not shared is found out, and said, when it is opened
+        os.chdir(call.folder)
+    # A lane's process imports its parent's main module. That is Ray's, and takes a second.
+    vars(sys.modules["__main__"]).pop("__file__", None)
+    device = device_of(call, node)
+    return Lane(device, modules_ahead(call.job, device))
+
+
+def device_of(call: LaneCall, node: Node) -> LaneDevice:
+    """What the lane is bound to: the GPU that the cluster gave it, or so many threads."""
+    if call.num_threads is not None and not node.gpus:
+        return LaneDevice(name=f"{node.name}-cpu", num_threads=call.num_threads)
+    os.environ[VISIBLE] = node.gpus
+    found = lane_devices(call.job)[0]
+    num_threads = call.job.lanes.threads or max(1, node.num_cpus // node.num_lanes)
+    gpu = found.gpu and dataclasses.replace(found.gpu, num_threads=num_threads)
+    name = f"{node.name}-{found.name}"
+    return LaneDevice(name=name, num_threads=num_threads, gpu=gpu, cores=found.cores)

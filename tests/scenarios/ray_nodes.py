@@ -1,0 +1,100 @@
+"""A Ray cluster on this machine: each node is processes of its own, on ports of its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+RAY = str(Path(sys.executable).with_name("ray"))
+START_TIMEOUT_S = 120.0
+STORE_BYTES = 80_000_000
+
+
+class RayNodes:
+    """A head without CPUs, and nodes that come and go.
+
+    Args:
+        folder: For logs.
+        port: Of the head.
+    """
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.address = f"127.0.0.1:{port}"
+        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+        self._folder = folder
+        self.started: dict[subprocess.Popen[bytes], Path] = {}
+        self._num_started = 0
+        head = ("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false")
+        self._wait_for(self._start(*head))
+
+    def add(self) -> None:
+        """Start a node of one CPU; two at once would choose the same ports."""
+        self._wait_for(self._start(f"--address={self.address}", "--num-cpus=1"))
+
+    def _start(self, *how: str) -> subprocess.Popen[bytes]:
+        self._num_started += 1
+        log = self._folder / f"node{self._num_started}.log"
+        with log.open("wb") as output:
+            node = subprocess.Popen(
+                [RAY, "start", "--block", f"--object-store-memory={STORE_BYTES}", *how],
+                env={**os.environ, **self.environment, "RAY_USAGE_STATS_ENABLED": "0"},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self.started[node] = log
+        return node
+
+    def _wait_for(self, node: subprocess.Popen[bytes]) -> None:
+        log = self.started[node]
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while b"Ray runtime started" not in log.read_bytes():
+            assert node.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.1)
+
+    def end(self, node: subprocess.Popen[bytes]) -> None:
+        """As if its machine lost power: everything that runs on it is gone at once."""
+        for pid in members(node.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        node.wait()
+        del self.started[node]
+
+    def close(self) -> None:
+        """End all nodes, the head last."""
+        for node in reversed(list(self.started)):
+            self.end(node)
+
+    def lanes_on(self, node: subprocess.Popen[bytes]) -> list[int]:
+        """Processes that score on a node."""
+        return [pid for pid in members(node.pid) if "spawn_main" in _command_of(pid)]
+
+
+def members(session: int) -> list[int]:
+    """Processes of a session."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError):  # ended meanwhile
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+def _command_of(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
+def on_ray(nodes: RayNodes) -> tuple[str, ...]:
+    """Settings of a night over a cluster."""
+    sets = ("lanes.runner=ray", f"lanes.ray_address={nodes.address}")
+    return tuple(word for setting in sets for word in ("--set", setting))

@@ -1,0 +1,171 @@
+"""Nights over a real Ray cluster: nodes that score together, die, join and are left in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import free_port, write_job
+from tests.scenarios.features_nights import (
+    DATE,
+    NUM_BAD,
+    NUM_ROWS,
+    NUM_SMALL_SHARDS,
+    SMALL_SHARDS,
+    commits,
+    night,
+    scores_in,
+    wait_for_commits,
+    wait_until,
+)
+from tests.scenarios.prefect_server import Server
+from tests.scenarios.ray_nodes import RayNodes, on_ray
+
+pytest.importorskip("ray", reason="needs the extra `ray`")
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
+
+ONE_CPU = ("--set", "lanes.device=cpu", "--set", "lanes.threads=1")
+PATIENT = ("--set", "lanes.hang_s=600")
+"""For lanes that are stopped for a while."""
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
+    """A cluster of a head and two nodes of one CPU."""
+    running = RayNodes(tmp_path_factory.mktemp("ray"), free_port())
+    try:
+        running.add()
+        running.add()
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in running.environment.items():
+                environment.setenv(name, value)
+            yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def alone(score: Callable[..., Any], features_job: Path, tmp_path: Path) -> dict[int, float]:
+    """Scores of the night on one lane of this machine; it builds the engine."""
+    ended = score(*night(features_job, tmp_path / "alone", *ONE_CPU))
+    assert ended.code == 0, ended.err
+    return scores_in(tmp_path / "alone")
+
+
+def check(ended: Any, output: Path, scores: dict[int, float]) -> dict[str, Any]:
+    """Every row was scored once, as on one lane; the report."""
+    assert ended.code == 0, ended.err
+    report: dict[str, Any] = ended.json
+    assert (report["status"], report["rows"]) == ("published", NUM_ROWS)
+    assert report["quarantined"] == NUM_BAD
+    assert scores_in(output) == scores
+    return report
+
+
+def test_a_cluster_scores_what_one_lane_scores_whoever_comes_and_goes(
+    nodes: RayNodes,
+    alone: dict[int, float],
+    start_score: Callable[..., Any],
+    features_job: Path,
+    tmp_path: Path,
+) -> None:
+    def begin(name: str) -> tuple[Any, Path]:
+        output = tmp_path / name
+        command = night(features_job, output, *SMALL_SHARDS, *ONE_CPU, *PATIENT, *on_ray(nodes))
+        return start_score(*command), output
+
+    # Both nodes.
+    running, output = begin("both")
+    report = check(running.end(), output, alone)
+    assert report["num_lanes"] == 2
+    assert report["rows_replayed"] == 0
+    assert len({use["name"] for use in report["devices"]}) == 1
+    assert len(report["devices"]) == 2, "what each node's processor did"
+
+    # One node loses power.
+    _, first, second = nodes.started
+    running, output = begin("one-dies")
+    wait_for_commits(running, output, 20)
+    nodes.end(second)
+    num_committed = len(commits(output))
+    assert num_committed < NUM_SMALL_SHARDS, "the night ended before the node"
+    ended = running.end()
+    report = check(ended, output, alone)
+    assert "its lane is lost, and what it held goes to others" in ended.err
+    assert report["rows_replayed"] <= 20 * NUM_ROWS // NUM_SMALL_SHARDS
+
+    # Another one joins, while the only one that there is stands still.
+    running, output = begin("one-joins")
+    wait_for_commits(running, output, 20)
+    stopped = nodes.lanes_on(first)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    num_committed = len(commits(output))
+    nodes.add()
+    wait_until(lambda: len(commits(output)) > num_committed + 50, running)
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    report = check(running.end(), output, alone)
+    assert report["num_lanes"] == 2
+
+
+def test_a_night_on_a_cluster_that_is_told_to_end_drains_and_goes_on(
+    nodes: RayNodes,
+    alone: dict[int, float],
+    start_score: Callable[..., Any],
+    features_job: Path,
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "out"
+    command = night(features_job, output, *SMALL_SHARDS, *ONE_CPU, *PATIENT, *on_ray(nodes))
+    running = start_score(*command)
+    wait_for_commits(running, output, 20)
+    running.signal(signal.SIGTERM)
+    ended = running.end(60)
+    assert ended.code == 75, ended.err
+    assert "SIGTERM received; committed shards are kept" in ended.json["error"]
+    num_committed = len(commits(output))
+    assert 20 <= num_committed < NUM_SMALL_SHARDS
+    report = check(start_score(*command).end(), output, alone)
+    assert report["shards_reused"] == num_committed
+    assert (report["interruptions"], report["rows_replayed"]) == (1, 0)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("prefect"))
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+FLOW = "import sys; from flows.nightly import score; score(sys.argv[1], date=sys.argv[2])"
+
+
+def test_the_flow_hands_its_lanes_to_ray_as_task_runs(
+    nodes: RayNodes, server: Server, alone: dict[int, float], features_job: Path, tmp_path: Path
+) -> None:
+    job = json.loads(features_job.read_text())
+    lanes = {"runner": "ray", "ray_address": nodes.address, "device": "cpu", "threads": 1}
+    write_job(features_job, {**job, "lanes": lanes})
+    ended = subprocess.run(
+        [sys.executable, "-c", FLOW, str(features_job), DATE],
+        env={**server.environment, **nodes.environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert scores_in(tmp_path / "scores") == alone
+    runs = server.post("/task_runs/filter", {})
+    states = {run["name"]: run["state_type"] for run in runs}
+    assert states == {f"users {DATE}: lane1": "COMPLETED", f"users {DATE}: lane2": "COMPLETED"}
