@@ -6,7 +6,7 @@ import datetime
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import pydantic
 import yaml
@@ -69,8 +69,11 @@ _PRICE_LISTS = pydantic.TypeAdapter(list[_PriceList])
 
 def _read_yaml(path: Path) -> object:
     # The loader in C, where PyYAML has it: Python takes 0.04 s for the list.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # both are safe
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text(encoding="utf-8"))
+    try:
+        return cast("object", loader.get_single_data())  # as `yaml.safe_load` does
+    finally:
+        loader.dispose()
 
 
 def load_prices(path: Path) -> dict[str, InstancePrice]:
