@@ -27,8 +27,8 @@ from benchmarks.process_tree import adopt_orphans
 from benchmarks.record import Comparison, MarkerError, readme_section, replace_section, write_record
 from benchmarks.rounds import ROOT, Course, Run, run_rounds, to_json
 from engines.devices import this_cpu
-from flows.bench_setup import machine_facts
 from flows.devices import num_cores
+from flows.measuring.bench_setup import machine_facts
 
 WORK = HERE / ".peers"
 MIN_ROUNDS = 3

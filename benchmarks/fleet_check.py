@@ -33,7 +33,7 @@ from statistics import median
 from flows.demo import make_features_demo
 from flows.demo_data import USERS_ROW_GROUP_ROWS
 from flows.lanes import GROUPS_PER_LANE
-from flows.simulate_plan import Measured, measure
+from flows.planning.simulate import Measured, measure
 from pipeline.config import Job
 from pipeline.fleet import THREAD_TASK_S, Fleet, phases_of
 from pipeline.report import RunReport, report_from_dict

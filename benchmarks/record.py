@@ -28,7 +28,7 @@ class Comparison:
     runs: Sequence[Run]
     num_rounds: int
     machine: dict[str, Any]
-    """As flows/bench_setup.py tells."""
+    """As flows/measuring/bench_setup.py tells."""
     command: str
     notes: Sequence[str]
     """What a reader must know beside the table."""

@@ -30,8 +30,8 @@ from benchmarks.prepare import (
 from benchmarks.process_tree import CommandError, adopt_orphans, run_measured
 from benchmarks.rounds import ROOT, count_rows, last_object
 from engines.devices import this_cpu
-from flows.bench_setup import machine_facts
 from flows.devices import num_cores
+from flows.measuring.bench_setup import machine_facts
 
 COPIES = 10
 FEATURE_ROWS = (10**3, 10**4, 10**5, 10**6, 10**7)

@@ -90,6 +90,9 @@ def alarms(nightly: str, gap_s: float) -> tuple[Alarm, ...]:
             "name": f"score/{nightly}: missing",
             "description": "No night was published for longer than the schedule allows.",
             "posture": "Proactive",
+            # Counted from the last one. Without `after` the server looks at one period after the
+            # other, each of which may have a night although the two are farther apart than it is.
+            "after": ["prefect.flow-run.Completed"],
             "expect": ["prefect.flow-run.Completed"],
             "within": hours * 3600,
             **run,

@@ -1,4 +1,4 @@
-"""The `score` command: its entry point and exit codes; see flows/commands.py for what it does.
+"""The `score` command: its entry point and exit codes; see flows/commands/app.py for what it does.
 
 Exit codes: 0 done or already published; 1 failed; 2 wrong use or configuration; 3 a guard stopped
 publication; 75 interrupted, or a store is full or out of reach: resumable by the same command.
@@ -32,7 +32,7 @@ def run_command() -> NoReturn:
     """Run the command of `sys.argv` and turn errors into one sentence and an exit code."""
     import typer
 
-    from flows.commands import app
+    from flows.commands.app import app
 
     try:
         sys.exit(app(standalone_mode=False))
@@ -46,7 +46,7 @@ def _fail(error: Exception) -> NoReturn:
     from rich.text import Text
 
     from engines.masking import masked
-    from flows.terminal import errors, print_json
+    from flows.commands.terminal import errors, print_json
     from pipeline.report_words import plain
 
     usage = getattr(error, "format_message", None)  # click's errors of usage

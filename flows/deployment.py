@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ENTRYPOINTS = {
     "nightly": "flows.nightly.score",
-    "backfill": "flows.backfill_flow.backfill",
+    "backfill": "flows.backfills.flow.backfill",
     "alert": "flows.alert.alert",
 }
 """Module paths: a file path would put that file's folder first on `sys.path`."""

@@ -14,7 +14,7 @@ from flows.prefect_server import problem_of
 from flows.shipped import shipped_config
 from pipeline import delta_columns
 from pipeline.alerts import price_age_days
-from pipeline.config import Job, MailSection
+from pipeline.config import AlertsSection, Job, MailSection
 from pipeline.cost import find_price, load_prices
 from pipeline.errors import PipelineError, one_line
 from pipeline.ledger import utc_now
@@ -23,7 +23,6 @@ from pipeline.storage import open_storage, probe
 GIB = 1 << 30
 MIN_FREE_BYTES = GIB
 ANSWER_S = 3.0
-OLD_PRICES_DAYS = 180
 SERVER_HINT = "prefect server start &  export PREFECT_API_URL=http://127.0.0.1:4200/api"
 
 
@@ -110,7 +109,8 @@ def _price_list() -> Check:
     prices = load_prices(Path(shipped_config("prices.yaml")))
     oldest = min(price.as_of for price in prices.values())
     age_days = price_age_days(oldest, utc_now())
-    ok = age_days <= OLD_PRICES_DAYS
+    limit_days = AlertsSection().max_price_age_days  # of a job that does not say otherwise
+    ok = limit_days is None or age_days <= limit_days
     return Check(
         name="prices",
         ok=ok,
@@ -162,7 +162,7 @@ def _price(job: Job) -> Check:
 
 
 def _mail(mail: MailSection) -> Check:
-    from flows.mail_server import server_of
+    from flows.mailing.server import server_of
 
     def reach() -> str:
         server = server_of(mail)

@@ -4,7 +4,8 @@ Who runs these: the flow's own process after an error; the worker after that pro
 out of memory or was cancelled. When the worker died, too, nobody is left: flows/alarms.py has the
 server notice the silence.
 
-The process of a night mails itself how it ended (flows/mail.py); only one that was killed cannot.
+The process of a night mails itself how it ended (flows/mailing/mail.py); only one that was killed
+cannot.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.logging.loggers import flow_run_logger
 
-from flows.mail import notify
+from flows.mailing.mail import notify
 from flows.run_names import title_of
 from pipeline.errors import ConfigError
 from pipeline.job_file import load_job

@@ -21,7 +21,7 @@ from pipeline.storage import open_storage
 
 IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 """What most torchvision and timm models were trained with, on values from 0 to 255."""
-DEFAULT_SIZE = [224, 224]
+DEFAULT_SIDE = 224
 PROBABILITIES = ("Softmax", "Sigmoid")
 
 
@@ -192,10 +192,11 @@ def _model_lines(
     yield f"  source: {_yaml(request.model)}{takes}"
     is_images = _takes_images(dataset, model)
     if is_images:
-        size = list(model.row_shape[1:]) if model else [None, None]
-        yield f"  size: {_yaml([side or 224 for side in size])}"
-        if None in size:
-            checks.append(f"model.size: {DEFAULT_SIZE}; the model does not say it")
+        told = model.row_shape[1:] if model else (None, None)
+        size = [side or DEFAULT_SIDE for side in told]
+        yield f"  size: {_yaml(size)}"
+        if None in told:
+            checks.append(f"model.size: {size}; the model does not say it")
         if model and model.row_shape[0] not in (None, 3):
             checks.append(
                 f"model.source: takes {_shape(model)}; expected channels first: "

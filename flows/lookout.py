@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.mail import notify
+from flows.mailing.mail import notify
 from flows.shipped import shipped_config
 from pipeline import window_words
 from pipeline.cost import load_prices

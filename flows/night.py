@@ -26,7 +26,6 @@ from flows.shipped import shipped_config
 from flows.spot import notices
 from pipeline.config import Job
 from pipeline.cost import find_price, load_prices, own_price
-from pipeline.delta import update_table
 from pipeline.errors import GuardError
 from pipeline.finish import already_published, end_run, finish_run
 from pipeline.guards import NightWatch
@@ -98,9 +97,7 @@ def run_night(
                 output = open_storage(job.output.uri)
                 published = find_published(output, job.name, date)
                 if published is not None and night.again == "no":
-                    report = already_published(output, published)
-                    update_table(job, output, date)  # a crash may have left it undone
-                    return report
+                    return already_published(job, output, published)
                 devices = lanes.begin(observer.say)
                 tuned = dataclasses.replace(night, job=_tuned(job, devices[0], observer))
                 get_engine = functools.partial(lanes.get_engine, force=rebuild)

@@ -24,7 +24,7 @@ from pydantic import Field
 from engines.errors import EngineError
 from flows.hooks import cancelled, crashed, failed
 from flows.lanes import Group
-from flows.mail import mailed
+from flows.mailing.mail import mailed
 from flows.night import run_night
 from flows.run_names import title_of, wanted_date
 from flows.run_page import PageProgress, quietly, warn_of_deadline

@@ -7,7 +7,8 @@ import urllib.request
 
 from pipeline.errors import one_line
 
-ANSWER_S = 3.0
+ANSWER_S = 10.0
+"""A server that is busy, on a machine that is busy, takes some seconds to answer."""
 LOOK_AGAIN_S = 0.5
 
 

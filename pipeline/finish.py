@@ -10,17 +10,23 @@ from collections.abc import Mapping, Sequence
 from pipeline.alerts import find_alerts
 from pipeline.config import Job
 from pipeline.cost import cost_of
-from pipeline.delta import update_table
 from pipeline.engine_facts import engine_facts
 from pipeline.errors import StorageError
 from pipeline.footers import check_pin
 from pipeline.guards import Findings, check_before_publication
-from pipeline.history import nights_before, record_night, row_of
+from pipeline.history import nights_before, row_of
 from pipeline.interruptions import earlier_attempts, note_end
 from pipeline.lane import NO_TIME, LaneFigures, add_times
 from pipeline.ledger import CommitRecord, utc_now
 from pipeline.limit import limit_of, sum_of_ceilings
-from pipeline.publish import check_complete, count_reasons, draft_of, publish, write_reports
+from pipeline.publish import (
+    check_complete,
+    count_reasons,
+    draft_of,
+    note_publication,
+    publish,
+    write_reports,
+)
 from pipeline.quarantine import read_samples
 from pipeline.report import (
     DeviceUse,
@@ -36,7 +42,13 @@ from pipeline.run import PreparedRun
 from pipeline.storage import MANIFEST, Storage
 from pipeline.telemetry import joules_per_1000
 from pipeline.tuning import settings_of
-from pipeline.versions import Published, find_published, published_folder, settle
+from pipeline.versions import (
+    REPORT_HTML,
+    Published,
+    find_published,
+    published_folder,
+    settle,
+)
 from pipeline.window import Window
 
 
@@ -78,23 +90,24 @@ def finish_run(
             )
         first = find_published(output, run.job.name, run.plan.date)
         assert first is not None, "somebody was first"
-        return already_published(output, first)
+        return already_published(run.job, output, first)
     write_reports(output, report, past)
-    record_night(output, report, version=version, published_at=draft.manifest["published_at"])
-    update_table(run.job, output, run.plan.date)
+    published_at = draft.manifest["published_at"]
+    note_publication(run.job, output, report, version=version, published_at=published_at)
     return report
 
 
-def already_published(output: Storage, published: Published) -> RunReport:
+def already_published(job: Job, output: Storage, published: Published) -> RunReport:
     """The report of a version that has been published before, marked as such.
 
     What follows a publication is done, too, where it is not: a crash may have come between.
     """
     settle(output, published)
     report = report_from_dict(published.manifest["report"])
-    write_reports(output, report, nights_before(output, report.job, report.date))
     published_at = published.manifest["published_at"]
-    record_night(output, report, version=published.version, published_at=published_at)
+    if output.info(f"{published.folder}/{REPORT_HTML}") is None:  # the last that is written
+        write_reports(output, report, nights_before(output, job.name, report.date))
+    note_publication(job, output, report, version=published.version, published_at=published_at)
     return dataclasses.replace(report, status="already_published")
 
 
@@ -231,9 +244,11 @@ def _rows_repeated(
 
 
 def _rows_taken_over(run: PreparedRun, records: Mapping[int, CommitRecord]) -> int:
-    """Rows that no attempt of this run scored: `score requeue` left them as they were."""
-    ours = {attempt.id for attempt in run.ledger.attempts()}
-    return sum(record.num_rows for record in records.values() if record.owner not in ours)
+    """Rows that an attempt of the version before scored: `score requeue` left them as they were."""
+    if run.replaces is None:
+        return 0
+    before = {record.owner for record in run.replaces.records().values()}
+    return sum(record.num_rows for record in records.values() if record.owner in before)
 
 
 def _describe(lanes: Sequence[LaneFigures], run: PreparedRun) -> str:

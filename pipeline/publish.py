@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.config import Job
+from pipeline.delta import update_table
 from pipeline.errors import InputError, VerifyError
-from pipeline.history import HistoryRow
+from pipeline.history import HistoryRow, record_night
 from pipeline.ledger import CommitRecord, Ledger, StoredFile, utc_now
 from pipeline.plan import Plan
 from pipeline.report import RunReport, report_from_dict
@@ -167,6 +168,25 @@ def write_reports(output: Storage, report: RunReport, past: Sequence[HistoryRow]
     folder = published_folder(report.job, report.date)
     output.create(f"{folder}/{REPORT_JSON}", report.to_json().encode())
     output.create(f"{folder}/{REPORT_HTML}", render_html(report, past).encode())
+
+
+def note_publication(
+    job: Job, output: Storage, report: RunReport, *, version: int, published_at: str
+) -> None:
+    """Enter a published version into the history and the Delta table, unless it is there.
+
+    Args:
+        job: The job.
+        output: Of it.
+        report: Of the night.
+        version: Of the date.
+        published_at: ISO 8601, UTC.
+
+    Raises:
+        StorageError: The Delta table cannot be written; the date is published, and in the history.
+    """
+    record_night(output, report, version=version, published_at=published_at)
+    update_table(job, output, report.date)
 
 
 def _published_files(record: CommitRecord) -> list[tuple[str, StoredFile]]:

@@ -27,7 +27,7 @@ def drift_sentence(drift: Drift) -> str:
     rows = words.plural(drift.rows, "row")
     if drift.agreement is None:
         return f"not judged: {words.message(drift.note)}"
-    near = f"{words.agreement(drift.agreement)} with fp32 on {rows} of this night"
+    near = f"agreement {words.agreement(drift.agreement)} with fp32 on {rows} of this night"
     if drift.mean_abs_diff is None:
         return near
     return f"{near}; mean difference {words.amount(drift.mean_abs_diff)}"

@@ -36,6 +36,7 @@ def test_a_night_counts_as_missing_some_hours_after_the_next_one_was_due() -> No
     (missing,) = [alarm for alarm in alarms("nightly", 3 * DAY_S) if "missing" in alarm["name"]]
     assert missing["within"] == 3 * DAY_S + ALLOWED_S
     assert "78 hours" in missing["parameters"]["subject"]
+    assert missing["after"] == missing["expect"], "counted from the last night that was published"
 
 
 def made(block: uuid.UUID | None = None, name: str = "nightly") -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows.backfill import BackfillRequest, run_backfill
-from flows.backfill_summary import BackfillSummary
+from flows.backfills.backfill import BackfillRequest, run_backfill
+from flows.backfills.summary import BackfillSummary
 from flows.demo_data import write_users
 from flows.giving_way import at_work
 from flows.progress import LineProgress
@@ -84,7 +84,7 @@ def test_one_date_that_fails_and_one_without_input_do_not_stop_the_others(job: J
 
 def test_one_mail_says_what_came_of_a_backfill(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     mails: list[tuple[str, str]] = []
-    monkeypatch.setattr("flows.backfill.notify", lambda _, *words: mails.append(words))
+    monkeypatch.setattr("flows.backfills.backfill.notify", lambda _, *words: mails.append(words))
     backfill(job, first=NO_INPUT, last=NO_INPUT)
     assert mails == [], "there was nothing to do"
     backfill(job, first=DAMAGED, last=DAMAGED)

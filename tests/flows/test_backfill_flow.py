@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from flows import backfill_flow, run_page
-from flows.backfill import BackfillRequest
-from flows.backfill_summary import BackfillSummary, DateOutcome, Status
+from flows import run_page
+from flows.backfills import flow as backfill_flow
+from flows.backfills.backfill import BackfillRequest
+from flows.backfills.summary import BackfillSummary, DateOutcome, Status
 from pipeline.report_words import usd
 from tests.pipeline.pipeline_cases import a_job, job_data
 

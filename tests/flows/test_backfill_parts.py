@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.backfill_dates import dates_between, nothing_to_do
-from flows.backfill_summary import (
+from flows.backfills.budget import Budget
+from flows.backfills.dates import dates_between, nothing_to_do
+from flows.backfills.summary import (
     BackfillSummary,
     DateOutcome,
     Status,
     plain_summary,
     render_summary,
 )
-from flows.budget import Budget
 from flows.crews import make_crews
 from flows.giving_way import at_work, is_night_at_work, wait_for_nights
 from flows.night import price_of
@@ -156,6 +156,28 @@ def test_a_date_that_is_not_published_costs_again_what_its_next_try_does() -> No
     assert budget.spent_usd == 6
     budget.settle("a", 7.0, is_whole=True)
     assert budget.spent_usd == 7
+
+
+def test_dates_that_ask_at_the_same_moment_do_not_both_get_the_last_money(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget, got, lock = Budget(10.0, {}), [], threading.Lock()
+
+    class Meanwhile:
+        """A lock at whose first release somebody else asks, too."""
+
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+            if not got:
+                got.append("b asks")
+                got.append(budget.reserve("b", 6.0))
+
+    monkeypatch.setattr(budget, "_lock", Meanwhile())
+    assert budget.reserve("a", 6.0)
+    assert got == ["b asks", False]
 
 
 def test_without_a_limit_anything_may_be_spent() -> None:

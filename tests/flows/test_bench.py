@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.bench_markdown import render_bench, to_markdown
-from flows.bench_plot import to_svg
-from flows.cli_bench import parse_sizes
+from flows.commands.bench import parse_sizes
+from flows.measuring.bench_markdown import render_bench, to_markdown
+from flows.measuring.bench_plot import to_svg
 from pipeline.errors import ConfigError
 
 pytestmark = pytest.mark.timeout(300)

@@ -74,10 +74,12 @@ def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "score gc" in named(machine_checks(), "disk").mend
 
 
-def test_old_prices_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_checks, "OLD_PRICES_DAYS", 1_000_000)
+def test_prices_are_old_when_a_night_would_alert_about_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor_checks, "price_age_days", lambda *_: 180)
     assert named(machine_checks(), "prices").ok
-    monkeypatch.setattr(doctor_checks, "OLD_PRICES_DAYS", -1)
+    monkeypatch.setattr(doctor_checks, "price_age_days", lambda *_: 181)
     assert "cost.usd_per_hour" in named(machine_checks(), "prices").mend
 
 

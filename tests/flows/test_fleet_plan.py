@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows import fleet_plan
-from flows.fleet_plan import SPOT_INTERRUPTIONS_PER_H, FleetRequest, parse_rates
+from flows.planning import fleet as fleet_plan
+from flows.planning.fleet import SPOT_INTERRUPTIONS_PER_H, FleetRequest, parse_rates
+from flows.planning.simulate import Measured
 from flows.shipped import shipped_config
-from flows.simulate_plan import Measured
 from pipeline.cost import find_price, load_prices, own_price
 from pipeline.errors import ConfigError
-from pipeline.rates import Rates
+from tests.pipeline.simulation_cases import RATES as ONE_LANE
 
 PRICES = load_prices(Path(shipped_config("prices.yaml")))
 OWN_PRICE = own_price("the-box", 0.5, as_of="2026-11-20")
-RATES = Rates(
-    rows_per_s=100.0,
-    spread=0.4,
-    timed_shards=50,
-    rows_per_shard=1_000,
-    lanes_per_machine=2,
-    usd_per_hour=7.0,
-    startup_s=2.0,
-    warmup_s=3.0,
-    plan_s=0.5,
-    plan_s_per_shard=0.001,
-    engine_s=0.25,
-    publish_s=0.25,
-    publish_s_per_shard=0.002,
-)
+RATES = replace(ONE_LANE, spread=0.4, lanes_per_machine=2, usd_per_hour=7.0)
 
 
 def request(**changed: Any) -> FleetRequest:

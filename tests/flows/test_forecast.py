@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.inspect import plan_facts, render_plan
+from flows.planning.plan import plan_facts, render_plan
 from pipeline.config import Job, WindowSection
 from pipeline.history import HistoryRow, write_row
 from pipeline.job_file import load_job

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from flows.mail_history import changes, nights_chart
-from flows.mail_html import render_html
-from flows.mail_letter import Chart, Facts, Letter, Notes
-from flows.mail_message import compose, message_id_of
-from flows.mail_night import published_letter, stopped_letter, warning_letter
-from flows.mail_text import NAME_COLUMNS, WIDTH, render_plain
+from flows.mailing.history import changes, nights_chart
+from flows.mailing.html import render_html
+from flows.mailing.letter import Chart, Facts, Letter, Notes
+from flows.mailing.message import compose, message_id_of
+from flows.mailing.night import published_letter, stopped_letter, warning_letter
+from flows.mailing.text import NAME_COLUMNS, WIDTH, render_plain
 from pipeline.config import MailSection
 from pipeline.errors import ConfigError, GuardError
 from pipeline.report import Price, QuarantineSample, UnreadableFile
@@ -101,7 +101,7 @@ def said_by(letter: Letter) -> list[str]:
         "the gap cost $0.00175 per 100,000 rows",
         "35.3 J per 1,000 rows (GPU alone)",
         "row_group_damaged",
-        "dt=2026-11-20/part-00003.parquet, row 12,000 to 12,001",
+        "part-00003.parquet, row 12,000 to 12,001",
         "f17 is null; expected a number, or `fill_missing`",
         "stability index: scores 0.131 (a minor shift); against 3 nights since 2026-11-17",
         "0.9961 with fp32 on 32 rows of this night",
@@ -252,6 +252,21 @@ def test_a_busy_night_stays_below_what_clients_show() -> None:
     )
     report = dataclasses.replace(REPORT, quarantine_samples=samples, unreadable_files=files)
     assert len(render_html(published_letter(report, nights(20))).encode()) < CLIPPED_BYTES
+
+
+def test_the_folder_of_samples_is_only_said_where_they_have_several() -> None:
+    def said(*files: str) -> str:
+        sample = REPORT.quarantine_samples[0]
+        samples = tuple(dataclasses.replace(sample, file=file, row=7) for file in files)
+        report = dataclasses.replace(REPORT, quarantine_samples=samples)
+        return render_plain(published_letter(report, nights()))
+
+    one = said("dt=2026-11-20/part-0.parquet", "dt=2026-11-20/part-1.parquet")
+    assert "dt=2026-11-20/part-0" not in one
+    assert "part-0.parquet, row 7" in one
+    assert "dt=2026-11-20/ch/part-0.parquet, row 7" in said(
+        "dt=2026-11-20/ch/part-0.parquet", "dt=2026-11-20/de/part-0.parquet"
+    )
 
 
 def test_the_plain_form_is_narrow() -> None:

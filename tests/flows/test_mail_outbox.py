@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.mail_outbox import FOLDER, LEASE_S, Outbox
+from flows.mailing.outbox import FOLDER, LEASE_S, Outbox
 from pipeline.errors import MailError
 from pipeline.gc import GcRules, find_garbage
 from pipeline.storage import open_storage

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import mail_server
-from flows.mail_server import MailServer, deliver, server_of
+from flows.mailing import server as mail_server
+from flows.mailing.server import MailServer, deliver, server_of
 from pipeline.config import MailSection
 from pipeline.errors import MailError
 from tests.flows.mail_cases import mail_section

@@ -14,8 +14,8 @@ from rich.console import Console
 from engines.build import ResolvedEngine
 from engines.model import fingerprint_model
 from flows.devices import lane_devices
-from flows.inspect import plan_facts, render_plan
 from flows.night import run_night
+from flows.planning.plan import plan_facts, render_plan
 from flows.progress import LineProgress
 from pipeline.config import Job
 from pipeline.engine import build_engine, open_store, request_for

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.inspect import plan_facts, render_plan
+from flows.planning.plan import plan_facts, render_plan
 from tests.pipeline.pipeline_cases import DATE, a_job, job_data, users, write_input
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.demo_data import write_users
-from flows.simulate_plan import no_night, parse_counts, past_reports
+from flows.planning.simulate import no_night, parse_counts, past_reports
 from pipeline.errors import ConfigError
 from pipeline.local_storage import LocalStorage
 

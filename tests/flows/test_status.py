@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows import cli_status, status
+from flows import status
+from flows.commands import status as cli_status
 from flows.status import is_alive, render_status, status_facts
 from pipeline.config import Job
 from pipeline.ledger import Attempt, AttemptEnd, Ledger

@@ -21,9 +21,9 @@ from engines.devices import Gpu, this_cpu
 from engines.errors import BuildError
 from engines.manifest import StoredEngine
 from flows.devices import num_cores
-from flows.tune import axes_of, render_tuning, tune_facts
-from flows.tune_search import DEFAULTS, MIN_GAIN, NUM_TURNS, Axis, Search, judge
-from flows.tune_trials import rate_of
+from flows.measuring.tune import axes_of, render_tuning, tune_facts
+from flows.measuring.tune_search import DEFAULTS, MIN_GAIN, NUM_TURNS, Axis, Search, judge
+from flows.measuring.tune_trials import rate_of
 from pipeline.config import Job
 from pipeline.job_file import load_job
 from pipeline.lane import LaneDevice
@@ -401,7 +401,7 @@ class FakeTrials(FakeMachine):
 def test_an_interruption_keeps_what_was_accepted(
     own_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.tune.LaneTrials", FakeTrials)
+    monkeypatch.setattr("flows.measuring.tune.LaneTrials", FakeTrials)
     job = load_job(str(own_store))
     with pytest.raises(KeyboardInterrupt):
         tune_facts(job, DATE, 3_600.0, lambda _: None)

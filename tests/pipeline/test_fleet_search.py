@@ -7,26 +7,12 @@ import time
 from dataclasses import replace
 
 import pytest
+from simulation_cases import RATES
 
 from pipeline.fleet import RAY_TASK_S, S3, Fleet, Workload
 from pipeline.fleet_search import SEARCH_SEEDS, Forecast, ceilings, fewest_lanes, forecast
 from pipeline.rates import Rates
 
-RATES = Rates(
-    rows_per_s=100.0,
-    spread=0.3,
-    timed_shards=50,
-    rows_per_shard=1_000,
-    lanes_per_machine=1,
-    usd_per_hour=0.36,
-    startup_s=2.0,
-    warmup_s=3.0,
-    plan_s=0.5,
-    plan_s_per_shard=0.001,
-    engine_s=0.25,
-    publish_s=0.25,
-    publish_s_per_shard=0.002,
-)
 FLEET = Fleet(lanes=1, groups_per_lane=8)
 SPOT = replace(FLEET, interruptions_per_h=1.0, replacement_s=60, machine_spread=0.1)
 

@@ -8,27 +8,13 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from simulation_cases import RATES
 
 from pipeline.errors import ConfigError
 from pipeline.fleet import S3, Fleet, Store, Workload, phases_of
 from pipeline.rates import Rates
 from pipeline.simulate import SimulatedNight, simulate
 
-RATES = Rates(
-    rows_per_s=100.0,
-    spread=0.3,
-    timed_shards=50,
-    rows_per_shard=1_000,
-    lanes_per_machine=1,
-    usd_per_hour=0.36,
-    startup_s=2.0,
-    warmup_s=3.0,
-    plan_s=0.5,
-    plan_s_per_shard=0.001,
-    engine_s=0.25,
-    publish_s=0.25,
-    publish_s_per_shard=0.002,
-)
 EVEN = replace(RATES, spread=0.0)
 AT_RISK = 1_500.0
 BEFORE_S, AFTER_S = 2 + 0.5 + 0.25 + 3, 0.25

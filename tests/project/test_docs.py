@@ -11,7 +11,7 @@ import typer.main
 import yaml
 
 from flows.alarms import alarms
-from flows.commands import app
+from flows.commands.app import app
 from flows.config_reference import sections
 from pipeline.config import AlertsSection
 from pipeline.errors import GUARDS

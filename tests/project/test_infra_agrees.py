@@ -19,8 +19,8 @@ from prefect.settings.legacy import _get_settings_fields
 from prefect.settings.models.root import Settings
 
 from flows.cli import EXIT_INTERRUPTED
-from flows.commands import app
-from flows.mail import LAST_WORDS_S
+from flows.commands.app import app
+from flows.mailing.mail import LAST_WORDS_S
 from pipeline.cost import find_price, load_prices
 from pipeline.errors import ConfigError, GuardError
 from pipeline.interruptions import END_NOTE_S
@@ -99,7 +99,7 @@ def test_every_variable_is_read_by_somebody() -> None:
         names |= set(re.findall(r"(PREFECT_\w+)=", path.read_text().partition("\nENV ")[2]))
     names -= {"PREFECT_KUBERNETES"}  # an argument of the build
     packages = (ROOT / "flows", ROOT / "pipeline", ROOT / "engines")
-    ours = "".join(path.read_text() for package in packages for path in package.glob("*.py"))
+    ours = "".join(path.read_text() for package in packages for path in package.rglob("*.py"))
     rest = {name for name in names - of_prefect if f'"{name}"' not in ours}
     assert [name for name in sorted(rest) if not READ_BY_OTHERS.fullmatch(name)] == []
 

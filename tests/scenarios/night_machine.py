@@ -40,6 +40,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from night_cases import without_an_engine
 from night_mutants import MUTANTS
 from pipeline_cases import a_job, job_data, write_input
 from small_night import (
@@ -55,7 +56,6 @@ from small_night import (
     night,
     users,
     wait,
-    without_an_engine,
 )
 
 from pipeline.errors import InputError, VerifyError

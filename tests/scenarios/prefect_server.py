@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -21,20 +22,26 @@ START_TIMEOUT_S = 150.0
 """A few seconds, and a minute where other tests have the cores."""
 
 
-def ask(url: str, body: dict[str, Any] | None = None, patience_s: float = 60.0) -> Any:
+def ask(
+    url: str,
+    body: dict[str, Any] | None = None,
+    patience_s: float = 60.0,
+    method: str | None = None,
+) -> Any:
     """What Prefect's API answers; asked again as its clients do: SQLite may be locked (503)."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, data, headers, method=method)
     deadline = time.monotonic() + patience_s
     while True:
         try:
             with urllib.request.urlopen(request, timeout=10) as reply:
-                return json.load(reply)
+                return json.loads(reply.read() or b"null")
         except urllib.error.HTTPError as error:
             with error:
                 if error.code < 500 or time.monotonic() > deadline:
                     raise
-        except TimeoutError:
+        except (OSError, http.client.HTTPException):  # no answer in time, or half of one
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.5)

@@ -5,36 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import sys
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 
 import numpy as np
 import pyarrow as pa
 from crash_night import PATIENCE_S
-from pipeline_cases import SumRunner, scoring_tools
+from night_cases import score_night
+from pipeline_cases import SumRunner
 
-import pipeline.run
-from engines.build import ResolvedEngine
-from engines.manifest import StoredEngine
-from pipeline import lane_child
 from pipeline.config import Job
-from pipeline.cost import own_price
-from pipeline.finish import already_published, finish_run
-from pipeline.lane import LaneDevice
-from pipeline.run import Again, Night, RunClock
-from pipeline.score_shards import ShardScoring
-from pipeline.storage import open_storage
-from pipeline.versions import find_published
-from tests.engines.small_stores import a_manifest
+from pipeline.run import Again
 
 NUM_SHARDS, SHARD_ROWS, BAD_ID = 4, 5, 8
 IDS = range(1, NUM_SHARDS * SHARD_ROWS + 1)
@@ -61,32 +45,9 @@ class LoggingRunner(SumRunner):
 
 
 def night(job: Job, date: str, log: Path, again: Again = "no") -> None:
-    """What `flows.night.run_night` does, in one process; says in `<log>.published` that it did."""
-    output = open_storage(job.output.uri)
-    published = find_published(output, job.name, date)
-    if published is not None and again == "no":
-        already_published(output, published)
-        return
-    wanted = Night(job=job, date=date, again=again)
-    device, clock = LaneDevice(name="cpu", num_threads=1), RunClock(started=time.monotonic())
-    run = pipeline.run.prepare_run(wanted, [device], clock, lambda _: None, replaces=published)
-    runner = LoggingRunner(log)
-    tools = scoring_tools(job, run.plan, runner, owner=run.attempt.id, ledger=run.ledger)
-    shards = lane_child.pass_over_committed(run.todo, run.ledger, lambda _: None)
-    with ShardScoring(shards, tools) as scoring:
-        deque(scoring, maxlen=0)
-    report = finish_run(run, [], own_price("here", 1.0, as_of=date), ())
-    if report.status == "published":
+    """A night that says in `<log>.published` that it published."""
+    if score_night(job, date, LoggingRunner(log), again).status == "published":
         log.with_suffix(".published").touch()
-
-
-def without_an_engine() -> None:
-    """Nights get their engine at once, and it is always the same."""
-    engine = StoredEngine(folder="none", manifest=a_manifest())
-    resolved = ResolvedEngine(engine=engine, built=False, build_s=0.0)
-    replaced: Any = pipeline.run
-    replaced.get_engine = lambda *_, **__: resolved
-    replaced.fingerprint_model = lambda _: "model"
 
 
 def fork(work: Callable[[], None], error: Path) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows.backfill_dates import dates_between
+from flows.backfills.dates import dates_between
 from flows.demo_data import write_users
 from pipeline.verify import verify_published
 from tests.scenarios.features_nights import RESUMABLE, scores_in, wait_until

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import DATE, free_port, write_job
-from tests.scenarios.prefect_server import Server
+from tests.scenarios.prefect_server import Server, ask
 
 pytestmark = pytest.mark.scenario
 INITDB, POSTGRES, PSQL = (shutil.which(name) for name in ("initdb", "postgres", "psql"))
@@ -24,7 +24,12 @@ INITDB, POSTGRES, PSQL = (shutil.which(name) for name in ("initdb", "postgres", 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One for all tests here: it takes seconds to start. Its worker is started, too."""
-    running = Server(tmp_path_factory.mktemp("prefect"), PREFECT_WORKER_QUERY_SECONDS="1")
+    running = Server(
+        tmp_path_factory.mktemp("prefect"),
+        PREFECT_WORKER_QUERY_SECONDS="1",
+        PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS="1",
+        PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS="1",
+    )
     try:
         made = running.run("prefect", "work-pool", "create", "nightscore", "--type", "process")
         assert made.returncode == 0, made.stderr
@@ -116,6 +121,33 @@ def test_an_overlapping_night_is_cancelled_and_a_killed_one_is_told_by_the_worke
     (told,) = server.wait_for("the alarm of the skipped night", alert)
     assert told["name"] == "users: a night was skipped"
     assert "run score/backfill" in told["parameters"]["text"]
+
+
+def test_a_night_that_nobody_begins_is_told_and_so_is_one_that_is_missing(
+    server: Server, features_job: Path
+) -> None:
+    """The alarms of `score deploy`, with ten seconds for all of their times; no worker is there."""
+    deployed(server, features_job, "--prefix", "idle-", "--pool", "idle")
+    for alarm in ("late", "missing"):
+        shorten(server, f"score/idle-nightly: {alarm}")
+    server.begin_run("score/idle-nightly", date=DATE)
+
+    def subjects() -> Any:
+        told = {run["parameters"]["subject"] for run in server.runs("idle-alert")}
+        return told if len(told) > 1 else None
+
+    assert server.wait_for("both alarms", subjects) == {
+        "the night has not begun",
+        "no night was published for 30 hours",
+    }
+
+
+def shorten(server: Server, name: str) -> None:
+    """Give an automation ten seconds, the least that the server takes."""
+    (found,) = [one for one in server.post("/automations/filter", {}) if one["name"] == name]
+    found["trigger"]["within"] = 10
+    body = {key: found[key] for key in ("name", "description", "trigger", "actions")}
+    ask(f"{server.url}/automations/{found['id']}", body, method="PUT")
 
 
 def flow_processes(server: Server) -> list[int]:

@@ -1,0 +1,68 @@
+"""The `score backfill` command."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from flows.commands.terminal import JobPath, Json, Set, errors, interruptible, load, observer, show
+
+First = Annotated[str, typer.Option("--from", metavar="DATE", help="First date of the period.")]
+Last = Annotated[str, typer.Option("--to", metavar="DATE", help="Last date of the period.")]
+
+
+def backfill(  # noqa: PLR0913  # each argument is an option of the command
+    job: JobPath,
+    first: First,
+    last: Last,
+    order: Annotated[
+        Literal["oldest", "newest"], typer.Option(help="Which dates come first.")
+    ] = "oldest",
+    concurrency: Annotated[
+        int, typer.Option(help="Dates at once, which share this machine's devices.", min=1)
+    ] = 1,
+    max_usd: Annotated[
+        float | None,
+        typer.Option(help="What the period may cost, earlier commands for it included.", min=0.0),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A date without input is a failure.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be scored, and its cost.")
+    ] = False,
+    json: Json = False,
+    set: Set = None,
+) -> None:
+    """Score the dates of a period that are not published; the same command goes on after a stop.
+
+    Exit codes: 0 all done, or without input; 1 a date failed; 3 a guard or --max-usd stopped dates;
+    75 interrupted.
+    """
+    from flows.backfills.backfill import BackfillRequest, run_backfill
+    from flows.backfills.summary import render_summary
+    from flows.cli import EXIT_INTERRUPTED
+    from pipeline.errors import Interrupted
+
+    request = BackfillRequest(
+        job=load(job, set),
+        first=first,
+        last=last,
+        order=order,
+        concurrency=concurrency,
+        max_usd=max_usd,
+        strict=strict,
+        dry_run=dry_run,
+    )
+
+    def tell(summary: Any) -> None:
+        show(summary.to_dict() if json else summary, render_summary, as_json=json)
+
+    try:
+        with interruptible("published dates and committed shards are kept"):
+            summary = run_backfill(request, observer(quiet=json), tell)
+    except Interrupted as stop:  # the summary is told
+        errors.print(f"interrupted: {stop}", soft_wrap=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    raise typer.Exit(summary.exit_code)

@@ -1,0 +1,99 @@
+"""How a run ends: what its report says, and what a publication is followed by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from night_cases import score_night, without_an_engine
+from pipeline_cases import DATE, SumRunner, a_job, job_data, users, write_input
+
+from pipeline import finish
+from pipeline.config import Job
+
+NUM_ROWS, BAD_ROW, SHARD_ROWS = 100, 5, 20
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """Five shards; a row of the first has no feature."""
+    without_an_engine(monkeypatch.setattr)
+    f1 = [None if row == BAD_ROW else 1.0 for row in range(NUM_ROWS)]
+    write_input(tmp_path / "in", users(NUM_ROWS).set_column(2, "f1", pa.array(f1, pa.float32())))
+    return a_job(
+        job_data(tmp_path),
+        limits={"max_quarantined": 0.5, "drift_rows": 0},
+        output={"uri": str(tmp_path / "out"), "delta": True},
+    )
+
+
+def night_folder(job: Job) -> Path:
+    return Path(job.output.uri, job.name, f"dt={DATE}")
+
+
+def dates_of_the_table(job: Job) -> list[str]:
+    table = pl.scan_delta(f"{job.output.uri}/{job.name}")
+    return table.select(pl.col("dt").cast(str)).unique().collect()["dt"].to_list()
+
+
+def history(job: Job) -> list[str]:
+    return [path.name for path in Path(job.output.uri, job.name, "_history").glob("*.parquet")]
+
+
+def test_rows_of_an_attempt_whose_note_is_damaged_were_still_scored_by_this_run(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("night_cases.finish_run", crash)
+        with pytest.raises(KeyboardInterrupt):
+            score_night(job, DATE, SumRunner())
+    (note,) = Path(job.output.uri, job.name, "_runs").glob("*/attempts/*.json")
+    note.write_bytes(note.read_bytes()[:20])
+    report = score_night(job, DATE, SumRunner())
+    assert report.shards_reused == report.shards
+    assert report.rows_taken_over == 0
+
+
+def test_what_requeue_leaves_as_it_was_is_taken_over_version_after_version(job: Job) -> None:
+    assert score_night(job, DATE, SumRunner()).rows_taken_over == 0
+    for version in (2, 3):
+        again = score_night(job, DATE, SumRunner(), again="quarantine")
+        assert again.rows_taken_over == NUM_ROWS - SHARD_ROWS, f"version {version}"
+    assert score_night(job, DATE, SumRunner(), again="all").rows_taken_over == 0
+
+
+def test_who_loses_the_race_does_all_that_follows_a_publication(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The winner was killed right after its manifest was there."""
+    real = finish.publish
+
+    def be_second(*args: object) -> bool:
+        assert real(*args)  # type: ignore[arg-type]
+        return False
+
+    monkeypatch.setattr(finish, "publish", be_second)
+    report = score_night(job, DATE, SumRunner())
+    assert report.status == "already_published"
+    assert dates_of_the_table(job) == [DATE]
+    assert (night_folder(job) / "_report.html").exists()
+    assert len(history(job)) == 1
+
+
+def test_the_reports_of_a_published_date_are_made_where_they_are_missing_and_only_there(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score_night(job, DATE, SumRunner())
+    page, facts = night_folder(job) / "_report.html", night_folder(job) / "_report.json"
+    page.unlink()
+    facts.unlink()
+    assert score_night(job, DATE, SumRunner()).status == "already_published"
+    assert page.exists()
+    assert facts.exists()
+    monkeypatch.setattr(finish, "nights_before", None)  # nobody reads the history for nothing
+    assert score_night(job, DATE, SumRunner()).status == "already_published"
