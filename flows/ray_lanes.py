@@ -294,6 +294,8 @@ class RayLanes:
             self._desk.end()
             # Their tasks, too: Prefect is told by them that they have ended.
             while self._told & {*self._cluster.lanes} and time.monotonic() < deadline:
+                if received:
+                    break
                 self._cluster.ended()
                 time.sleep(PERIOD_S / 2)
 

@@ -92,7 +92,9 @@ def fake_night(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         calls.update(markdown=markdown, key=key)
 
     replaced: dict[str, Callable[..., Any]] = {
-        "load_job": lambda path: SimpleNamespace(path=path, name="my_job"),
+        "load_job": lambda path: SimpleNamespace(
+            path=path, name="my_job", lanes=SimpleNamespace(runner="local")
+        ),
         "run_night": run_night,
         "mailed": mailed,
         "get_run_logger": lambda: logging.getLogger("night"),

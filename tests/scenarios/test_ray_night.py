@@ -33,6 +33,8 @@ pytest.importorskip("ray", reason="needs the extra `ray`")
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
 
 ONE_CPU = ("--set", "lanes.device=cpu", "--set", "lanes.threads=1")
+AT_THE_END = 2 * NUM_ROWS // NUM_SMALL_SHARDS
+"""Rows of shards that two lanes may begin, when there is nothing else left to hand out."""
 PATIENT = ("--set", "lanes.hang_s=600")
 """For lanes that are stopped for a while."""
 
@@ -86,7 +88,7 @@ def test_a_cluster_scores_what_one_lane_scores_whoever_comes_and_goes(
     running, output = begin("both")
     report = check(running.end(), output, alone)
     assert report["num_lanes"] == 2
-    assert report["rows_replayed"] == 0
+    assert report["rows_replayed"] <= AT_THE_END
     assert len({use["name"] for use in report["devices"]}) == 1
     assert len(report["devices"]) == 2, "what each node's processor did"
 
@@ -100,7 +102,7 @@ def test_a_cluster_scores_what_one_lane_scores_whoever_comes_and_goes(
     ended = running.end()
     report = check(ended, output, alone)
     assert "its lane is lost, and what it held goes to others" in ended.err
-    assert report["rows_replayed"] <= 20 * NUM_ROWS // NUM_SMALL_SHARDS
+    assert report["rows_replayed"] <= 20 * NUM_ROWS // NUM_SMALL_SHARDS, "as many as it held"
 
     # Another one joins, while the only one that there is stands still.
     running, output = begin("one-joins")
@@ -136,7 +138,8 @@ def test_a_night_on_a_cluster_that_is_told_to_end_drains_and_goes_on(
     assert 20 <= num_committed < NUM_SMALL_SHARDS
     report = check(start_score(*command).end(), output, alone)
     assert report["shards_reused"] == num_committed
-    assert (report["interruptions"], report["rows_replayed"]) == (1, 0)
+    assert report["interruptions"] == 1
+    assert report["rows_replayed"] <= AT_THE_END
 
 
 @pytest.fixture(scope="module")
