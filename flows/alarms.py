@@ -70,7 +70,7 @@ def alarms(nightly: str, gap_s: float) -> tuple[Alarm, ...]:
             "parameters": {
                 "subject": "the night has not begun",
                 "text": f"Ten minutes after its time a run of score/{nightly} is still waiting. "
-                "Look whether its worker runs: `prefect worker start --pool ... --type process`.",
+                "Look whether its worker runs: `prefect worker start --pool ...`.",
             },
         },
         {

@@ -106,7 +106,7 @@ def deploy(wanted: Wanted) -> dict[str, Any]:
         "work_pool": wanted.pool,
         "next_night": next_night,
         "next": [
-            f"prefect worker start --pool {wanted.pool} --type process",
+            f"prefect worker start --pool {wanted.pool}",
             f"prefect deployment run {nightly}",
         ],
     }

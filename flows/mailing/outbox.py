@@ -72,11 +72,15 @@ class Outbox:
         return path
 
     def _taken(self, path: str) -> MailError:
-        owner = json.loads(self._output.read(path) or b"{}")
+        try:
+            owner = json.loads(self._output.read(path) or b"")
+            process = f"process {owner['pid']} on {owner['host']}"
+            who = f"{process} is sending this mail since {owner['at']}"
+        except (ValueError, LookupError, TypeError):  # damaged, or given back a moment ago
+            who = "somebody is sending this mail"
         return MailError(
-            f"{self._output.uri}/{path}: process {owner.get('pid')} on {owner.get('host')} is "
-            f"sending this mail since {owner.get('at')}; expected nobody. If it has died, run the "
-            f"command again {LEASE_S / 60:g} minutes after that."
+            f"{self._output.uri}/{path}: {who}; expected nobody. If it has died, run the command "
+            f"again {LEASE_S / 60:g} minutes after that."
         )
 
     def release(self, claim: str) -> None:

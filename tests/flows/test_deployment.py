@@ -69,7 +69,7 @@ def test_what_was_registered_is_shown_with_the_next_commands() -> None:
         "timezone": "UTC",
         "work_pool": "nightscore",
         "next_night": None,
-        "next": ["prefect worker start --pool nightscore --type process"],
+        "next": ["prefect worker start --pool nightscore"],
     }
     console = Console(width=100)
     with console.capture() as captured:
@@ -78,7 +78,7 @@ def test_what_was_registered_is_shown_with_the_next_commands() -> None:
     assert "/jobs/[a].yaml" in shown, "a path is no markup"
     assert "score/nightly, score/backfill" in shown
     assert "none planned by the server" in shown
-    assert "prefect worker start --pool nightscore --type process" in shown
+    assert "prefect worker start --pool nightscore" in shown
 
 
 @pytest.mark.parametrize("kind", KINDS)

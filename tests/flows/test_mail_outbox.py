@@ -31,6 +31,15 @@ def test_a_mail_is_claimed_once(tmp_path: Path) -> None:
         an_outbox(tmp_path).claim()
 
 
+@pytest.mark.parametrize("note", [b"", b"{", b"[]", b"{}", b"\xff"])
+def test_a_damaged_claim_is_one_all_the_same(tmp_path: Path, note: bytes) -> None:
+    claim = tmp_path / an_outbox(tmp_path).claim()
+    claim.chmod(0o644)
+    claim.write_bytes(note)
+    with pytest.raises(MailError, match="somebody is sending this mail; expected nobody"):
+        an_outbox(tmp_path).claim()
+
+
 def test_of_many_who_claim_at_once_one_does(tmp_path: Path) -> None:
     def try_it(_: int) -> bool:
         try:
