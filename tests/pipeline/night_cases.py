@@ -26,11 +26,14 @@ from tests.engines.small_stores import a_manifest
 
 
 def without_an_engine(put: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Nights get their engine at once, and it is always the same; `put` as `setattr`."""
-    engine = StoredEngine(folder="none", manifest=a_manifest())
-    resolved = ResolvedEngine(engine=engine, built=False, build_s=0.0)
-    put(pipeline.run, "get_engine", lambda *_, **__: resolved)
+    """No model is looked at, as the engine is always the same; `put` as `setattr`."""
     put(pipeline.run, "fingerprint_model", lambda _: "model")
+
+
+def the_engine(*_: object, **__: object) -> ResolvedEngine:
+    """At once."""
+    engine = StoredEngine(folder="none", manifest=a_manifest())
+    return ResolvedEngine(engine=engine, built=False, build_s=0.0)
 
 
 def score_night(job: Job, date: str, runner: Any, again: Again = "no") -> RunReport:
@@ -41,7 +44,9 @@ def score_night(job: Job, date: str, runner: Any, again: Again = "no") -> RunRep
         return already_published(job, output, published)
     wanted = Night(job=job, date=date, again=again)
     device, clock = LaneDevice(name="cpu", num_threads=1), RunClock(started=time.monotonic())
-    run = pipeline.run.prepare_run(wanted, [device], clock, lambda _: None, replaces=published)
+    run = pipeline.run.prepare_run(
+        wanted, [device], clock, lambda _: None, the_engine, replaces=published
+    )
     tools = scoring_tools(job, run.plan, runner, owner=run.attempt.id, ledger=run.ledger)
     shards = lane_child.pass_over_committed(run.todo, run.ledger, lambda _: None)
     with ShardScoring(shards, tools) as scoring:

@@ -199,29 +199,44 @@ def blocks_of(job: Job, plan: Plan, block_rows: int) -> list[Block | None]:
     return list(read_blocks(plan.shards, source, ("user_id", "f0", "f1"), block_rows))
 
 
+def best_of(measure: Callable[[], Ceilings]) -> tuple[float, float]:
+    """Decoding and engine in several runs: what else the machine does only makes them slower."""
+    found = [measure() for _ in range(5)]
+    return max(c.decode_per_sec for c in found), max(c.engine_per_sec for c in found)
+
+
 def test_ceilings_of_stages_of_known_speed_are_told_once_and_right(long_job: Job) -> None:
     plan = a_plan(long_job)
-    told: list[Ceilings] = []
-    slow = Slow(decode_s=0.008, infer_s=0.004)
-    scored = list(slow.scoring(long_job, plan, told.append).score(blocks_of(long_job, plan, 4)))
-    assert [block.first_row for block in scored] == list(range(0, 240, 4))
-    (ceilings,) = told
-    assert ceilings.decode_per_sec == pytest.approx(THREADS * 4 / 0.008, rel=0.3)
-    assert ceilings.engine_per_sec == pytest.approx(THREADS * 4 / 0.004, rel=0.4)
-    assert ceilings.engine_with_copies_per_sec == ceilings.engine_per_sec
-    assert (slow.decoding.most, slow.inferring.most) == (THREADS, THREADS)
+
+    def measure() -> Ceilings:
+        told: list[Ceilings] = []
+        slow = Slow(decode_s=0.008, infer_s=0.004)
+        scored = list(slow.scoring(long_job, plan, told.append).score(blocks_of(long_job, plan, 4)))
+        assert [block.first_row for block in scored] == list(range(0, 240, 4))
+        (ceilings,) = told
+        assert ceilings.engine_with_copies_per_sec == ceilings.engine_per_sec
+        assert (slow.decoding.most, slow.inferring.most) == (THREADS, THREADS)
+        return ceilings
+
+    decode_per_sec, engine_per_sec = best_of(measure)
+    assert decode_per_sec == pytest.approx(THREADS * 4 / 0.008, rel=0.3)
+    assert engine_per_sec == pytest.approx(THREADS * 4 / 0.004, rel=0.4)
 
 
 @pytest.mark.parametrize("block_rows", [1000, 120, 80, 60, 40])
 def test_ceilings_are_those_of_all_threads_however_few_blocks_there_are(
     long_job: Job, block_rows: int
 ) -> None:
-    told: list[Ceilings] = []
-    slow = Slow(decode_s=0.004, infer_s=0.002).scoring(long_job, a_plan(long_job), told.append)
-    list(slow.score(blocks_of(long_job, a_plan(long_job), block_rows)))
-    (ceilings,) = told
-    assert ceilings.decode_per_sec == pytest.approx(THREADS * 4 / 0.004, rel=0.4)
-    assert ceilings.engine_per_sec == pytest.approx(THREADS * 4 / 0.002, rel=0.5)
+    def measure() -> Ceilings:
+        told: list[Ceilings] = []
+        slow = Slow(decode_s=0.004, infer_s=0.002).scoring(long_job, a_plan(long_job), told.append)
+        list(slow.score(blocks_of(long_job, a_plan(long_job), block_rows)))
+        (ceilings,) = told
+        return ceilings
+
+    decode_per_sec, engine_per_sec = best_of(measure)
+    assert decode_per_sec == pytest.approx(THREADS * 4 / 0.004, rel=0.4)
+    assert engine_per_sec == pytest.approx(THREADS * 4 / 0.002, rel=0.5)
 
 
 def test_no_rows_have_no_ceilings(job: Job, plan: Plan) -> None:
