@@ -54,7 +54,7 @@ def test_the_first_night_forecasts_a_larger_one(
     assert (one["fits"], one["is_fewest"]) == (True, True)
     assert four["wall_s"] < one["wall_s"]
     assert four["machines"] == 4
-    assert lines[10**10, 4]["hours"] > 4 > lines[LARGE[1], 1]["hours"]
+    assert lines[10**10, 1]["hours"] > 4 > lines[LARGE[1], 1]["hours"]
 
     text = command("plan", LARGE[0], *asked).out
     assert f"Rates: run {first['run_id']}" in " ".join(text.split())

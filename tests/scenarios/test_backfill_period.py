@@ -89,9 +89,12 @@ def check(summary: dict[str, Any], output: Path, *, expected: set[str]) -> None:
     assert [outcome["date"] for outcome in summary["dates"]] == DATES
     found = {outcome["date"]: outcome for outcome in summary["dates"]}
     done = {"published", "already_published"}
-    assert {date for date, each in found.items() if each["status"] in done} == set(
-        manifests(output)
-    )
+    said = {date for date, each in found.items() if each["status"] in done}
+    # One that did not end in time may be published between the summary and the process's end.
+    late = set(manifests(output)) - said
+    assert said <= set(manifests(output))
+    assert {found[date]["status"] for date in late} <= {"interrupted"}
+    assert len(late) <= 2, "one for each that was at work"
     assert {date for date, each in found.items() if each["status"] == "no_input"} == NO_INPUT
     assert {each["status"] for each in found.values()} - {"published"} == expected - {"published"}
     for each in found.values():
