@@ -157,10 +157,8 @@ def price_of(job: Job, date: str, machine_share: float = 1.0) -> Price:
         price = find_price(listed, cost.instance, cost.market)
     if machine_share == 1:
         return price
-    return dataclasses.replace(
-        price,
-        usd_per_hour=price.usd_per_hour * machine_share,
-        source=f"{price.source}; {machine_share:.0%} of the machine, which other dates share",
+    return _scaled(
+        price, machine_share, f"{machine_share:.0%} of the machine, which other dates share"
     )
 
 
@@ -168,10 +166,12 @@ def times(price: Price, num_machines: float) -> Price:
     """The price of so many machines, on average; it then says so."""
     if num_machines == 1:
         return price
+    return _scaled(price, num_machines, f"{num_machines:.3g} machines on average")
+
+
+def _scaled(price: Price, factor: float, why: str) -> Price:
     return dataclasses.replace(
-        price,
-        usd_per_hour=price.usd_per_hour * num_machines,
-        source=f"{price.source}; {num_machines:.3g} machines on average",
+        price, usd_per_hour=price.usd_per_hour * factor, source=f"{price.source}; {why}"
     )
 
 

@@ -16,7 +16,7 @@ from engines.manifest import EngineManifest
 from engines.model import fingerprint_model
 from pipeline.block_size import rows_at_risk
 from pipeline.config import Job
-from pipeline.engine import get_engine, load_class_names, request_for
+from pipeline.engine import load_class_names, request_for
 from pipeline.guards import Guards, NightWatch, lost_files
 from pipeline.interruptions import earlier_attempts
 from pipeline.lane import LaneDevice
@@ -100,7 +100,7 @@ def prepare_run(
     devices: Sequence[LaneDevice],
     clock: RunClock,
     say: Callable[[str], None],
-    get_engine: GetEngine = get_engine,
+    get_engine: GetEngine,
     *,
     replaces: Published | None = None,
 ) -> PreparedRun:
