@@ -13,7 +13,7 @@ from benchmarks.goals import find_goals
 from benchmarks.goals import to_markdown as goals_to_markdown
 from benchmarks.plot import to_svg
 from benchmarks.rounds import Run
-from benchmarks.summary import Summary, summarise, to_markdown
+from benchmarks.summary import Summary, failures, summarise, to_markdown
 
 
 class MarkerError(Exception):
@@ -74,6 +74,7 @@ def _record(comparison: Comparison, summaries: Sequence[Summary]) -> str:
     machine = comparison.machine
     versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
     rounds = f"{comparison.num_rounds} interleaved round{'s' * (comparison.num_rounds != 1)}"
+    notes = [*_engines(comparison.runs), *comparison.notes, *failures(summaries)]
     lines = [
         f"# nightscore and its peers: {comparison.workload.name}",
         "",
@@ -90,7 +91,7 @@ def _record(comparison: Comparison, summaries: Sequence[Summary]) -> str:
         "",
         "## How",
         "",
-        *(f"- {note}" for note in [*_engines(comparison.runs), *comparison.notes]),
+        *(f"- {note}" for note in notes),
         f"- nightscore: revision {machine['git_revision'] or 'unknown'}; {versions}",
         f"- {machine['os']}, Python {machine['python']}, "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB; peers: as pinned in peers/setup.sh",

@@ -23,6 +23,14 @@ CLOCK_TOLERANCE_S = 0.1
 ROOT = Path(__file__).resolve().parents[1]
 
 
+SURROUNDINGS = {
+    "PEERS_CHECK": "0",
+    # A cluster that was killed leaves its address behind, and Ray would look for it.
+    "RAY_ADDRESS": "local",
+}
+"""Variables of every contender's environment."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
     """One run that ended well."""
@@ -112,7 +120,7 @@ def run_once(
         command = [_fill(word, filled) for word in contender.command]
         try:
             usage = run_measured(
-                command, timeout_s=course.timeout_s, environment={"PEERS_CHECK": "0"}, cwd=ROOT
+                command, timeout_s=course.timeout_s, environment=SURROUNDINGS, cwd=ROOT
             )
             measured = _judge(contender, kind, course, usage, output, marker)
         except (CommandError, OSError, ValueError, KeyError) as error:

@@ -36,7 +36,11 @@ class Summary:
     quality: float | None
     marked_against: str | None
     other_load_cores: float | None
+    num_runs: int
+    """Of either kind, failed ones included."""
+    num_failed: int
     errors: tuple[str, ...]
+    """How they failed, each said once."""
 
 
 def summarise(runs: Sequence[Run]) -> list[Summary]:
@@ -68,6 +72,8 @@ def _summary(name: str, runs: list[Run]) -> Summary:
         quality=middle(full, lambda m: m.quality),
         marked_against=full[0].marked_against if full else None,
         other_load_cores=middle(full, lambda m: m.other_load_cores),
+        num_runs=len(runs),
+        num_failed=sum(run.error is not None for run in runs),
         errors=tuple(dict.fromkeys(f"{run.kind}: {run.error}" for run in runs if run.error)),
     )
 
@@ -79,7 +85,7 @@ def fastest_peer(summaries: Sequence[Summary]) -> float | None:
 
 
 def to_markdown(summaries: Sequence[Summary], quality: str) -> str:
-    """A line for each contender; what failed has its error in the line.
+    """A line for each contender, which says how many of its runs failed; see `failures` for why.
 
     Args:
         summaries: In the table's order.
@@ -97,9 +103,8 @@ def to_markdown(summaries: Sequence[Summary], quality: str) -> str:
 def _cells(summary: Summary, fastest: float | None) -> list[str]:
     rate, memory = summary.examples_per_s, summary.peak_rss_bytes
     name = f"**{summary.name}**" if summary.name == PRODUCT else summary.name
-    error = "; ".join(summary.errors).replace("|", "/").replace("\n", " ")
     return [
-        name + (f", failed: {error}" if error else ""),
+        name + (f" ({_failed(summary)})" if summary.num_failed else ""),
         _known(summary.rows, ","),
         f"{rate.middle:,.0f} ({rate.low:,.0f} to {rate.high:,.0f})" if rate else "-",
         _known(rate.middle / fastest if rate and fastest else None, ".2f"),
@@ -110,6 +115,19 @@ def _cells(summary: Summary, fastest: float | None) -> list[str]:
         _known(summary.quality, ".5g"),
         _known(summary.other_load_cores, ".2f"),
     ]
+
+
+def failures(summaries: Sequence[Summary]) -> list[str]:
+    """A line for each contender of which a run failed: how, as it said itself."""
+    return [
+        f"{s.name}, {_failed(s)}: {' '.join('; '.join(s.errors).split())}"
+        for s in summaries
+        if s.num_failed
+    ]
+
+
+def _failed(summary: Summary) -> str:
+    return f"{summary.num_failed} of {summary.num_runs} runs failed"
 
 
 def _known(value: float | None, form: str) -> str:

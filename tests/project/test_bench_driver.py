@@ -26,7 +26,7 @@ from benchmarks.record import (
     write_record,
 )
 from benchmarks.rounds import Kind, Measured, Run, from_json, to_json
-from benchmarks.summary import summarise, to_markdown
+from benchmarks.summary import failures, summarise, to_markdown
 from pipeline.job_file import load_job
 
 ROOT = Path(__file__).parents[2]
@@ -191,9 +191,9 @@ def test_one_peer_that_fails_leaves_the_others_and_is_a_row_with_its_error(tmp_p
     assert errors["fast"].startswith("its clock says 1000000.00 s of")
     table = to_markdown(summarise(runs), "top-1 accuracy").splitlines()
     assert table[2].startswith("| good | 8 | 800 (800 to 800) | 1.00 |")
-    (dead,) = (line for line in table if line.startswith("| dead, failed: "))
+    assert f"| dead (2 of 2 runs failed) |{' - |' * 9}" in table
+    (dead,) = (line for line in failures(summarise(runs)) if line.startswith("dead, 2 of 2 runs"))
     assert "exit status 1; stderr ends with: no memory" in dead
-    assert dead.endswith("| - |" + " - |" * 8)
 
 
 def test_a_run_is_kept_as_a_line_and_read_back() -> None:
@@ -261,10 +261,14 @@ def test_the_table_has_medians_spread_and_the_share_of_the_fastest_peer() -> Non
     assert third.startswith("| script/tuned | 1,000 | 200 (100 to 300) | 0.40 |")
 
 
-def test_a_contender_that_failed_once_keeps_its_medians_and_shows_the_error() -> None:
-    table = to_markdown(summarise([run_of("daft/docs", 100), failed("daft/docs")]), "accuracy")
-    line = table.splitlines()[2]
-    assert line.startswith("| daft/docs, failed: full: no / memory | 1,000 | 100 (100 to 100) |")
+def test_a_contender_that_failed_once_keeps_its_medians_and_the_record_says_why(
+    tmp_path: Path,
+) -> None:
+    runs = [run_of("daft/docs", 100), failed("daft/docs")]
+    line = to_markdown(summarise(runs), "accuracy").splitlines()[2]
+    assert line.startswith("| daft/docs (1 of 2 runs failed) | 1,000 | 100 (100 to 100) |")
+    record = write_record(comparison(runs), tmp_path).read_text()
+    assert "\n- daft/docs, 1 of 2 runs failed: full: no | memory\n" in record
 
 
 def test_the_plot_has_a_bar_for_each_that_ended_well() -> None:
