@@ -163,7 +163,9 @@ class DriftSampler:
         chosen = chosen[~np.isin(chosen + first_row, bad)]
         if not len(chosen):
             return None
-        inputs, cannot = self._decode(rows.take(pa.array(chosen)))
+        # Not `take`: it imports Arrow's functions, 0.06 s.
+        of_chosen = pa.concat_tables([rows.slice(place, 1) for place in chosen])
+        inputs, cannot = self._decode(of_chosen)
         places = np.delete(chosen, cannot) + first_row
         answers = self._parts.answers(shard)
         return Sampled(
