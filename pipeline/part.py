@@ -32,7 +32,7 @@ QUARANTINE_SCHEMA = pa.schema(
 One row of it is one of the input, or the first of `num_rows` that cannot be read."""
 
 ENGINE_KEY = "engine_key"
-"""In a part's footer: the key of the engine that scored it."""
+"""Names the engine that scored a part in its `OutputLayout.metadata`."""
 DELTAS = "DELTA_BINARY_PACKED"
 """Parquet's encoding of integers by their differences; all readers know it (Spark since 3.3)."""
 

@@ -162,11 +162,12 @@ def _check_count(folder: str, stored: Row, found: int) -> None:
 
 def _check_engine(folder: str, part: Row, table: pa.Table) -> None:
     """Manifests of earlier versions of the program do not name it."""
-    named = (table.schema.metadata or {}).get(b"engine_key", b"").decode()
-    if part.get("engine") and part["engine"] != named:
+    named = (table.schema.metadata or {}).get(b"nightscore.engine_key", b"").decode()
+    told = part.get("engine")
+    if named and told and told != named:
         raise VerifyError(
-            f"{folder}/{part['part']['path']}: scored by engine {named[:12] or 'unknown'} by its "
-            f"footer; the manifest says {part['engine'][:12]}."
+            f"{folder}/{part['part']['path']}: scored by engine {named[:12]} by its footer; the "
+            f"manifest says {told[:12]}."
         )
 
 

@@ -20,11 +20,13 @@ from flows.crews import make_crews
 from flows.devices import start_lanes
 from flows.night import times
 from flows.ray_desk import Desk, News
+from flows.ray_engines import Wanted
 from flows.ray_lane import serve
 from flows.ray_lanes import RayLanes
 from flows.ray_node import LaneCall, Node, device_of
 from pipeline.config import Job
 from pipeline.cost import own_price
+from pipeline.engine import request_for
 from pipeline.errors import ConfigError, Interrupted, LaneError
 from pipeline.job_file import load_job
 from pipeline.lane import Lane, LaneDevice
@@ -233,14 +235,14 @@ def test_a_kind_of_device_without_an_engine_is_left_out_and_the_others_go_on(
         device = LaneDevice(name=lane, num_threads=1, cpu=cpu)
         cluster.desk.join(lane, f"node of {lane}", device)
     lanes.begin(said.append)
-    wanted: Any = SimpleNamespace(
-        plan=SimpleNamespace(num_features=32), fingerprint="", force=False, request=None
-    )
-    lanes._engines.want(wanted)
+    plan: Any = SimpleNamespace(num_features=32)
+    request = request_for(lanes._job, 32, this_cpu(1))
+    lanes._engines.want(Wanted(plan=plan, fingerprint="", request=request, force=False))
     lanes._look()
     cluster.desk.turn("lane2", News(error=AccuracyError("none passes. Look"), leaves=True))
     lanes._look()
-    lanes._welcome(SimpleNamespace(), lanes._seats)  # type: ignore[arg-type]
+    nothing: Any = None
+    lanes._welcome(nothing, lanes._seats)
     why = "its an old one is left out, as there is no engine for it (none passes. Look)"
     assert said == [f"node of lane2: {why}", f"node of lane3: {why}"]
     assert cluster.desk.turn("lane3", News()).drain

@@ -43,7 +43,12 @@ def engine_for(cpu: Cpu) -> ResolvedEngine:
 
 
 def prepared(root: Path, cpu: Cpu, **lanes: Any) -> PreparedRun:
-    job = a_job(job_data(root), lanes={"shard_rows": 20, **lanes}, limits={"drift_rows": 0})
+    job = a_job(
+        job_data(root),
+        lanes=lanes,
+        limits={"drift_rows": 0},
+        engine={"store": str(root / "engines")},
+    )
     return pipeline.run.prepare_run(
         Night(job=job, date=DATE),
         [lane_on(cpu)],

@@ -270,15 +270,15 @@ def test_wrong_sums_are_noticed(folder: Path, name: str) -> None:
     assert f"{name}; counted" in refused(folder)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"parts": [{}]}', '{"parts": 3, "input": null}', "null"]
-)
 def test_a_part_of_another_engine_than_the_manifest_says_is_noticed(folder: Path) -> None:
+    rewrite(
+        folder, 1, lambda table: table.replace_schema_metadata({"nightscore.engine_key": "fedcba"})
+    )
     manifest = manifest_of(folder)
     manifest["parts"][1]["engine"] = "0123456789abcdef"
     write_manifest(folder, manifest)
     found = refused(folder)
-    assert "scored by engine unknown by its footer; the manifest says 0123456789ab." in found
+    assert "scored by engine fedcba by its footer; the manifest says 0123456789ab." in found
 
 
 def test_rows_of_engines_that_do_not_add_up_are_noticed(folder: Path) -> None:
@@ -290,7 +290,7 @@ def test_rows_of_engines_that_do_not_add_up_are_noticed(folder: Path) -> None:
         rewrite(
             folder,
             part["shard"],
-            lambda table: table.replace_schema_metadata({"engine_key": "a"}),
+            lambda table: table.replace_schema_metadata({"nightscore.engine_key": "a"}),
         )
     manifest = manifest_of(folder)
     for part in manifest["parts"]:
@@ -302,6 +302,9 @@ def test_rows_of_engines_that_do_not_add_up_are_noticed(folder: Path) -> None:
     assert "rows of engines; the parts name {'a': 60}" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"parts": [{}]}', '{"parts": 3, "input": null}', "null"]
+)
 def test_a_damaged_manifest_is_noticed(folder: Path, text: str) -> None:
     (folder / "_MANIFEST.json").write_text(text)
     assert "_MANIFEST.json: damaged" in refused(folder)

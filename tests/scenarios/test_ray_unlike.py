@@ -42,7 +42,9 @@ NEARLY = 0.05
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[RayNodes]:
     """A cluster without a node that scores yet."""
-    running = RayNodes(tmp_path / "ray", free_port())
+    logs = tmp_path / "ray"
+    logs.mkdir()
+    running = RayNodes(logs, free_port())
     try:
         with pytest.MonkeyPatch.context() as environment:
             for name, value in running.environment.items():
@@ -114,7 +116,7 @@ def test_unlike_nodes_score_one_night_and_a_resume_may_begin_on_either(
     assert scores.keys() == alone.keys()
     for path in (output / PUBLISHED).glob("*.parquet"):
         part = pq.read_table(path)
-        engine = part.schema.metadata[b"engine_key"].decode()
+        engine = part.schema.metadata[b"nightscore.engine_key"].decode()
         shard = path.name.split("-")[1]
         assert json.loads(commits_by(output)[shard].read_text())["engine"] == engine
         rows[engine] += NUM_ROWS // NUM_SMALL_SHARDS
