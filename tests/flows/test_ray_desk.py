@@ -136,18 +136,21 @@ def test_a_lane_that_comes_late_is_held_against_what_others_did(desk: Desk) -> N
     assert again.groups == [math.ceil(36 * 0.75 / 4)]
 
 
-def test_a_slow_lane_begins_nothing_that_the_others_would_have_done_before(desk: Desk) -> None:
-    fast, slow = AtDesk(desk, "fast", 10_000.0), AtDesk(desk, "slow", 1_000.0)
+@pytest.mark.parametrize("ratio", [3, 5, 10, 20, 40])
+def test_a_slow_lane_begins_nothing_that_the_others_would_have_done_before(
+    desk: Desk, ratio: int
+) -> None:
+    fast, slow = AtDesk(desk, "fast", ratio * 1_000.0), AtDesk(desk, "slow", 1_000.0)
     fast.turn()
     slow.turn()
-    num_turns = 0
+    num_ticks = busy = 0
     while fast.num_done + slow.num_done < 64:
-        num_turns += 1
-        for _ in range(10):
-            fast.commit(1)
-        slow.commit(1)
+        num_ticks += 1
+        fast.commit(1)
+        busy = busy + 1 if slow.held else 0
+        slow.commit(1) if busy and busy % ratio == 0 else slow.turn()
     assert committed(desk) == list(range(64))
-    assert num_turns <= 6, "64 shards, 11 in a turn"
+    assert num_ticks == math.ceil(64 * ratio / (ratio + 1)), "as if rows could be divided"
 
 
 def test_a_slow_lane_that_is_alone_does_it_all(desk: Desk) -> None:
