@@ -1,6 +1,6 @@
 """The engines of a run on a cluster: one for each kind of device that its lanes turn up with.
 
-A lane of a kind is asked to find or build its engine, while lanes of kinds that have theirs score.
+What is not in the store is built by a lane of its kind, while lanes of other kinds score.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engines.build import EngineRequest, ResolvedEngine
+from engines.build import EngineRequest, ResolvedEngine, request_key
 from engines.devices import Device
 from engines.errors import EngineError
 from flows.ray_desk import Build, Desk, Seat
 from pipeline.config import Job
-from pipeline.engine import request_for
+from pipeline.engine import open_store, request_for
 from pipeline.errors import one_line
 from pipeline.plan import Plan
 from pipeline.tuning import tuned
@@ -98,8 +98,11 @@ class Engines:
         for lane, seat in able.items():
             kind = self.kind_of(seat)
             if not (kind.resolved or kind.why_not or kind.builder in able):
-                kind.builder = lane  # the first one, or one in the place of one that is gone
-                self._desk.ask(lane, self._build(self._wanted, kind, seat))
+                build = self._build(self._wanted, kind, seat)
+                kind.resolved = _find(build)
+                if kind.resolved is None:
+                    kind.builder = lane  # the first one, or one in the place of one that is gone
+                    self._desk.ask(lane, build)
 
     def _able(self) -> dict[str, Seat]:
         return {seat.lane: seat for seat in self._seats if not (seat.has_left or seat.is_draining)}
@@ -134,3 +137,11 @@ class Engines:
         if any(not other.why_not for other in others - {kind}):
             kind.why_not = f"there is no engine for it ({one_line(error)})"
         return bool(kind.why_not)
+
+
+def _find(build: Build) -> ResolvedEngine | None:
+    """What the store has already."""
+    if build.force:
+        return None
+    found = open_store(build.job).find(request_key(build.request, build.fingerprint))
+    return ResolvedEngine(engine=found, built=False, build_s=0.0) if found else None

@@ -117,7 +117,7 @@ class RayLanes:
 
     @property
     def get_engine(self) -> GetEngine:
-        """On a node of its kind, the first one that has an engine; see flows/ray_engines.py."""
+        """From the store, or on a node of its kind: the first that there is; see ray_engines.py."""
         return self._get_engine
 
     def begin(self, say: Say) -> Sequence[LaneDevice]:
