@@ -81,15 +81,24 @@ def request_key(request: EngineRequest, model_fingerprint: str) -> str:
 
     Not the calibration rows: an engine serves from night to night. It has a key of its own.
     """
-    return digest(
-        {
-            "model": model_fingerprint,
-            "calibration": request.calibration,
-            "gate": request.gate,
-            "batch_size": request.batch_size,
-            **_validity(request),
-        }
-    )
+    return digest({**_asked(request, model_fingerprint), **_validity(request)})
+
+
+def common_key(request: EngineRequest, model_fingerprint: str) -> str:
+    """Names what engines for unlike devices have in common that answer the same question.
+
+    That is what the job asks for: neither the device nor the runtimes' versions.
+    """
+    return digest({**_asked(request, model_fingerprint), "settings": request.builder})
+
+
+def _asked(request: EngineRequest, model_fingerprint: str) -> dict[str, object]:
+    return {
+        "model": model_fingerprint,
+        "calibration": request.calibration,
+        "gate": request.gate,
+        "batch_size": request.batch_size,
+    }
 
 
 def engine_key(request_key: str, candidate: Candidate, artifact: bytes, validity: object) -> str:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 INT8_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 """Instruction sets that decide which int8 kernels run, and how their sums may saturate."""
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Variables by which oneDNN, and so OpenVINO, uses fewer instructions than there are. Source:
+oneDNN's developer guide, CPU Dispatcher Control."""
 ARCHITECTURE = f"{platform.system()}-{platform.machine()}"
 """Operating system and machine, such as `Linux-x86_64`."""
 
@@ -102,8 +105,10 @@ def this_cpu(num_threads: int) -> Cpu:
         elif field.strip() in ("flags", "Features"):
             flags = set(value.split())
             break
+    limit = next((found for name in LIMITS if (found := os.environ.get(name))), None)
     return Cpu(
-        name=name,
+        # An engine that was made with fewer instructions is another one, and so is the device.
+        name=f"{name}, at most {limit}" if limit else name,
         architecture=ARCHITECTURE,
         instructions=tuple(flag for flag in INT8_FLAGS if flag in flags),
         num_threads=num_threads,

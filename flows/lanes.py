@@ -50,7 +50,10 @@ class Lanes(Protocol):
         """Whether shards were handed in that are not committed yet."""
 
     def begin(self, say: Say) -> Sequence[LaneDevice]:
-        """What they run on, all of one kind; waits for the first of them, and says so."""
+        """What they run on; waits for the first of them, and says so.
+
+        On a cluster others may follow, on other kinds of devices.
+        """
 
     def score(self, run: PreparedRun, lookout: Lookout, watch: NightWatch) -> tuple[DeviceUse, ...]:
         """Score all shards that the run has to do; what the devices did meanwhile."""

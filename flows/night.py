@@ -29,13 +29,12 @@ from pipeline.cost import find_price, load_prices, own_price
 from pipeline.errors import GuardError
 from pipeline.finish import already_published, end_run, finish_run
 from pipeline.guards import NightWatch
-from pipeline.lane import Lane, LaneDevice
+from pipeline.lane import Lane
 from pipeline.report import DeviceUse, Price, RunReport, StageTimes
 from pipeline.run import Night, PreparedRun, RunClock, prepare_run, watch_over
 from pipeline.start_up import keep_pandas_out
 from pipeline.storage import open_storage
 from pipeline.store_errors import resumable
-from pipeline.tuning import LaneSettings, find_tuning, with_settings
 from pipeline.versions import find_published
 
 log = logging.getLogger(__name__)
@@ -99,10 +98,9 @@ def run_night(
                 if published is not None and night.again == "no":
                     return already_published(job, output, published)
                 devices = lanes.begin(observer.say)
-                tuned = dataclasses.replace(night, job=_tuned(job, devices[0], observer))
                 get_engine = functools.partial(lanes.get_engine, force=rebuild)
                 run = prepare_run(
-                    tuned, devices, clock, observer.say, get_engine, replaces=published
+                    night, devices, clock, observer.say, get_engine, replaces=published
                 )
                 watch = watch_over(run, times(price, lanes.num_machines))
                 lookout = Lookout(run, len(devices), observer, on_warning)
@@ -130,15 +128,6 @@ def _lanes_of(
 ) -> Lanes:
     lanes = lanes or start_lanes(job)
     return LocalLanes(lanes, map_groups) if isinstance(lanes, list) else lanes
-
-
-def _tuned(job: Job, device: LaneDevice, observer: Observer) -> Job:
-    """The job with the settings that `score tune` found for this machine, if it did."""
-    tuning = find_tuning(job, device.engine_device)
-    if tuning is None or tuning.settings == LaneSettings():
-        return job
-    observer.say(f"tuned: {tuning}")
-    return with_settings(job, tuning.settings)
 
 
 def price_of(job: Job, date: str, machine_share: float = 1.0) -> Price:

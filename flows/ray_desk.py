@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -79,6 +79,8 @@ class Seat:
     """The last, without what was handed on."""
     num_rows: int = 0
     """Rows that it has committed."""
+    rows_per_s: float = 0.0
+    """Of its engine alone, when it was built; 0: it has none yet."""
     is_told: bool = False
     """Whether it knows what to score with."""
     is_draining: bool = False
@@ -116,9 +118,10 @@ class Desk:
     """Hands out shards, and takes back those of lanes that vanish.
 
     A lane gets a group when at most its last one is left to it, so that it never runs dry. Groups
-    shrink as the work does, and are larger for faster lanes, so that all end together. When there
-    is nothing left to hand out, a lane that is free gets what another one holds and has not come
-    to yet: whoever commits first counts, and the other passes over it.
+    shrink as the work does, and are larger for faster lanes, so that all end together. A slow lane
+    gets none of the last shards where others would have scored all of them before it had one. When
+    there is nothing left to hand out, a lane that is free gets what another one holds and has not
+    come to yet: whoever commits first counts, and the other passes over it.
     """
 
     def __init__(self) -> None:
@@ -180,29 +183,59 @@ class Desk:
 
     def _next_group(self, seat: Seat) -> tuple[Shard, ...]:
         held = self._held[seat.lane]
-        if sum(shard.num_rows for shard in held.values()) > self._group_rows.get(seat.lane, 0):
+        if _rows(held.values()) > self._group_rows.get(seat.lane, 0):
             return ()
         while self._todo and self._todo[0].index in self._committed:
             self._todo.popleft()
+        if self._todo and self._is_too_late_for(seat):
+            return ()
         group = self._cut(seat) if self._todo else self._spare(seat)
         self._held[seat.lane] |= {shard.index: shard for shard in group}
         if group:
-            self._group_rows[seat.lane] = sum(shard.num_rows for shard in group)
+            self._group_rows[seat.lane] = _rows(group)
         return group
 
     def _cut(self, seat: Seat) -> tuple[Shard, ...]:
         """Of what is left, a part of this lane's share."""
-        working = [other for other in self._seats.values() if not other.has_left]
-        # A lane that has committed nothing yet is taken for an average one.
-        mean = sum(other.num_rows for other in working) / len(working) or 1.0
-        share = (seat.num_rows or mean) / sum(other.num_rows or mean for other in working)
-        left = sum(shard.num_rows for shard in self._todo)
-        wanted = math.ceil(left * share / GROUPS_LEFT)
+        speeds = self._speeds()
+        share = speeds[seat.lane] / sum(speeds.values())
+        wanted = math.ceil(_rows(self._todo) * share / GROUPS_LEFT)
         group: list[Shard] = []
         while self._todo and wanted > 0:
             group.append(self._todo.popleft())
             wanted -= group[-1].num_rows
         return tuple(group)
+
+    def _speeds(self) -> dict[str, float]:
+        """What each lane has committed until now, or would have by what its engine can do."""
+        working = [seat for seat in self._seats.values() if not seat.has_left]
+        known = [seat for seat in working if seat.num_rows and seat.rows_per_s]
+        rate = sum(seat.rows_per_s for seat in known)
+        scale = sum(seat.num_rows for seat in known) / rate if known else 1.0
+        speeds = {seat.lane: seat.num_rows or seat.rows_per_s * scale for seat in working}
+        told = [speed for speed in speeds.values() if speed]
+        # A lane without an engine is taken for an average one.
+        usual = sum(told) / len(told) if told else 1.0
+        return {lane: speed or usual for lane, speed in speeds.items()}
+
+    def _is_too_late_for(self, seat: Seat) -> bool:
+        """Whether others would have scored all that is left before this lane had scored a shard.
+
+        By what their engines can do: a lane that has only just come is not slow.
+        """
+        others = [
+            other
+            for other in self._seats.values()
+            if other.is_told and not (other.has_left or other.is_draining or other is seat)
+        ]
+        if not others:
+            return False
+        held = {lane: _rows(shards.values()) for lane, shards in self._held.items()}
+        one = self._todo[0].num_rows
+        soonest_s = min((held[other.lane] + one) / other.rows_per_s for other in others)
+        rows = _rows(self._todo) + sum(held[other.lane] for other in others)
+        all_s = rows / sum(other.rows_per_s for other in others)
+        return (held[seat.lane] + one) / seat.rows_per_s > max(soonest_s, all_s)
 
     def _spare(self, seat: Seat) -> tuple[Shard, ...]:
         """The last shard of the lane that holds the most, for one that holds none."""
@@ -229,9 +262,10 @@ class Desk:
         """Shards to hand out."""
         self._todo.extend(shards)
 
-    def tell(self, lane: str, setup: LaneSetup) -> None:
-        """What a lane scores with."""
+    def tell(self, lane: str, setup: LaneSetup, rows_per_s: float) -> None:
+        """What a lane scores with, and what its engine can do."""
         self._setups[lane] = setup
+        self._seats[lane].rows_per_s = rows_per_s
 
     def ask(self, lane: str, build: Build) -> None:
         """Let a lane find or make an engine."""
@@ -261,3 +295,7 @@ class Desk:
         for news in (self._records, self._said, self._built, self._errors):
             news.clear()
         return seen
+
+
+def _rows(shards: Iterable[Shard]) -> int:
+    return sum(shard.num_rows for shard in shards)

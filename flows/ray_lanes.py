@@ -17,7 +17,8 @@ from engines.build import EngineRequest, ResolvedEngine
 from engines.errors import EngineNotFoundError
 from flows.lanes import next_signals
 from flows.lookout import Lookout
-from flows.ray_desk import Build, Seat, Seen
+from flows.ray_desk import Seat, Seen
+from flows.ray_engines import Engines, Wanted
 from flows.ray_lane import SHARED
 from pipeline.config import Job
 from pipeline.engine import Say, open_store
@@ -26,7 +27,7 @@ from pipeline.guards import NightWatch
 from pipeline.lane import LaneDevice, LaneFigures, add_times
 from pipeline.plan import Plan
 from pipeline.report import DeviceUse
-from pipeline.run import GetEngine, PreparedRun, lane_setup
+from pipeline.run import GetEngine, PreparedRun, engine_rate, lane_setup
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class RayLanes:
         self._cluster = self._new_cluster()
         self._is_connected = True
         self._desk = self._cluster.open_desk()
+        self._engines = Engines(self._job, self._desk)
         self._room = self._cluster.room()
         self._looked_at = self._worked_at = self._told_at = time.monotonic()
         self._ask_for_lanes()
@@ -115,11 +117,14 @@ class RayLanes:
 
     @property
     def get_engine(self) -> GetEngine:
-        """On the node of the first lane; all others find it in the store."""
+        """From the store, or on a node of its kind: the first that there is; see ray_engines.py."""
         return self._get_engine
 
     def begin(self, say: Say) -> Sequence[LaneDevice]:
-        """What the first lane runs on, as often as there is room for lanes now."""
+        """What the first lane runs on, as often as there is room for lanes now.
+
+        Others may be on other kinds of devices.
+        """
         self._say = say
         self.connect()
         while not self._working:
@@ -137,19 +142,11 @@ class RayLanes:
         *,
         force: bool = False,
     ) -> ResolvedEngine:
-        build = Build(job=job, plan=plan, request=request, fingerprint=fingerprint, force=force)
-        builder, built = "", None
-        while built is None:
-            able = [
-                seat.lane
-                for seat in self._working
-                if seat.device.engine_device.identity == request.device.identity
-            ]
-            if builder not in able and able:  # the one that was asked is gone
-                builder = able[0]
-                self._desk.ask(builder, build)
+        self._engines.want(Wanted(plan=plan, fingerprint=fingerprint, request=request, force=force))
+        self._look()
+        while (built := self._engines.first()) is None:
             time.sleep(PERIOD_S)
-            built = next(iter(self._look().built), None)
+            self._look()
         store = open_store(job, say)
         try:
             engine = store.fetch(store.get(built.engine.key))
@@ -182,22 +179,27 @@ class RayLanes:
         return _uses(self._seats)
 
     def _welcome(self, run: PreparedRun, seats: Sequence[Seat]) -> None:
-        """Tell lanes that came what to score with; those on another kind of device may go."""
-        engine_device = run.resolved.engine.manifest.device
+        """Tell lanes what to score with, as soon as their kind has an engine."""
         for seat in seats:
             if seat.lane in self._told or seat.has_left:
                 continue
-            self._told.add(seat.lane)
-            device = seat.device.engine_device
-            if device.identity == engine_device.identity:
-                self._desk.tell(seat.lane, lane_setup(run, seat.device, 1))
-                self._say(f"{seat.node}: its lane begins to score")
-            else:
+            kind, device = self._engines.kind_of(seat), seat.device
+            if kind.why_not:
                 self._desk.release(seat.lane)
-                self._say(
-                    f"{seat.node}: its {device.name} is left out, as the run's engine is for "
-                    f"{engine_device.name}: scores of two engines never meet in one run"
-                )
+                self._left_out(seat)
+            elif kind.resolved:
+                self._told.add(seat.lane)
+                engine = kind.resolved.engine
+                run.engines.setdefault(engine.key, kind.resolved)
+                own = dataclasses.replace(run, job=kind.job, resolved=kind.resolved)
+                rate = engine_rate(engine.manifest, device)
+                self._desk.tell(seat.lane, lane_setup(own, device, 1), rate)
+                self._say(f"{seat.node}: its lane begins to score")
+
+    def _left_out(self, seat: Seat) -> None:
+        self._told.add(seat.lane)
+        kind = self._engines.kind_of(seat)
+        self._say(f"{seat.node}: its {kind.name} is left out, as {kind.why_not}")
 
     def _look(self) -> Seen:
         """What happened; raises what stops the run, and replaces lanes that are gone."""
@@ -207,17 +209,21 @@ class RayLanes:
             self._say(text)
         if seen.records:
             self._num_losses = 0
-        for lane, error in seen.errors:
-            if not isinstance(error, LaneError):
-                raise error
-            self._lost(lane, error)
         known = {seat.lane: seat for seat in seen.seats}
+        for lane, error in seen.errors:
+            if isinstance(error, LaneError):
+                self._lost(lane, error)
+            elif self._engines.leave_out(known[lane], error):
+                self._left_out(known[lane])
+            else:
+                raise error
         for lane, why in self._cluster.ended().items():
             self._desk.lost(lane)
             if lane not in known and isinstance(why, ConfigError):
                 raise why
             if lane not in known or not known[lane].has_left:
                 self._lost(lane, why)
+        self._engines.look(seen.seats, seen.built)
         self._look_at_nodes()
         self._ask_for_lanes()
         self._check_patience()

@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 
+from engines.devices import this_cpu
 from flows.devices import VISIBLE, lane_devices
 from pipeline import start_up
 from pipeline.config import Job
@@ -60,7 +61,8 @@ def start_lane(call: LaneCall, node: Node) -> Lane:
 def device_of(call: LaneCall, node: Node) -> LaneDevice:
     """What the lane is bound to: the GPU that the cluster gave it, or so many threads."""
     if call.num_threads is not None and not node.gpus:
-        return LaneDevice(name=f"{node.name}-cpu", num_threads=call.num_threads)
+        cpu = this_cpu(call.num_threads)  # what the driver cannot see from where it is
+        return LaneDevice(name=f"{node.name}-cpu", num_threads=call.num_threads, cpu=cpu)
     os.environ[VISIBLE] = node.gpus
     found = lane_devices(call.job)[0]
     num_threads = call.job.lanes.threads or max(1, node.num_cpus // node.num_lanes)

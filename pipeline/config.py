@@ -148,6 +148,10 @@ class LanesSection(Section):
     """Head of the Ray cluster, such as `ray-head:6379`; `auto`: the cluster that this machine is a
     node of. Null: what `RAY_ADDRESS` says, or else a cluster of this machine alone, for as long as
     the night takes."""
+    mix_devices: bool = True
+    """On Ray: whether lanes on unlike devices score one night, each with an engine of its kind that
+    passed the gate. False: all have the kind of the first one, as on one machine, where scores of
+    two engines never meet in a run."""
     count: Annotated[int, Field(ge=1)] = 1
     """Lanes on a CPU, which share its cores: more than one where a single process does not keep
     many cores busy. A GPU or MIG slice is always one lane. On Ray: how many to ask the cluster for,
@@ -182,6 +186,11 @@ class LanesSection(Section):
     (three a core). Null: 1,024 images or 1,048,576 feature rows. A shard never splits a row
     group."""
     gpu_decode: GpuDecodeSection = GpuDecodeSection()
+
+    @property
+    def has_several_engines(self) -> bool:
+        """Whether a run may have an engine for each kind of device."""
+        return self.runner == "ray" and self.mix_devices
 
 
 class WindowSection(Section):

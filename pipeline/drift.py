@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -97,6 +97,13 @@ def _mean(values: Array) -> float | None:
     """None where it is not finite: JSON has no such numbers."""
     mean = float(np.mean(values))
     return mean if math.isfinite(mean) else None
+
+
+def worst(drifts: Iterable[Drift]) -> Drift | None:
+    """That of the engine which is least like fp32; one that was not judged only without others."""
+    found = list(drifts)
+    judged = [drift for drift in found if drift.agreement is not None]
+    return min(judged, key=lambda drift: drift.agreement or 0.0, default=next(iter(found), None))
 
 
 def is_too_far(drift: Drift, head: str, min_agreement: float) -> bool:

@@ -1,20 +1,67 @@
-"""What the report says of a run's engine."""
+"""What the report says of a run's engines."""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from engines.build import ResolvedEngine
+from engines.errors import EngineError
 from engines.gate import Accuracy
-from pipeline.report import EngineFacts, EngineRung
+from pipeline.engine import open_store
+from pipeline.report_engine import EngineFacts, EngineRows, EngineRung
+
+if TYPE_CHECKING:
+    from pipeline.ledger import CommitRecord
+    from pipeline.run import PreparedRun
+
+log = logging.getLogger(__name__)
 
 
-def engine_facts(resolved: ResolvedEngine, build_s: float) -> EngineFacts:
+def engine_of(record: CommitRecord, run: PreparedRun) -> str:
+    """Key of the engine that scored a shard; before records said so, a run had only one."""
+    return record.engine or run.resolved.engine.key
+
+
+def engines_of(
+    run: PreparedRun, records: Mapping[int, CommitRecord]
+) -> tuple[EngineFacts, tuple[EngineRows, ...]]:
+    """The engine that scored most rows of a run, and how many each of them did, most first.
+
+    Those of earlier attempts, and of the version before, are looked up in the engine store.
+    """
+    rows: Counter[str] = Counter()
+    for record in records.values():
+        rows[engine_of(record, run)] += record.num_rows
+    found = {key: run.engines.get(key) or _stored(run, key) for key in rows}
+    shares = tuple(
+        EngineRows(
+            key=key, device=each.engine.manifest.device.name if each else None, rows=num_rows
+        )
+        for key, num_rows in rows.most_common()
+        for each in (found[key],)
+    )
+    known = [each for share in shares if (each := found[share.key])]
+    first = known[0] if known else run.resolved
+    return engine_facts(first, run.pin.common), shares
+
+
+def _stored(run: PreparedRun, key: str) -> ResolvedEngine | None:
+    try:
+        return ResolvedEngine(engine=open_store(run.job).get(key), built=False, build_s=0.0)
+    except (EngineError, OSError) as error:
+        log.warning("the report does not tell its device: %s", error)
+        return None
+
+
+def engine_facts(resolved: ResolvedEngine, common: str) -> EngineFacts:
     """The engine of a run, and what each rung of its ladder gave.
 
     Args:
         resolved: The engine.
-        build_s: Seconds that this run spent building it.
+        common: What it has in common with others of the run.
     """
     manifest = resolved.engine.manifest
     accuracy = manifest.accuracy
@@ -42,7 +89,8 @@ def engine_facts(resolved: ResolvedEngine, build_s: float) -> EngineFacts:
             for rung in manifest.rungs
         ),
         built=resolved.built,
-        build_s=build_s,
+        build_s=resolved.build_s if resolved.built else 0.0,
+        common=common,
     )
 
 

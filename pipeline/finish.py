@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pipeline.alerts import find_alerts
 from pipeline.config import Job
 from pipeline.cost import cost_of
-from pipeline.engine_facts import engine_facts
+from pipeline.engine_facts import engines_of
 from pipeline.errors import StorageError
 from pipeline.footers import check_pin
 from pipeline.guards import Findings, check_before_publication
@@ -37,6 +37,7 @@ from pipeline.report import (
     WindowOutcome,
     report_from_dict,
 )
+from pipeline.report_engine import EngineRows
 from pipeline.row_groups import DAMAGES
 from pipeline.run import PreparedRun
 from pipeline.storage import MANIFEST, Storage
@@ -152,6 +153,7 @@ def _make_report(
     )
     stages = add_times(lane.times() for lane in lanes)
     ceilings = sum_of_ceilings(lane.ceilings for lane in lanes)
+    engine, engines = engines_of(run, records)
     num_scored = sum(record.num_scored for record in records.values())
     folder = f"{output.uri}/{published_folder(job.name, plan.date)}"
     return RunReport(
@@ -178,11 +180,12 @@ def _make_report(
         ),
         usd_per_100k=cost.usd_per_100k,
         cost=cost,
-        engine=engine_facts(run.resolved, build_s),
+        engine=engine,
+        engines=engines,
         stages=stages,
         ceilings=ceilings,
         bottleneck=bottleneck_of(stages),
-        device=_describe(lanes, run),
+        device=_describe(lanes, run, engines),
         started_at=run.attempt.started_at,
         finished_at=utc_now(),
         output=folder,
@@ -251,8 +254,10 @@ def _rows_taken_over(run: PreparedRun, records: Mapping[int, CommitRecord]) -> i
     return sum(record.num_rows for record in records.values() if record.owner in before)
 
 
-def _describe(lanes: Sequence[LaneFigures], run: PreparedRun) -> str:
-    name = run.resolved.engine.manifest.device.name
+def _describe(lanes: Sequence[LaneFigures], run: PreparedRun, engines: Sequence[EngineRows]) -> str:
+    own = run.resolved.engine.manifest.device.name
+    names = dict.fromkeys(engine.device for engine in engines if engine.device)
+    name = " and ".join(names) or own
     if not lanes:
         return f"{name}, nothing left to score"
     plural = "lanes" if len(lanes) > 1 else "lane"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from pipeline.config import Job
-from pipeline.drift import is_too_far, measure_drift, num_drift_rows
+from pipeline.drift import is_too_far, measure_drift, num_drift_rows, worst
 from pipeline.drift_sample import CommittedParts, DriftSampler, Sampled
+from pipeline.engine_facts import engine_of
 from pipeline.errors import GuardError, known_guards
 from pipeline.last_nights import compare_with, last_nights, scores_of_night
 from pipeline.ledger import CommitRecord
-from pipeline.plan import Plan
+from pipeline.plan import Plan, Shard
 from pipeline.report import Drift, ScoreDistribution
 from pipeline.report_words import usd
 
@@ -230,13 +232,11 @@ def check_before_publication(
     distribution = _distribution(run, records)
     if distribution is not None:
         run.guards.check_scores(run.job, distribution)
-    drift = _drift(run, records)
-    if drift is not None:
-        engine = run.resolved.engine
-        run.guards.check_drift(
-            run.job.model.head, engine.manifest.gate.min_agreement, drift, engine.key
-        )
-    return Findings(drift=drift, distribution=distribution)
+    drifts = _drifts(run, records)
+    limit = run.resolved.engine.manifest.gate.min_agreement
+    for engine, drift in drifts.items():
+        run.guards.check_drift(run.job.model.head, limit, drift, engine)
+    return Findings(drift=worst(drifts.values()), distribution=distribution)
 
 
 def _distribution(
@@ -250,20 +250,31 @@ def _distribution(
     return compare_with(past, found, model, job.model.head)
 
 
-def _drift(run: PreparedRun, records: Mapping[int, CommitRecord]) -> Drift | None:
-    job, plan = run.job, run.plan
-    num_rows = num_drift_rows(job, plan.num_rows)
-    if not num_rows:
-        return None
-    if run.resolved.built:
+def _drifts(run: PreparedRun, records: Mapping[int, CommitRecord]) -> dict[str, Drift]:
+    """By the key of each engine that scored rows: a few rows of one may not hide in all others."""
+    if not num_drift_rows(run.job, run.plan.num_rows):
+        return {}
+    shards: dict[str, list[Shard]] = {}
+    for shard in run.plan.shards:
+        shards.setdefault(engine_of(records[shard.index], run), []).append(shard)
+    return {engine: _drift(run, records, engine, tuple(of)) for engine, of in shards.items()}
+
+
+def _drift(
+    run: PreparedRun, records: Mapping[int, CommitRecord], engine: str, shards: tuple[Shard, ...]
+) -> Drift:
+    resolved = run.engines.get(engine)
+    if resolved is not None and resolved.built:
         return Drift(rows=0, note="the engine was built in this run, from rows of this night")
+    num_rows = num_drift_rows(run.job, sum(shard.num_rows for shard in shards))
 
     def sample() -> Sampled | None:
-        parts = CommittedParts(run.ledger, run.output, records, job.model.head)
-        return DriftSampler(plan, run.source, parts, _decoder(run), run.ledger.run_id).sample(
-            num_rows
-        )
+        plan = dataclasses.replace(run.plan, shards=shards)
+        parts = CommittedParts(run.ledger, run.output, records, run.job.model.head)
+        sampler = DriftSampler(plan, run.source, parts, _decoder(run), run.ledger.run_id)
+        return sampler.sample(num_rows)
 
+    # All engines of a run have one model, and so the same graph in fp32.
     return measure_drift(run.resolved.engine, sample)
 
 

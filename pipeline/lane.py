@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from engines.devices import Device, Gpu, this_cpu
+from engines.devices import Cpu, Device, Gpu, this_cpu
 from pipeline.errors import Interrupted, LaneError
 from pipeline.lane_messages import (
     Cleared,
@@ -53,6 +53,8 @@ class LaneDevice:
     num_threads: int
     gpu: Gpu | None = None
     """None: the CPU."""
+    cpu: Cpu | None = None
+    """As its own machine describes it; None: this machine's."""
     cores: frozenset[int] = frozenset()
     """CPU cores that its process is bound to; empty: not bound."""
     machine_threads: int | None = None
@@ -61,7 +63,7 @@ class LaneDevice:
     @property
     def engine_device(self) -> Device:
         """As the engine layer describes it."""
-        return self.gpu or this_cpu(self.machine_threads or self.num_threads)
+        return self.gpu or self.cpu or this_cpu(self.machine_threads or self.num_threads)
 
 
 class LaneFigures(Protocol):

@@ -71,6 +71,8 @@ class CommitRecord:
     """ISO 8601, UTC."""
     scores: str = ""
     """How the part's scores are distributed, as text; see pipeline/distribution.py."""
+    engine: str = ""
+    """Key of the engine that scored the shard; empty: the run has only one."""
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
@@ -265,6 +267,7 @@ class Ledger:
             owner=owner,
             committed_at=utc_now(),
             scores=parts.scores,
+            engine=parts.engine,
         )
         generation = 0
         while not self._output.create(self._record_path(shard, generation), record.to_json()):

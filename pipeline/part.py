@@ -31,6 +31,8 @@ QUARANTINE_SCHEMA = pa.schema(
 
 One row of it is one of the input, or the first of `num_rows` that cannot be read."""
 
+ENGINE_KEY = "engine_key"
+"""Names the engine that scored a part in its `OutputLayout.metadata`."""
 DELTAS = "DELTA_BINARY_PACKED"
 """Parquet's encoding of integers by their differences; all readers know it (Spark since 3.3)."""
 
@@ -60,6 +62,8 @@ class ShardParts:
     reasons: Mapping[str, int]
     scores: str = ""
     """How its scores are distributed; see pipeline/distribution.py."""
+    engine: str = ""
+    """Key of the engine that scored it."""
 
 
 def build_parts(shard: Shard, blocks: Sequence[ScoredBlock], layout: OutputLayout) -> ShardParts:
@@ -80,6 +84,7 @@ def build_parts(shard: Shard, blocks: Sequence[ScoredBlock], layout: OutputLayou
         num_quarantined=reasons.total(),
         reasons=dict(reasons),
         scores=_count_scores(blocks),
+        engine=layout.metadata.get(ENGINE_KEY, ""),
     )
 
 

@@ -145,13 +145,14 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
 
 
 def run_id_of(
-    plan: Plan, job: Job, engine_key: str, class_names: Sequence[str] = (), version: int = 1
+    plan: Plan, job: Job, engines: str, class_names: Sequence[str] = (), version: int = 1
 ) -> str:
     """The id of a run: a function of job, date and all that decides what its output says.
 
-    A run that was interrupted finds its ledger under this id; another input, engine or output
-    layout gives another id, so that they are never mixed. A forced run of a published date has the
-    `version` that it will be: it must not find the ledger of what it replaces.
+    A run that was interrupted finds its ledger under this id; another input, other engines or
+    another output layout give another id, so that they are never mixed. `engines` says which may
+    score it: see `EnginePin.key`. A forced run of a published date has the `version` that it will
+    be: it must not find the ledger of what it replaces.
     """
     pins = {
         "job": plan.job,
@@ -161,7 +162,7 @@ def run_id_of(
         "reading": job.input.model_dump(exclude={"uri"}),
         "model": job.model.model_dump(),
         "compression": job.output.compression,
-        "engine": engine_key,
+        "engine": engines,
         # Decoders differ by a level here and there.
         "decoders": [job.lanes.gpu_decode.enabled, job.lanes.cpu_decoder],
         "class_names": list(class_names),

@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.report_engine import EngineFacts, EngineRows, EngineRung
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageTimes:
@@ -95,53 +97,6 @@ class DeviceUse:
     """Share of samples with lowered clocks, by reason."""
     jpeg_utilisation_mean: float | None = None
     """Share of time in which the GPU's JPEG decoders worked."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineRung:
-    """One candidate of the engine ladder as measured when the engine was built."""
-
-    runtime: str
-    precision: str
-    rows_per_s: float
-    agreement: float | None
-    """Share of held-out rows with the fp32 answer, or variance explained; None: not run."""
-    passed: bool
-    error: str | None
-    cosine: float | None = None
-    """Between its logits and those of fp32, mean; None for scores."""
-    divergence: float | None = None
-    """Kullback-Leibler, of its probabilities from those of fp32, mean; None for scores."""
-    metric_name: str | None = None
-    """Of the task, where the job names a label column: `accuracy`, `AUC` or `R2`."""
-    metric: float | None = None
-    reference_metric: float | None = None
-    """The same of fp32."""
-    failures: tuple[str, ...] = ()
-    """What of the gate was missed."""
-    note: str | None = None
-    """What was done otherwise than asked for, such as a smaller batch."""
-    float_layers: tuple[str, ...] = ()
-    """Layers that stay in float so that the gate is passed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineFacts:
-    """The engine that scored the run, and why it was chosen."""
-
-    key: str
-    runtime: str
-    precision: str
-    batch_size: int
-    agreement: float
-    min_agreement: float
-    num_held_out: int
-    reason: str
-    rungs: tuple[EngineRung, ...]
-    built: bool
-    """True: built during this run; False: taken from the store."""
-    build_s: float
-    """Seconds that this run spent building; 0 when the engine came from the store."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,6 +248,7 @@ class RunReport:
     usd_per_100k: float
     cost: Cost
     engine: EngineFacts
+    """Of several, the one that scored most rows; see `engines`."""
     stages: dict[str, StageTimes]
     ceilings: Ceilings | None
     """None when no row was scored in this attempt."""
@@ -345,6 +301,9 @@ class RunReport:
     building_s: float = 0.0
     """Wall-clock seconds of building the engine, of all attempts."""
     alerts: tuple[Alert, ...] = ()
+    engines: tuple[EngineRows, ...] = ()
+    """All that scored it, `engine` first: more than one on unlike devices of a cluster. Empty: only
+    `engine`, in reports of versions of this program that knew no more."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -374,6 +333,7 @@ def report_from_dict(data: dict[str, Any]) -> RunReport:
             "window": WindowOutcome(**data["window"]) if data.get("window") else None,
             "accepted": tuple(data.get("accepted", ())),
             "alerts": tuple(Alert(**alert) for alert in data.get("alerts", ())),
+            "engines": tuple(EngineRows(**engine) for engine in data.get("engines", ())),
             "unreadable_files": tuple(
                 UnreadableFile(**file) for file in data.get("unreadable_files", ())
             ),

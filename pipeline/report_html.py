@@ -200,6 +200,8 @@ def _engine(report: RunReport) -> Markup:
         "Agreement": words.agreement_sentence(engine),
         "Key": tag("code", words.plain(engine.key)),
     }
+    if engines := words.engines_sentence(report.engines):
+        facts["All engines"] = engines
     content = [fact_list(facts)]
     if engine.rungs:
         figures = dict.fromkeys(("rows/s", "agreement", "cosine", "divergence"), "number")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipeline import report_words as words
-from pipeline.report import EngineFacts, EngineRung, RunReport
+from pipeline.report import RunReport
+from pipeline.report_engine import EngineFacts, EngineRung
 
 Rows = list[tuple[str, ...]]
 

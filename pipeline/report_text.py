@@ -99,6 +99,7 @@ def _key_facts(report: RunReport) -> list[tuple[str, str]]:
     )
     engine, price = report.engine, report.cost.price
     limit = words.limit_sentence(report)
+    engines = words.engines_sentence(report.engines)
     interrupted = words.interruption_sentence(report)
     return [
         (
@@ -117,6 +118,7 @@ def _key_facts(report: RunReport) -> list[tuple[str, str]]:
         ("phases", ", ".join(f"{p.name} {words.duration(p.amount)}" for p in words.phases(report))),
         *device_facts(report),
         ("engine", f"{words.engine_name(engine)}, {words.engine_origin(engine)}"),
+        *([("all engines", engines)] if engines else []),
         ("agreement", words.agreement_sentence(engine)),
         ("why this engine", words.plain(engine.reason)),
         *guard_facts(report),

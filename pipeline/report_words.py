@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.report import EngineFacts, Price, RunReport, StageTimes
+from pipeline.report import Price, RunReport, StageTimes
+from pipeline.report_engine import EngineFacts, EngineRows
 
 MAX_MESSAGE_CHARACTERS = 200
 MARKETS = {"on_demand": "on demand", "spot": "spot", "own": "own price"}
@@ -254,6 +256,17 @@ def hourly(price: Price) -> str:
 def engine_name(engine: EngineFacts) -> str:
     """`openvino int8, batches of 8`."""
     return f"{plain(engine.runtime)} {plain(engine.precision)}, batches of {engine.batch_size}"
+
+
+def engines_sentence(engines: Sequence[EngineRows]) -> str | None:
+    """Which engines scored how many rows; None when it was one."""
+    if len(engines) < 2:
+        return None
+    return "; ".join(
+        f"{plain(engine.key[:12])} for {plain(engine.device or 'a device that nobody knows now')}: "
+        f"{plural(engine.rows, 'row')}"
+        for engine in engines
+    )
 
 
 def engine_origin(engine: EngineFacts) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import dataclasses
 
+from pipeline.engine_pin import EnginePin
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.storage import Storage
@@ -11,26 +12,26 @@ from pipeline.versions import Published
 
 
 def requeue(
-    ledger: Ledger, plan: Plan, engine_key: str, replaces: Published | None, output: Storage
+    ledger: Ledger, plan: Plan, pin: EnginePin, replaces: Published | None, output: Storage
 ) -> None:
     """Make shards with rows in quarantine count as not scored.
 
-    Where the date is published, the new version's ledger takes over all other shards: if they are
-    of the same input and engine, for scores of two engines never meet in one run.
+    Where the date is published, the new version's ledger takes over all other shards: those of the
+    same input whose engine may score this run, too.
     """
     if replaces is None:
         ledger.forget_quarantine()
         return
-    if (replaces.manifest["input"]["files"], replaces.engine_key) != (
-        [asdict(file) for file in plan.files],
-        engine_key,
-    ):
+    if replaces.manifest["input"]["files"] != [dataclasses.asdict(file) for file in plan.files]:
         return
     planned = {(shard.index, shard.file.path, shard.row_groups) for shard in plan.shards}
     paths = {name: f"{replaces.folder}/{path}" for path, name in replaces.files()}
     # The ledger knows more than the manifest: how the scores of each shard are distributed.
     records = Ledger(output, replaces.job, replaces.run_id).records() or replaces.records()
     for record in records.values():
+        engine = record.engine or replaces.engine_key
         is_same = (record.shard, record.file, record.row_groups) in planned
-        if is_same and not record.num_quarantined:
-            ledger.adopt(record, {record.part.name: paths[record.part.name]})
+        is_allowed = pin.allows(engine, replaces.engine_common)
+        if is_same and is_allowed and not record.num_quarantined:
+            taken = dataclasses.replace(record, engine=engine)
+            ledger.adopt(taken, {record.part.name: paths[record.part.name]})

@@ -17,16 +17,18 @@ from engines.model import fingerprint_model
 from pipeline.block_size import rows_at_risk
 from pipeline.config import Job
 from pipeline.engine import load_class_names, request_for
+from pipeline.engine_pin import EnginePin, common_of
 from pipeline.guards import Guards, NightWatch, lost_files
 from pipeline.interruptions import earlier_attempts
 from pipeline.lane import LaneDevice
 from pipeline.lane_messages import LaneSetup, PoisonRow, WatchLimits
 from pipeline.ledger import Attempt, CommitRecord, Ledger
-from pipeline.part import OutputLayout
+from pipeline.part import ENGINE_KEY, OutputLayout
 from pipeline.plan import Plan, Shard, make_plan, run_id_of, shuffled
 from pipeline.report import Price
 from pipeline.requeue import requeue
 from pipeline.storage import Storage, open_storage, probe
+from pipeline.tuning import tuned
 from pipeline.versions import Published
 from pipeline.watchdog import memory_share
 from pipeline.window import Window, find_window
@@ -67,6 +69,10 @@ class PreparedRun:
     output: Storage
     plan: Plan
     resolved: ResolvedEngine
+    pin: EnginePin
+    engines: dict[str, ResolvedEngine]
+    """By key, those that score in this attempt: `resolved`, and with several kinds of devices those
+    that come in mid-run."""
     ledger: Ledger
     attempt: Attempt
     todo: tuple[Shard, ...]
@@ -108,34 +114,41 @@ def prepare_run(
 
     Args:
         night: What is asked for.
-        devices: What each of the lanes runs on; of one kind, which decides the engine.
+        devices: What each of the lanes runs on; the kind of the first decides the engine.
         clock: Gets the times of the phases.
         say: Is told in a few words what takes long.
-        get_engine: Finds or builds the engine where the devices are. When the night had another
-            one, which does not open, the time to find that out counts as this one's.
+        get_engine: Finds or builds the engine where the devices are; with several kinds of them,
+            that of any. When the night had another one, which does not open, the time to find that
+            out counts as this one's.
         replaces: The version that is published and will be replaced.
     """
     guards = Guards(night.accept)
     clock.ready = clock.ready or time.monotonic()
-    job, date = night.job, night.date
+    date, device = night.date, devices[0]
+    job = tuned(night.job, device.engine_device, say)
     source, output = open_storage(job.input.uri), open_storage(job.output.uri)
     class_names = load_class_names(job.model.class_names)
     plan = make_plan(job, date, source)
     clock.planned = clock.planned or time.monotonic()
     guards.check_rows(job, date, plan.num_rows)
-    request = request_for(job, plan.num_features, devices[0].engine_device)
+    request = request_for(job, plan.num_features, device.engine_device)
     fingerprint = fingerprint_model(request.model)
     # Whatever is wrong with the job has been found by now: from here on the output is written to.
     probe(output, f"{job.name}/_runs")
     resolved = get_engine(job, plan, request, fingerprint, say)
     clock.prepared = time.monotonic()
     version = replaces.version + 1 if replaces else 1
-    run_id = run_id_of(plan, job, resolved.engine.key, class_names, version)
+    pin = EnginePin(
+        engine=resolved.engine.key,
+        common=common_of(night.job, plan.num_features, device, fingerprint),
+        has_several=job.lanes.has_several_engines,
+    )
+    run_id = run_id_of(plan, job, pin.key, class_names, version)
     ledger = Ledger(output, job.name, run_id)
     attempt = _new_attempt(job, plan, resolved, devices, clock)
     ledger.open(_description(run_id, version, job, plan, resolved), attempt)
     if night.again == "quarantine":
-        requeue(ledger, plan, resolved.engine.key, replaces, output)
+        requeue(ledger, plan, pin, replaces, output)
     done = ledger.sound_records()
     todo = tuple(shard for shard in plan.shards if shard.index not in done)
     is_first = ledger.num_attempts() == 1
@@ -145,6 +158,8 @@ def prepare_run(
         output=output,
         plan=plan,
         resolved=resolved,
+        pin=pin,
+        engines={resolved.engine.key: resolved},
         ledger=ledger,
         attempt=attempt,
         todo=todo if is_first else shuffled(todo, attempt.id),
@@ -230,7 +245,7 @@ def lane_setup(run: PreparedRun, device: LaneDevice, num_lanes: int) -> LaneSetu
         compression=job.output.compression,
         metadata={
             "run_id": run.ledger.run_id,
-            "engine_key": manifest.key,
+            ENGINE_KEY: manifest.key,
             "model_fingerprint": manifest.model_fingerprint,
             "input_fingerprint": plan.input_fingerprint,
         },
@@ -249,15 +264,22 @@ def lane_setup(run: PreparedRun, device: LaneDevice, num_lanes: int) -> LaneSetu
     )
 
 
+def engine_rate(manifest: EngineManifest, device: LaneDevice) -> float:
+    """Rows per second of a lane's engine alone, by what it did when it was built."""
+    rates = [rung.rows_per_s for rung in manifest.chosen if rung.rows_per_s]
+    rate = min(rates, default=SLOWEST_ENGINE_PER_S)
+    if device.gpu:
+        return rate
+    return rate * (device.num_threads / (device.machine_threads or device.num_threads))
+
+
 def watch_limits(
     job: Job, manifest: EngineManifest, device: LaneDevice, num_lanes: int
 ) -> WatchLimits:
     """How long a lane may be at some rows, and the memory that it may take."""
-    rates = [rung.rows_per_s for rung in manifest.chosen if rung.rows_per_s]
     limit_gib = job.lanes.memory_gib
-    num_cores = device.machine_threads or device.num_threads
     return WatchLimits(
         hang_s=job.lanes.hang_s,
-        rows_per_s=min(rates, default=SLOWEST_ENGINE_PER_S) / (1 if device.gpu else num_cores),
+        rows_per_s=engine_rate(manifest, device) / (1 if device.gpu else device.num_threads),
         max_rss_bytes=int(limit_gib * GIB) if limit_gib else memory_share(num_lanes),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -152,10 +153,13 @@ def with_settings(job: Job, settings: LaneSettings) -> Job:
     )
 
 
-def tuned(job: Job, device: Device) -> Job:
-    """The job with the settings of its tuning for a device, if there is one."""
+def tuned(job: Job, device: Device, say: Callable[[str], None] = lambda _: None) -> Job:
+    """The job with the settings of its tuning for a device, if there is one; says which."""
     tuning = find_tuning(job, device)
-    return with_settings(job, tuning.settings) if tuning else job
+    if tuning is None or tuning.settings == LaneSettings():
+        return job
+    say(f"tuned: {tuning}")
+    return with_settings(job, tuning.settings)
 
 
 def find_tuning(job: Job, device: Device) -> Tuning | None:

@@ -64,6 +64,7 @@ def _check(folder: str, manifest: Row) -> Row:
         num_scored += scored
         num_quarantined += quarantined
     num_unreadable = _check_unreadable(folder, manifest)
+    _check_engines(folder, manifest)
     counted = {
         "rows": num_scored + num_quarantined,
         "scored": num_scored,
@@ -159,6 +160,29 @@ def _check_count(folder: str, stored: Row, found: int) -> None:
         )
 
 
+def _check_engine(folder: str, part: Row, table: pa.Table) -> None:
+    """Manifests of earlier versions of the program do not name it."""
+    named = (table.schema.metadata or {}).get(b"nightscore.engine_key", b"").decode()
+    told = part.get("engine")
+    if named and told and told != named:
+        raise VerifyError(
+            f"{folder}/{part['part']['path']}: scored by engine {named[:12]} by its footer; the "
+            f"manifest says {told[:12]}."
+        )
+
+
+def _check_engines(folder: str, manifest: Row) -> None:
+    """The report's rows of each engine are those of the parts that name it."""
+    told = {engine["key"]: engine["rows"] for engine in manifest["report"].get("engines", ())}
+    counted: dict[str, int] = defaultdict(int)
+    for part in manifest["parts"]:
+        counted[part.get("engine", "")] += part["num_rows"]
+    if told and "" not in counted and told != counted:
+        raise VerifyError(
+            f"{folder}: the report says {told} rows of engines; the parts name {dict(counted)}."
+        )
+
+
 def _check_file(
     folder: str, source: str, path: str, parts: list[Row], passthrough: list[str], num_rows: int
 ) -> tuple[int, int]:
@@ -178,6 +202,7 @@ def _check_file(
                 break
             table = _read_part(folder, part["part"])
             _check_count(folder, part["part"], len(table))
+            _check_engine(folder, part, table)
             bad = _quarantined_ranges(folder, path, part)
             wanted = file.rows(_between(part["first_row"], next_row, bad))
             if len(table) != len(wanted) or not all(

@@ -48,6 +48,11 @@ class Published:
         return str(self.manifest["report"]["engine"]["key"])
 
     @property
+    def engine_common(self) -> str:
+        """What its engines have in common; see pipeline/engine_pin.py. Empty: not known."""
+        return str(self.manifest["report"]["engine"].get("common", ""))
+
+    @property
     def folder(self) -> str:
         """Where readers find it, below the output's root."""
         return published_folder(self.job, self.date)

@@ -281,11 +281,12 @@ def _unreadable(report: RunReport) -> Iterator[Block]:
 
 
 def _run(report: RunReport) -> Facts:
-    engine = report.engine
+    engine, engines = report.engine, words.engines_sentence(report.engines)
     return Facts(
         title="This run",
         facts=(
             ("engine", f"{words.engine_name(engine)}, {words.engine_origin(engine)}"),
+            *([("all engines", engines)] if engines else []),
             ("agreement", words.agreement_sentence(engine)),
             ("engine key", words.plain(engine.key)),
             ("device", words.plain(report.device)),

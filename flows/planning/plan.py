@@ -9,12 +9,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from engines.model import fingerprint_model
 from flows.devices import lane_devices
 from flows.night import price_of
 from flows.planning.forecast import forecast_facts, forecast_rows
 from pipeline.alerts import stale_price
 from pipeline.config import Job
 from pipeline.engine import find_engine, load_class_names, open_store, request_for
+from pipeline.engine_pin import common_of
 from pipeline.ledger import Ledger, utc_now
 from pipeline.plan import make_plan, run_id_of
 from pipeline.report_words import hourly
@@ -30,12 +32,16 @@ def plan_facts(job: Job, date: str) -> Facts:
     output = open_storage(job.output.uri)
     plan = make_plan(job, date, open_storage(job.input.uri))
     device = lane_devices(job)[0]
-    tuning = find_tuning(job, device.engine_device)
+    tuning, asked = find_tuning(job, device.engine_device), job
     job = with_settings(job, tuning.settings) if tuning else job
     request = request_for(job, plan.num_features, device.engine_device)
     engine = find_engine(request, open_store(job))
     names = load_class_names(job.model.class_names)
-    run_id = run_id_of(plan, job, engine.key, names) if engine else None
+    pinned = engine.key if engine else None
+    if job.lanes.has_several_engines:
+        fingerprint = fingerprint_model(request.model)
+        pinned = common_of(asked, plan.num_features, device, fingerprint)
+    run_id = run_id_of(plan, job, pinned, names) if pinned else None
     done = Ledger(output, job.name, run_id).records() if run_id else {}
     sizes = sorted(shard.num_rows for shard in plan.shards)
     is_published = find_published(output, job.name, date) is not None

@@ -14,12 +14,13 @@ from engines.build import (
     CalibrationSpec,
     EngineRequest,
     Sample,
+    common_key,
     engine_key,
     request_key,
     resolve_engine,
 )
 from engines.candidates import Candidate
-from engines.devices import Cpu, Device, Gpu
+from engines.devices import LIMITS, Cpu, Device, Gpu, this_cpu
 from engines.gate import GateSpec
 from engines.model import FeatureInput, ImageInput, ModelSpec, fingerprint_model
 from engines.runner import TensorSpec
@@ -269,3 +270,35 @@ def built(folder: Path, asked: EngineRequest, change: Callable[[Any], Any]) -> A
         return Sample(rows=change(feature_rows(num_rows, seed)))
 
     return resolve_engine(asked, local_store(folder), rows, lambda _: None).engine.manifest
+
+
+def test_unlike_devices_have_a_question_in_common_and_their_runtimes_have_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = dataclasses.replace(CPU, name="An EPYC", num_threads=4)
+    common = common_key(request(), "m")
+    assert common == common_key(request(other), "m") == common_key(request(GPU), "m")
+    assert common not in (request_key(request(), "m"), request_key(request(other), "m"))
+    assert common != common_key(request(), "another")
+    monkeypatch.setattr("engines.build.version_of", lambda _: "9.9")
+    assert common == common_key(request(), "m")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    cases({kind: OTHER_VALUES[kind] for kind in (CalibrationSpec, GateSpec, BuilderSettings)}),
+)
+def test_what_a_job_asks_for_is_in_common(kind: type, name: str, value: object) -> None:
+    asked = request()
+    assert common_key(changed(asked, kind, name, value), "m") != common_key(asked, "m")
+
+
+def test_a_processor_that_may_use_fewer_instructions_is_another_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    whole = this_cpu(2)
+    assert "at most" not in whole.name
+    monkeypatch.setenv(LIMITS[0], "AVX2")
+    assert this_cpu(2) == dataclasses.replace(whole, name=f"{whole.name}, at most AVX2")

@@ -15,7 +15,6 @@ from pipeline.report import (
     Ceilings,
     DeviceUse,
     Drift,
-    EngineFacts,
     Limit,
     Phases,
     Price,
@@ -24,6 +23,7 @@ from pipeline.report import (
     ScoreDistribution,
     StageTimes,
 )
+from pipeline.report_engine import EngineFacts
 
 DATE = "2026-11-20"
 PRICE = Price(

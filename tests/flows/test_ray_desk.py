@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -45,13 +46,13 @@ def record(shard: Shard) -> CommitRecord:
 class AtDesk:
     """A lane that does what it is told."""
 
-    def __init__(self, desk: Desk, name: str) -> None:
+    def __init__(self, desk: Desk, name: str, rows_per_s: float = 1_000.0) -> None:
         self.desk, self.name = desk, name
         self.held: list[Shard] = []
         self.groups: list[int] = []
         self.num_done = 0
         desk.join(name, f"node of {name}", CPU)
-        desk.tell(name, SETUP)
+        desk.tell(name, SETUP, rows_per_s)
 
     def turn(self, **news: Any) -> Orders:
         orders = self.desk.turn(self.name, News(**news))
@@ -80,7 +81,7 @@ def committed(desk: Desk) -> list[int]:
 def test_a_lane_gets_no_shard_before_it_knows_what_to_score_with(desk: Desk) -> None:
     desk.join("a", "node", CPU)
     assert desk.turn("a", News()) == Orders()
-    desk.tell("a", SETUP)
+    desk.tell("a", SETUP, 1.0)
     first = desk.turn("a", News())
     assert first.setup is SETUP
     assert first.shards
@@ -115,6 +116,51 @@ def test_a_lane_that_is_faster_gets_more(desk: Desk) -> None:
         slow.commit(1)
         num_turns += 1
     assert num_turns <= 18, "16 if all rows were divided 3 to 1"
+
+
+def test_a_lane_begins_with_what_its_engine_can_do(desk: Desk) -> None:
+    lanes = [AtDesk(desk, "fast", 9_000.0), AtDesk(desk, "slow", 1_000.0)]
+    for lane in lanes:
+        lane.turn()
+    assert [lane.groups for lane in lanes] == [[15], [2]]
+
+
+def test_a_lane_that_comes_late_is_held_against_what_others_did(desk: Desk) -> None:
+    alike, late = AtDesk(desk, "alike", 2_000.0), AtDesk(desk, "late", 6_000.0)
+    desk.release("late")
+    late.turn(leaves=True)
+    alike.turn()
+    alike.commit(16)  # half of what engines promise, as decoding takes its time, too
+    again = AtDesk(desk, "again", 6_000.0)
+    again.turn()
+    assert again.groups == [math.ceil(36 * 0.75 / 4)]
+
+
+@pytest.mark.parametrize("ratio", [3, 5, 10, 20, 40])
+def test_a_slow_lane_begins_nothing_that_the_others_would_have_done_before(
+    desk: Desk, ratio: int
+) -> None:
+    fast, slow = AtDesk(desk, "fast", ratio * 1_000.0), AtDesk(desk, "slow", 1_000.0)
+    fast.turn()
+    slow.turn()
+    num_ticks = busy = 0
+    while fast.num_done + slow.num_done < 64:
+        num_ticks += 1
+        fast.commit(1)
+        busy = busy + 1 if slow.held else 0
+        slow.commit(1) if busy and busy % ratio == 0 else slow.turn()
+    assert committed(desk) == list(range(64))
+    assert num_ticks == math.ceil(64 * ratio / (ratio + 1)), "as if rows could be divided"
+
+
+def test_a_slow_lane_that_is_alone_does_it_all(desk: Desk) -> None:
+    fast, slow = AtDesk(desk, "fast", 10_000.0), AtDesk(desk, "slow", 1_000.0)
+    fast.turn()
+    desk.lost("fast")
+    slow.turn()
+    while slow.held:
+        slow.commit(1)
+    assert committed(desk) == list(range(64))
 
 
 def test_what_a_lost_lane_held_goes_to_others_and_what_it_committed_stays(desk: Desk) -> None:

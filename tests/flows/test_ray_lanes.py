@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import threading
@@ -12,16 +13,20 @@ from typing import Any
 
 import pytest
 
+from engines.devices import this_cpu
+from engines.errors import AccuracyError
 from flows import ray_lanes
 from flows.crews import make_crews
 from flows.devices import start_lanes
 from flows.night import times
 from flows.ray_desk import Desk, News
+from flows.ray_engines import Wanted
 from flows.ray_lane import serve
 from flows.ray_lanes import RayLanes
 from flows.ray_node import LaneCall, Node, device_of
 from pipeline.config import Job
 from pipeline.cost import own_price
+from pipeline.engine import request_for
 from pipeline.errors import ConfigError, Interrupted, LaneError
 from pipeline.job_file import load_job
 from pipeline.lane import Lane, LaneDevice
@@ -90,7 +95,13 @@ def test_nobody_guesses_the_cpus_of_nodes_that_are_not_there_yet(job: Job) -> No
 
 
 def test_a_lane_has_the_threads_that_the_cluster_gave_it(job: Job) -> None:
-    assert device_of(call_of(job, 3), NODE) == LaneDevice(name="here-cpu", num_threads=3)
+    device = device_of(call_of(job, 3), NODE)
+    assert device == LaneDevice(name="here-cpu", num_threads=3, cpu=this_cpu(3))
+
+
+def test_a_driver_takes_a_nodes_word_for_its_processor() -> None:
+    there = dataclasses.replace(this_cpu(2), name="another one")
+    assert LaneDevice(name="x", num_threads=2, cpu=there).engine_device is there
 
 
 def test_a_node_that_does_not_see_the_run_says_what_to_share(job: Job) -> None:
@@ -100,7 +111,7 @@ def test_a_node_that_does_not_see_the_run_says_what_to_share(job: Job) -> None:
     lane.start()
     while not (seats := desk.look().seats):
         time.sleep(0.01)
-    desk.tell(seats[0].lane, setup)
+    desk.tell(seats[0].lane, setup, 1.0)
     errors: list[tuple[str, Exception]] = []
     while not errors:
         errors += desk.look().errors
@@ -211,6 +222,34 @@ def test_what_is_wrong_with_the_job_is_raised_as_it_is(lanes: RayLanes) -> None:
     desk.turn("lane1", News(error=ConfigError("output.uri: wrong."), leaves=True))
     with pytest.raises(ConfigError, match=r"output\.uri: wrong\."):
         lanes.begin(lambda _: None)
+
+
+def test_a_kind_of_device_without_an_engine_is_left_out_and_the_others_go_on(
+    lanes: RayLanes,
+) -> None:
+    cluster, said = FakeCluster(), list[str]()
+    lanes._new_cluster = lambda: cluster
+    for lane in ("lane1", "lane2", "lane3"):
+        old = dataclasses.replace(this_cpu(1), name="an old one")
+        cpu = this_cpu(1) if lane == "lane1" else old
+        device = LaneDevice(name=lane, num_threads=1, cpu=cpu)
+        cluster.desk.join(lane, f"node of {lane}", device)
+    lanes.begin(said.append)
+    plan: Any = SimpleNamespace(num_features=32)
+    request = request_for(lanes._job, 32, this_cpu(1))
+    lanes._engines.want(Wanted(plan=plan, fingerprint="", request=request, force=False))
+    lanes._look()
+    cluster.desk.turn("lane2", News(error=AccuracyError("none passes. Look"), leaves=True))
+    lanes._look()
+    nothing: Any = None
+    lanes._welcome(nothing, lanes._seats)
+    why = "its an old one is left out, as there is no engine for it (none passes. Look)"
+    assert said == [f"node of lane2: {why}", f"node of lane3: {why}"]
+    assert cluster.desk.turn("lane3", News()).drain
+    assert not cluster.desk.turn("lane1", News()).drain
+    cluster.desk.turn("lane1", News(error=AccuracyError("none passes"), leaves=True))
+    with pytest.raises(AccuracyError):
+        lanes._look()
 
 
 def test_a_cluster_without_room_is_waited_for_and_then_left_to_the_next_attempt(

@@ -12,14 +12,13 @@ from pipeline.cost import cost_of
 from pipeline.report import (
     Ceilings,
     DeviceUse,
-    EngineFacts,
-    EngineRung,
     Phases,
     Price,
     QuarantineSample,
     RunReport,
     StageTimes,
 )
+from pipeline.report_engine import EngineFacts, EngineRung
 
 PRICE = Price(
     instance="c6i.large",

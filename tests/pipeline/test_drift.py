@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline_cases import DATE, SumRunner, a_job, a_plan, job_data, scoring_too
 
 from engines.errors import EngineError
 from pipeline import drift as drift_module
-from pipeline import drift_sample
+from pipeline import drift_sample, guards
 from pipeline.config import Job
 from pipeline.drift import (
     FEW_ROWS,
@@ -28,6 +29,7 @@ from pipeline.drift import (
     is_too_far,
     measure_drift,
     num_drift_rows,
+    worst,
 )
 from pipeline.drift_sample import CommittedParts, DriftSampler, Sampled
 from pipeline.errors import VerifyError
@@ -102,6 +104,43 @@ def test_huge_row_groups_are_read_as_few_as_may_be(
     sampled = night.sample(20)
     assert sampled is not None
     assert len({int(user) // 10 for user in sampled.inputs[:, 0]}) == drift_sample.MIN_GROUPS
+
+
+def test_each_engine_is_judged_by_rows_of_its_own(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def users_sampled(_: object, sampler: Callable[[], Sampled | None]) -> Drift:
+        sampled = sampler()
+        assert sampled is not None
+        users = sampled.inputs[:, 0]
+        return Drift(rows=len(users), agreement=users.min(), mean_abs_diff=users.max())
+
+    monkeypatch.setattr(guards, "measure_drift", users_sampled)
+    owners = {0: "", 1: "a", 2: "b", 3: "b", 4: "fresh", 5: "fresh"}
+    engines = {key: SimpleNamespace(built=key == "fresh") for key in ("a", "fresh")}
+    run: Any = SimpleNamespace(
+        job=night.job,
+        plan=night.plan,
+        source=open_storage(night.job.input.uri),
+        output=open_storage(night.job.output.uri),
+        ledger=night.tools.ledger,
+        engines=engines,
+        resolved=SimpleNamespace(engine=SimpleNamespace(key="a")),
+    )
+    records = {
+        shard: dataclasses.replace(record, engine=owners[shard])
+        for shard, record in night.records.items()
+    }
+    assert len(owners) == len(night.plan.shards)
+    found = guards._drifts(run, records)
+    bounds = {key: (drift.agreement, drift.mean_abs_diff) for key, drift in found.items()}
+    first, second, third = (sum(s.num_rows for s in night.plan.shards[:n]) for n in (2, 4, 6))
+    assert 0 < bounds["a"][0] < bounds["a"][1] < first <= bounds["b"][0] < bounds["b"][1] < second
+    assert third == NUM_ROWS
+    assert "built in this run" in found["fresh"].note
+    assert worst(found.values()) == found["a"]
+    assert worst([found["fresh"]]) == found["fresh"]
+    assert worst([]) is None
 
 
 def part_of(night: Night, shard: int) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.report import RunReport, StageTimes, UnreadableFile, report_from_dict
+from pipeline.report_engine import EngineRows
 
 
 def test_a_report_read_back_from_json_is_the_same(a_report: Callable[..., RunReport]) -> None:
@@ -38,6 +39,15 @@ def test_a_report_from_before_interruptions_were_counted_reads_back(
     for name in ("interruptions", "rows_replayed", "replay_is_exact", "replay_s"):
         del data[name]
     del data["cost"]["replay_usd"]
+    assert report_from_dict(data) == a_report()
+
+
+def test_the_engines_of_a_report_read_back(a_report: Callable[..., RunReport]) -> None:
+    engines = (EngineRows(key="a", device="new", rows=3), EngineRows(key="b", device=None, rows=1))
+    report = a_report(engines=engines)
+    assert report_from_dict(json.loads(report.to_json())) == report
+    data = json.loads(a_report().to_json())  # of a version that knew of one only
+    del data["engines"], data["engine"]["common"]
     assert report_from_dict(data) == a_report()
 
 

@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console
 
 from pipeline.report import QuarantineSample, RunReport, UnreadableFile
+from pipeline.report_engine import EngineRows
+from pipeline.report_html import render_html
 from pipeline.report_text import render_markdown, render_text
 
 Build = Callable[..., RunReport]
@@ -51,6 +53,19 @@ def test_the_terminal_report_has_what_the_morning_wants_to_know(a_report: Build)
         "s3://lake/scores/demo/dt=2026-11-20/_MANIFEST.json",
     ):
         assert fact in text
+
+
+def test_several_engines_are_told_apart_and_one_is_not_told_twice(a_report: Build) -> None:
+    engines = (
+        EngineRows(key="0123456789abcdef", device="NVIDIA L4", rows=3_000),
+        EngineRows(key="fedcba9876543210", device=None, rows=1),
+    )
+    report, alone = a_report(engines=engines), a_report(engines=engines[:1])
+    said = "0123456789ab for NVIDIA L4: 3,000 rows; fedcba987654 for a device that nobody knows"
+    for text in (" ".join(printed(report).split()), render_markdown(report), render_html(report)):
+        assert said in text
+    assert "all engines" not in printed(alone) + render_markdown(alone)
+    assert "All engines" not in render_html(alone)
 
 
 def test_interruptions_are_on_the_terminal_and_in_markdown(a_report: Build) -> None:

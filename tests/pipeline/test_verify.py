@@ -270,6 +270,38 @@ def test_wrong_sums_are_noticed(folder: Path, name: str) -> None:
     assert f"{name}; counted" in refused(folder)
 
 
+def test_a_part_of_another_engine_than_the_manifest_says_is_noticed(folder: Path) -> None:
+    rewrite(
+        folder, 1, lambda table: table.replace_schema_metadata({"nightscore.engine_key": "fedcba"})
+    )
+    manifest = manifest_of(folder)
+    manifest["parts"][1]["engine"] = "0123456789abcdef"
+    write_manifest(folder, manifest)
+    found = refused(folder)
+    assert "scored by engine fedcba by its footer; the manifest says 0123456789ab." in found
+
+
+def test_rows_of_engines_that_do_not_add_up_are_noticed(folder: Path) -> None:
+    manifest = manifest_of(folder)
+    manifest["report"]["engines"] = [{"key": "a", "device": None, "rows": NUM_ROWS}]
+    write_manifest(folder, manifest)
+    assert verify(folder)["rows"] == NUM_ROWS, "parts of earlier versions name none"
+    for part in manifest["parts"]:
+        rewrite(
+            folder,
+            part["shard"],
+            lambda table: table.replace_schema_metadata({"nightscore.engine_key": "a"}),
+        )
+    manifest = manifest_of(folder)
+    for part in manifest["parts"]:
+        part["engine"] = "a"
+    write_manifest(folder, manifest)
+    assert verify(folder)["rows"] == NUM_ROWS
+    manifest["report"]["engines"][0]["rows"] -= 1
+    write_manifest(folder, manifest)
+    assert "rows of engines; the parts name {'a': 60}" in refused(folder)
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"parts": [{}]}', '{"parts": 3, "input": null}', "null"]
 )

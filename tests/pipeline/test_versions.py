@@ -23,6 +23,7 @@ from pipeline_cases import (
 )
 from version_cases import Dated
 
+from pipeline.engine_pin import EnginePin
 from pipeline.errors import InputError, StorageError
 from pipeline.gc import Garbage, GcRules, collect, find_garbage, summary
 from pipeline.ledger import Ledger
@@ -38,6 +39,7 @@ from pipeline.versions import (
     settle,
 )
 
+ONE_ENGINE = EnginePin(engine="another", common="", has_several=False)
 NAMES = [f"{DATE}-one", f"{DATE}-two", f"{DATE}-three"]
 
 
@@ -173,7 +175,7 @@ class TestRequeue:
         tools = scoring_tools(dated.job, plan, SumRunner(), ledger=ledger)
         with ShardScoring(plan.shards, tools) as scoring:
             list(scoring)
-        requeue(ledger, plan, "key", None, dated.output)
+        requeue(ledger, plan, ONE_ENGINE, None, dated.output)
         assert sorted(ledger.records()) == [1, 3, 4]  # rows 5 and 50 were in shards 0 and 2
         assert dated.score(NAMES[0])
         assert dated.verify()["quarantined"] == 2
@@ -182,7 +184,8 @@ class TestRequeue:
         dated.score(NAMES[0])
         before = dated.now
         ledger = Ledger(dated.output, dated.job.name, NAMES[1])
-        requeue(ledger, a_plan(dated.job), before.engine_key, before, dated.output)
+        pin = dataclasses.replace(ONE_ENGINE, engine=before.engine_key)
+        requeue(ledger, a_plan(dated.job), pin, before, dated.output)
         assert sorted(ledger.records()) == [1, 3, 4]
         assert dated.score(NAMES[1])
         assert dated.verify()["rows"] == 100
@@ -190,8 +193,26 @@ class TestRequeue:
     def test_scores_of_another_engine_are_not_taken_over(self, dated: Dated) -> None:
         dated.score(NAMES[0])
         ledger = Ledger(dated.output, dated.job.name, NAMES[1])
-        requeue(ledger, a_plan(dated.job), "another", dated.now, dated.output)
+        requeue(ledger, a_plan(dated.job), ONE_ENGINE, dated.now, dated.output)
         assert ledger.records() == {}
+
+    def test_of_a_version_of_several_engines_those_rows_stay_that_may(self, dated: Dated) -> None:
+        engines = {1: "one", 3: "other", 4: "one"}
+        dated.score(NAMES[0])
+        before = dated.now
+        for part in before.manifest["parts"]:
+            part["engine"] = engines.get(part["shard"], "one")
+        before.manifest["report"]["engine"]["common"] = "question"
+        for info in dated.output.list_files(f"{dated.job.name}/_runs/{NAMES[0]}/commits"):
+            dated.output.delete(info.path)  # as if its ledger were gone
+        taken = []
+        for has_several, common in ((False, "question"), (True, "question"), (True, "else")):
+            pin = EnginePin(engine="one", common=common, has_several=has_several)
+            ledger = Ledger(dated.output, dated.job.name, f"{NAMES[1]}{len(taken)}")
+            requeue(ledger, a_plan(dated.job), pin, before, dated.output)
+            records = ledger.records().values()
+            taken.append({record.shard: record.engine for record in records})
+        assert taken == [{1: "one", 4: "one"}, engines, {1: "one", 4: "one"}]
 
 
 ALL = GcRules(before=float("inf"), keep_versions=1, unfinished=False)

@@ -33,17 +33,24 @@ class RayNodes:
         head = ("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false")
         self._wait_for(self._start(*head))
 
-    def add(self) -> None:
+    def add(self, **environment: str) -> subprocess.Popen[bytes]:
         """Start a node of one CPU; two at once would choose the same ports."""
-        self._wait_for(self._start(f"--address={self.address}", "--num-cpus=1"))
+        node = self._start(f"--address={self.address}", "--num-cpus=1", **environment)
+        self._wait_for(node)
+        return node
 
-    def _start(self, *how: str) -> subprocess.Popen[bytes]:
+    def _start(self, *how: str, **environment: str) -> subprocess.Popen[bytes]:
         self._num_started += 1
         log = self._folder / f"node{self._num_started}.log"
         with log.open("wb") as output:
             node = subprocess.Popen(
                 [RAY, "start", "--block", f"--object-store-memory={STORE_BYTES}", *how],
-                env={**os.environ, **self.environment, "RAY_USAGE_STATS_ENABLED": "0"},
+                env={
+                    **os.environ,
+                    **self.environment,
+                    "RAY_USAGE_STATS_ENABLED": "0",
+                    **environment,
+                },
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
