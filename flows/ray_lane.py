@@ -14,7 +14,8 @@ from contextlib import ExitStack
 
 from engines.build import ResolvedEngine
 from engines.errors import EngineNotFoundError
-from flows.ray_desk import Build, Desk, News
+from flows.ray_desk import Build, News
+from flows.ray_line import DeskCalls
 from flows.ray_node import LaneCall, Node
 from flows.spot import Metadata, watch
 from pipeline.engine import get_engine, open_store
@@ -36,7 +37,7 @@ LINGER_S = 1.0
 SHARED = "expected storage that all nodes share. Use s3://, or a disk that every node has mounted"
 
 
-def serve(call: LaneCall, node: Node, desk: Desk, lane: Lane) -> None:
+def serve(call: LaneCall, node: Node, desk: DeskCalls, lane: Lane) -> None:
     """Be a lane until the desk says that it is over."""
     service = _Service(call, node, desk, lane)
     try:
@@ -59,7 +60,7 @@ class _Service:
         lane: Its process imports meanwhile.
     """
 
-    def __init__(self, call: LaneCall, node: Node, desk: Desk, lane: Lane) -> None:
+    def __init__(self, call: LaneCall, node: Node, desk: DeskCalls, lane: Lane) -> None:
         self._call, self._node, self._desk, self._lane = call, node, desk, lane
         self._device = lane.device
         self._opened = ExitStack()
