@@ -29,6 +29,10 @@ from pipeline.errors import ConfigError, one_line
 log = logging.getLogger(__name__)
 
 NAMESPACE = "nightscore"
+LOCAL = "local"
+"""As an address: a cluster of this machine alone, for as long as this process lives."""
+_leaving: threading.Thread | None = None
+"""It takes a quarter of a second, for which no publication waits."""
 Submit = Callable[[LaneCall, Mapping[str, Any]], Any]
 """Hands a lane to Ray with these options of its task; returns what Ray knows it by."""
 
@@ -65,6 +69,7 @@ class Cluster:
 
     def __init__(self, job: Job, submit: Submit | None = None) -> None:
         connect(job)
+        self._is_own = _address_of(job) == LOCAL
         self._submit = submit or _as_task
         self._switchboard: Switchboard | None = None
         self._tasks: dict[str, Any] = {}
@@ -131,10 +136,14 @@ class Cluster:
         return {_name(node) for node in _nodes() if node["NodeID"] in draining}
 
     def close(self) -> None:
-        """Leave the cluster; what this process asked of it ends at once."""
+        """Leave the cluster; what this process asked of it ends."""
         if self._switchboard is not None:
             self._switchboard.close()
-        ray.shutdown()
+        global _leaving
+        _leaving = threading.Thread(target=ray.shutdown, name="leave-ray")
+        _leaving.start()
+        if self._is_own:  # its processes must not be left behind by ours
+            _leaving.join()
 
     def _nodes(self) -> dict[str, Mapping[str, float]]:
         """Resources of the nodes that are alive."""
@@ -205,19 +214,25 @@ def _name(node: Mapping[str, Any]) -> str:
     return f"{node['NodeManagerHostname']}-{node['NodeID'][:6]}"
 
 
+def _address_of(job: Job) -> str:
+    return job.lanes.ray_address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
 def connect(job: Job) -> None:
     """Make this process a driver of the job's cluster, unless it is one.
 
     Raises:
         ConfigError: It cannot be reached.
     """
+    if _leaving is not None:
+        _leaving.join()
     if ray.is_initialized():
         return
     # It prints what happens to nodes on standard output, whatever log_to_driver says.
     ray._private.worker.print_to_stdstream = _log_lines
-    address = job.lanes.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address_of(job)
     alone: dict[str, Any] = {}
-    if address == "local":
+    if address == LOCAL:
         alone = {"num_cpus": num_cores(), "include_dashboard": False}
     try:
         with _own_signal_handlers():

@@ -1,6 +1,6 @@
 """The desk of a run on a cluster: lanes come for shards, bring records, and may vanish at any time.
 
-It lives in the driver; lanes and driver call it, each from a thread of its own, and it calls nobody.
+It lives in the driver; lanes and driver call it, each from its own thread, and it calls nobody.
 It may forget nothing but may be wrong about everything: what is done is in the ledger.
 """
 
@@ -120,7 +120,7 @@ def _one_at_a_time(
     method: Callable[Concatenate[Desk, P], R],
 ) -> Callable[Concatenate[Desk, P], R]:
     @functools.wraps(method)
-    def alone(desk: Desk, *args: P.args, **kwargs: P.kwargs) -> R:
+    def alone(desk: Desk, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with desk._lock:
             return method(desk, *args, **kwargs)
 
@@ -138,6 +138,7 @@ class Desk:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._has_news = threading.Event()
         self._seats: dict[str, Seat] = {}
         self._todo: deque[Shard] = deque()
         self._held: dict[str, dict[int, Shard]] = {}
@@ -157,6 +158,7 @@ class Desk:
         """A lane is there."""
         self._seats[lane] = Seat(lane, node, device)
         self._held[lane] = {}
+        self._has_news.set()
 
     @_one_at_a_time
     def turn(self, lane: str, news: News) -> Orders:
@@ -164,6 +166,8 @@ class Desk:
         seat = self._seats[lane]
         if not seat.has_left:
             self._take(seat, news)
+            if news.records or news.said or news.built or news.leaves:
+                self._has_news.set()
         if news.leaves and not seat.has_left:
             self._leave(seat)
         if seat.has_left or self._ended:
@@ -274,9 +278,14 @@ class Desk:
         """Let all lanes leave."""
         self._ended = True
 
+    def wait(self, timeout_s: float) -> None:
+        """Until there is something to look at, or the time is up."""
+        self._has_news.wait(timeout_s)
+
     @_one_at_a_time
     def look(self) -> Seen:
         """What happened since the last look."""
+        self._has_news.clear()
         seen = Seen(
             seats=tuple(map(replace, self._seats.values())),
             records=tuple(self._records),

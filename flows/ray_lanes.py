@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from engines.build import EngineRequest, ResolvedEngine
+from engines.build import EngineRequest, ResolvedEngine, request_key
 from engines.errors import EngineNotFoundError
 from flows.lanes import next_signals
 from flows.lookout import Lookout
@@ -31,6 +31,8 @@ from pipeline.run import GetEngine, PreparedRun, lane_setup
 log = logging.getLogger(__name__)
 
 PERIOD_S = 0.1
+BREATH_S = 0.02
+"""Between two looks at least: lanes may be many."""
 NODES_PERIOD_S = 2.0
 """Between two looks at which nodes there are."""
 PATIENCE_S = 10.0
@@ -115,7 +117,7 @@ class RayLanes:
 
     @property
     def get_engine(self) -> GetEngine:
-        """On the node of the first lane; all others find it in the store."""
+        """From the store, or on the node of the first lane; all others find it there."""
         return self._get_engine
 
     def begin(self, say: Say) -> Sequence[LaneDevice]:
@@ -123,8 +125,8 @@ class RayLanes:
         self._say = say
         self.connect()
         while not self._working:
+            self._desk.wait(PERIOD_S)
             self._look()
-            time.sleep(PERIOD_S)
         return [self._working[0].device] * max(1, self._count or self._room)
 
     def _get_engine(
@@ -137,6 +139,8 @@ class RayLanes:
         *,
         force: bool = False,
     ) -> ResolvedEngine:
+        if not force and (found := open_store(job, say).find(request_key(request, fingerprint))):
+            return ResolvedEngine(engine=found, built=False, build_s=0.0)
         build = Build(job=job, plan=plan, request=request, fingerprint=fingerprint, force=force)
         builder, built = "", None
         while built is None:
@@ -148,7 +152,7 @@ class RayLanes:
             if builder not in able and able:  # the one that was asked is gone
                 builder = able[0]
                 self._desk.ask(builder, build)
-            time.sleep(PERIOD_S)
+            self._desk.wait(PERIOD_S)
             built = next(iter(self._look().built), None)
         store = open_store(job, say)
         try:
@@ -176,7 +180,8 @@ class RayLanes:
                 self._left.discard(record.shard)
                 watch.committed(record)
             lookout.look(add_times(seat.times() for seat in self._seats))
-            time.sleep(PERIOD_S)
+            time.sleep(BREATH_S)
+            self._desk.wait(PERIOD_S)
         self._desk.end()
         self._wait_for_all(LEAVE_S)
         return _uses(self._seats)
@@ -290,14 +295,14 @@ class RayLanes:
                 self._seats = self._desk.look().seats
                 for lane in self._cluster.ended():
                     self._desk.lost(lane)
-                time.sleep(PERIOD_S / 2)
+                self._desk.wait(PERIOD_S)
             self._desk.end()
             # Their tasks, too: Prefect is told by them that they have ended.
             while self._told & {*self._cluster.lanes} and time.monotonic() < deadline:
                 if received:
                     break
                 self._cluster.ended()
-                time.sleep(PERIOD_S / 2)
+                time.sleep(BREATH_S)
 
     def drain(self, grace_s: float) -> None:
         """Let lanes finish what they are at, for `grace_s` seconds or until the next signal."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
@@ -74,7 +75,10 @@ class Switchboard:
         with suppress(OSError, EOFError, AuthenticationError), _over(caller) as connection:
             deliver_challenge(connection, self.line.key)
             answer_challenge(connection, self.line.key)
-            calls = {"join": self._desk.join, "turn": self._desk.turn}
+            calls: dict[str, Callable[..., Orders | None]] = {
+                "join": self._desk.join,
+                "turn": self._desk.turn,
+            }
             while True:
                 name, arguments = connection.recv()
                 connection.send(calls[name](*arguments))
