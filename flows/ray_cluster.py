@@ -1,7 +1,6 @@
 """A Ray cluster as a run sees it: the only module that imports Ray.
 
-Each lane is one Ray task, and the desk one actor beside the driver. Lanes that wait for room are
-what tells Ray's autoscaler to add nodes.
+Each lane is one Ray task. Lanes that wait for room are what tells Ray's autoscaler to add nodes.
 """
 
 from __future__ import annotations
@@ -10,29 +9,30 @@ import logging
 import os
 import signal
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported: no telemetry
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flows.devices import num_cores
 from flows.ray_desk import Desk
+from flows.ray_line import FarDesk, Switchboard
 from flows.ray_node import LaneCall, Node, start_lane
 from pipeline.config import Job
-from pipeline.errors import ConfigError, LaneError, one_line
+from pipeline.errors import ConfigError, one_line
 
 log = logging.getLogger(__name__)
 
 NAMESPACE = "nightscore"
-CALL_TIMEOUT_S = 60.0
-"""The desk answers in milliseconds."""
+LOCAL = "local"
+"""As an address: a cluster of this machine alone, for as long as this process lives."""
+_leaving: threading.Thread | None = None
+"""It takes a quarter of a second, for which no publication waits."""
 Submit = Callable[[LaneCall, Mapping[str, Any]], Any]
 """Hands a lane to Ray with these options of its task; returns what Ray knows it by."""
 
@@ -69,21 +69,23 @@ class Cluster:
 
     def __init__(self, job: Job, submit: Submit | None = None) -> None:
         connect(job)
+        self._is_own = _address_of(job) == LOCAL
         self._submit = submit or _as_task
-        self._desk_name = f"desk-{uuid.uuid4().hex}"
+        self._switchboard: Switchboard | None = None
         self._tasks: dict[str, Any] = {}
         self.need = need_of(job, list(self._nodes().values()))
 
     def open_desk(self) -> Desk:
-        """The run's desk, in a process beside this one: it must end with it, and not before."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"name": self._desk_name, "namespace": NAMESPACE, "scheduling_strategy": here}
-        return _calling(ray.remote(num_cpus=0, max_restarts=0)(Desk).options(**options).remote())
+        """The run's desk, which the lanes to come will call."""
+        desk = Desk()
+        self._switchboard = Switchboard(desk, _own_node()["NodeManagerAddress"])
+        return desk
 
     def start_lane(self, lane: str, job: Job) -> None:
-        """Ask for a lane; it begins where and when there is room."""
+        """Ask for a lane; it begins where and when there is room, and calls the desk."""
+        assert self._switchboard is not None, "the desk is opened first"
         call = LaneCall(
-            desk=self._desk_name,
+            desk=self._switchboard.line,
             lane=lane,
             job=job,
             folder=os.getcwd(),
@@ -130,11 +132,18 @@ class Cluster:
 
     def leaving(self) -> set[str]:
         """Names of nodes that are about to be taken away, as Ray knows."""
-        return {_name(node) for node in ray._private.state.state.get_draining_nodes()}
+        draining = ray._private.state.state.get_draining_nodes()
+        return {_name(node) for node in _nodes() if node["NodeID"] in draining}
 
     def close(self) -> None:
-        """Leave the cluster; what this process asked of it ends at once."""
-        ray.shutdown()
+        """Leave the cluster; what this process asked of it ends."""
+        if self._switchboard is not None:
+            self._switchboard.close()
+        global _leaving
+        _leaving = threading.Thread(target=ray.shutdown, name="leave-ray")
+        _leaving.start()
+        if self._is_own:  # its processes must not be left behind by ours
+            _leaving.join()
 
     def _nodes(self) -> dict[str, Mapping[str, float]]:
         """Resources of the nodes that are alive."""
@@ -167,17 +176,16 @@ def need_of(job: Job, nodes: list[Mapping[str, float]]) -> Need:
 
 def work(call: LaneCall) -> None:
     """The Ray task: a lane on this node."""
-    context = ray.get_runtime_context()
-    (own,) = (node for node in _nodes() if node["NodeID"] == context.get_node_id())
+    own = _own_node()
     resources = own["Resources"]
     need = Need(num_cpus=call.need[0], num_gpus=call.need[1], num_threads=call.num_threads)
     node = Node(
-        name=_name(own["NodeID"]),
+        name=_name(own),
         num_cpus=int(resources.get("CPU", 1)),
-        gpus=",".join(context.get_accelerator_ids().get("GPU", ())),
+        gpus=",".join(ray.get_runtime_context().get_accelerator_ids().get("GPU", ())),
         num_lanes=max(1, need.fit(resources)),
     )
-    desk = _calling(ray.get_actor(call.desk, namespace=NAMESPACE))
+    desk = FarDesk(call.desk)
     lane = start_lane(call, node)
     from flows.ray_lane import serve  # while the lane's process begins
 
@@ -194,37 +202,20 @@ def _nodes() -> list[dict[str, Any]]:
     return nodes
 
 
-def _name(node_id: str) -> str:
+def _own_node() -> dict[str, Any]:
+    """The node that this process is on."""
+    own_id = ray.get_runtime_context().get_node_id()
+    (own,) = (node for node in _nodes() if node["NodeID"] == own_id)
+    return own
+
+
+def _name(node: Mapping[str, Any]) -> str:
     """Short, and another for each node: one machine may be several."""
-    (found,) = (node for node in _nodes() if node["NodeID"] == node_id)
-    return f"{found['NodeManagerHostname']}-{node_id[:6]}"
+    return f"{node['NodeManagerHostname']}-{node['NodeID'][:6]}"
 
 
-class _Calling:
-    """Calls an actor as if it were here."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            # Not ray.get: a task that waits in there lends its CPUs to another one.
-            answer = getattr(self._actor, name).remote(*arguments).future()
-            try:
-                return answer.result(CALL_TIMEOUT_S)
-            except RayTaskError as error:
-                raise error.cause or error from None
-            except (RayError, TimeoutError) as error:
-                raise LaneError(
-                    f"Ray: {one_line(error)}; expected the desk of the run to answer. The same "
-                    "command goes on where this one stopped."
-                ) from None
-
-        return call
-
-
-def _calling(actor: Any) -> Desk:
-    return cast(Desk, _Calling(actor))
+def _address_of(job: Job) -> str:
+    return job.lanes.ray_address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def connect(job: Job) -> None:
@@ -233,13 +224,15 @@ def connect(job: Job) -> None:
     Raises:
         ConfigError: It cannot be reached.
     """
+    if _leaving is not None:
+        _leaving.join()
     if ray.is_initialized():
         return
     # It prints what happens to nodes on standard output, whatever log_to_driver says.
     ray._private.worker.print_to_stdstream = _log_lines
-    address = job.lanes.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address_of(job)
     alone: dict[str, Any] = {}
-    if address == "local":
+    if address == LOCAL:
         alone = {"num_cpus": num_cores(), "include_dashboard": False}
     try:
         with _own_signal_handlers():

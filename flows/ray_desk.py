@@ -1,16 +1,18 @@
 """The desk of a run on a cluster: lanes come for shards, bring records, and may vanish at any time.
 
-It lives in a process of its own beside the driver; lanes and driver call it, and it calls nobody.
+It lives in the driver; lanes and driver call it, each from its own thread, and it calls nobody.
 It may forget nothing but may be wrong about everything: what is done is in the ledger.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from engines.build import EngineRequest, ResolvedEngine
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from pipeline.plan import Plan, Shard
     from pipeline.report import Ceilings, DeviceUse, StageTimes
 
+P = ParamSpec("P")
+R = TypeVar("R")
 GROUPS_LEFT = 4
 """A group is this part of what a lane may expect to score yet: groups shrink towards the end."""
 
@@ -114,6 +118,17 @@ class Seen:
     """Lanes that left with an error."""
 
 
+def _one_at_a_time(
+    method: Callable[Concatenate[Desk, P], R],
+) -> Callable[Concatenate[Desk, P], R]:
+    @functools.wraps(method)
+    def alone(desk: Desk, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with desk._lock:
+            return method(desk, *args, **kwargs)
+
+    return alone
+
+
 class Desk:
     """Hands out shards, and takes back those of lanes that vanish.
 
@@ -125,6 +140,8 @@ class Desk:
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._has_news = threading.Event()
         self._seats: dict[str, Seat] = {}
         self._todo: deque[Shard] = deque()
         self._held: dict[str, dict[int, Shard]] = {}
@@ -139,16 +156,21 @@ class Desk:
         self._errors: list[tuple[str, Exception]] = []
         self._draining = self._ended = False
 
+    @_one_at_a_time
     def join(self, lane: str, node: str, device: LaneDevice) -> None:
         """A lane is there."""
         self._seats[lane] = Seat(lane, node, device)
         self._held[lane] = {}
+        self._has_news.set()
 
+    @_one_at_a_time
     def turn(self, lane: str, news: News) -> Orders:
         """A lane tells what it did, and hears what to do next."""
         seat = self._seats[lane]
         if not seat.has_left:
             self._take(seat, news)
+            if news.records or news.said or news.built or news.leaves:
+                self._has_news.set()
         if news.leaves and not seat.has_left:
             self._leave(seat)
         if seat.has_left or self._ended:
@@ -253,38 +275,51 @@ class Desk:
         lost = [shard for shard in back.values() if shard.index not in self._committed]
         self._todo.extendleft(reversed(lost))
 
+    @_one_at_a_time
     def lost(self, lane: str) -> None:
         """A lane will not come any more; what it held is handed out again."""
         if lane in self._seats and not self._seats[lane].has_left:
             self._leave(self._seats[lane])
 
+    @_one_at_a_time
     def put(self, shards: Sequence[Shard]) -> None:
         """Shards to hand out."""
         self._todo.extend(shards)
 
+    @_one_at_a_time
     def tell(self, lane: str, setup: LaneSetup, rows_per_s: float) -> None:
         """What a lane scores with, and what its engine can do."""
         self._setups[lane] = setup
         self._seats[lane].rows_per_s = rows_per_s
 
+    @_one_at_a_time
     def ask(self, lane: str, build: Build) -> None:
         """Let a lane find or make an engine."""
         self._builds[lane] = build
 
+    @_one_at_a_time
     def release(self, lane: str) -> None:
         """Let one lane finish what is in work, and leave."""
         self._seats[lane].is_draining = True
 
+    @_one_at_a_time
     def drain(self) -> None:
         """Let all lanes finish what is in work, and leave."""
         self._draining = True
 
+    @_one_at_a_time
     def end(self) -> None:
         """Let all lanes leave."""
         self._ended = True
 
+    def wait(self, timeout_s: float) -> None:
+        """Until there is something to look at, or the time is up."""
+        self._has_news.wait(timeout_s)
+
+    @_one_at_a_time
     def look(self) -> Seen:
         """What happened since the last look."""
+        self._has_news.clear()
         seen = Seen(
             seats=tuple(map(replace, self._seats.values())),
             records=tuple(self._records),

@@ -1,7 +1,8 @@
 """What runs on a node of a cluster: one lane, which asks the desk for shards until there are none.
 
 The lane is the very one that scores on a single machine: a process of its own, watched, replaced
-when it dies, and asked about the rows that killed it. This is only how it gets its work.
+when it dies, and asked about the rows that killed it. This is only how it gets its work. Light: all
+that is imported here takes its time from that process, which begins on the same core.
 """
 
 from __future__ import annotations
@@ -11,22 +12,25 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
-from engines.build import ResolvedEngine
 from engines.errors import EngineNotFoundError
-from flows.ray_desk import Build, Desk, News
+from engines.store import EngineStore
+from flows.ray_desk import Build, News
+from flows.ray_line import DeskCalls
 from flows.ray_node import LaneCall, Node
 from flows.spot import Metadata, watch
-from pipeline.engine import get_engine, open_store
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, portable
 from pipeline.lane import Lane
-from pipeline.lane_child import portable
 from pipeline.lane_messages import LaneSetup
 from pipeline.ledger import CommitRecord, Ledger, run_folder
 from pipeline.report import DeviceUse
-from pipeline.run import watch_limits
 from pipeline.storage import open_storage
 from pipeline.telemetry import Sampler
+from pipeline.watchdog import memory_share
+
+if TYPE_CHECKING:
+    from engines.build import ResolvedEngine
 
 PERIOD_S = 0.1
 """Between two turns at the desk, when nothing happens."""
@@ -36,7 +40,7 @@ LINGER_S = 1.0
 SHARED = "expected storage that all nodes share. Use s3://, or a disk that every node has mounted"
 
 
-def serve(call: LaneCall, node: Node, desk: Desk, lane: Lane) -> None:
+def serve(call: LaneCall, node: Node, desk: DeskCalls, lane: Lane) -> None:
     """Be a lane until the desk says that it is over."""
     service = _Service(call, node, desk, lane)
     try:
@@ -59,7 +63,7 @@ class _Service:
         lane: Its process imports meanwhile.
     """
 
-    def __init__(self, call: LaneCall, node: Node, desk: Desk, lane: Lane) -> None:
+    def __init__(self, call: LaneCall, node: Node, desk: DeskCalls, lane: Lane) -> None:
         self._call, self._node, self._desk, self._lane = call, node, desk, lane
         self._device = lane.device
         self._opened = ExitStack()
@@ -125,7 +129,7 @@ class _Service:
                 f"output.uri: {output.uri}: {node.name} does not see the run that was begun there; "
                 f"{SHARED}."
             )
-        store = open_store(job)
+        store = EngineStore(open_storage(job.engine.store))
         try:
             engine = store.fetch(store.get(setup.engine.key))
         except EngineNotFoundError:
@@ -133,11 +137,14 @@ class _Service:
                 f"engine.store: {store.files.uri}: {node.name} does not see engine "
                 f"{setup.engine.key[:12]}; {SHARED}."
             ) from None
+        limits = setup.limits
+        if job.lanes.memory_gib is None:  # the driver knows the lane's speed, not this memory
+            limits = dataclasses.replace(limits, max_rss_bytes=memory_share(node.num_lanes))
         setup = dataclasses.replace(
             setup,
             engine=engine,
             num_threads=self._device.num_threads,
-            limits=watch_limits(job, engine.manifest, self._device, node.num_lanes),
+            limits=limits,
             poison=Ledger(output, job.name, setup.run_id).poison(),
         )
         self._sampler = self._opened.enter_context(Sampler([self._device.engine_device]))
@@ -145,6 +152,8 @@ class _Service:
 
     def _build(self, build: Build) -> None:
         """Find or make an engine, on this lane's device and beside its process, which waits."""
+        from pipeline.engine import get_engine
+
         try:
             resolved = get_engine(
                 build.job,

@@ -32,6 +32,8 @@ from pipeline.run import GetEngine, PreparedRun, engine_rate, lane_setup
 log = logging.getLogger(__name__)
 
 PERIOD_S = 0.1
+BREATH_S = 0.02
+"""Between two looks at least: lanes may be many."""
 NODES_PERIOD_S = 2.0
 """Between two looks at which nodes there are."""
 PATIENCE_S = 10.0
@@ -128,8 +130,8 @@ class RayLanes:
         self._say = say
         self.connect()
         while not self._working:
+            self._desk.wait(PERIOD_S)
             self._look()
-            time.sleep(PERIOD_S)
         return [self._working[0].device] * max(1, self._count or self._room)
 
     def _get_engine(
@@ -145,7 +147,7 @@ class RayLanes:
         self._engines.want(Wanted(plan=plan, fingerprint=fingerprint, request=request, force=force))
         self._look()
         while (built := self._engines.first()) is None:
-            time.sleep(PERIOD_S)
+            self._desk.wait(PERIOD_S)
             self._look()
         store = open_store(job, say)
         try:
@@ -173,7 +175,8 @@ class RayLanes:
                 self._left.discard(record.shard)
                 watch.committed(record)
             lookout.look(add_times(seat.times() for seat in self._seats))
-            time.sleep(PERIOD_S)
+            time.sleep(BREATH_S)
+            self._desk.wait(PERIOD_S)
         self._desk.end()
         self._wait_for_all(LEAVE_S)
         return _uses(self._seats)
@@ -296,14 +299,14 @@ class RayLanes:
                 self._seats = self._desk.look().seats
                 for lane in self._cluster.ended():
                     self._desk.lost(lane)
-                time.sleep(PERIOD_S / 2)
+                self._desk.wait(PERIOD_S)
             self._desk.end()
             # Their tasks, too: Prefect is told by them that they have ended.
             while self._told & {*self._cluster.lanes} and time.monotonic() < deadline:
                 if received:
                     break
                 self._cluster.ended()
-                time.sleep(PERIOD_S / 2)
+                time.sleep(BREATH_S)
 
     def drain(self, grace_s: float) -> None:
         """Let lanes finish what they are at, for `grace_s` seconds or until the next signal."""

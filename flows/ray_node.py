@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from engines.devices import this_cpu
 from flows.devices import VISIBLE, lane_devices
+from flows.ray_line import Line
 from pipeline import start_up
 from pipeline.config import Job
 from pipeline.lane import Lane, LaneDevice, modules_ahead
@@ -22,8 +23,8 @@ from pipeline.lane import Lane, LaneDevice, modules_ahead
 class LaneCall:
     """What the driver asks of a cluster: a lane."""
 
-    desk: str
-    """Name of the desk."""
+    desk: Line
+    """To the desk."""
     lane: str
     """Its own name, such as `lane3`."""
     job: Job

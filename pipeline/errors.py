@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from engines.errors import EngineError
 from engines.masking import masked
 
 GUARDS = ("rows", "quarantine", "budget", "scores", "drift")
@@ -116,3 +117,11 @@ class Interrupted(PipelineError):
 def one_line(error: BaseException) -> str:
     """What a library's error says, on one line: ours are one sentence."""
     return " ".join(str(error).split())
+
+
+def portable(error: Exception) -> Exception:
+    """The error itself when it survives pickling (our own do), else its text."""
+    if isinstance(error, (PipelineError, EngineError)):
+        return error
+    notes = "; ".join(getattr(error, "__notes__", []))
+    return LaneError(f"{type(error).__name__}: {error} ({notes})" if notes else repr(error))

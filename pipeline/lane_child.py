@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 
-from engines.errors import EngineError
 from engines.load import open_runner
 from pipeline.block_size import QUEUE_DEPTH, block_rows
 from pipeline.blocks import Decoder
 from pipeline.config import Job
-from pipeline.errors import LaneError, PipelineError
+from pipeline.errors import portable
 from pipeline.lane_messages import (
     Cleared,
     Committed,
@@ -285,11 +284,3 @@ def _receive(connection: Connection, inbox: Inbox) -> None:
 def _report(scoring: ShardScoring, send: SendMessage, stopped: threading.Event) -> None:
     while not stopped.wait(PROGRESS_PERIOD_S):
         send(Progress(scoring.times()))
-
-
-def portable(error: Exception) -> Exception:
-    """The error itself when it survives pickling (our own do), else its text."""
-    if isinstance(error, (PipelineError, EngineError)):
-        return error
-    notes = "; ".join(getattr(error, "__notes__", []))
-    return LaneError(f"{type(error).__name__}: {error} ({notes})" if notes else repr(error))

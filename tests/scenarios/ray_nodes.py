@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from tests.conftest import free_port
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_TIMEOUT_S = 120.0
@@ -19,23 +23,30 @@ STORE_BYTES = 80_000_000
 class RayNodes:
     """A head without CPUs, and nodes that come and go.
 
-    Args:
-        folder: For logs.
-        port: Of the head.
+    Attributes:
+        environment: What a driver needs to be let in.
+        started: Nodes that run, and their logs.
     """
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self) -> None:
+        port = free_port()
         self.address = f"127.0.0.1:{port}"
-        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-        self._folder = folder
+        # Not /tmp/ray: whoever asks there for the cluster of this machine would get this one.
+        self._folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: it holds sockets
+        self.environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(16),
+            "RAY_TMPDIR": str(self._folder),
+        }
         self.started: dict[subprocess.Popen[bytes], Path] = {}
         self._num_started = 0
         head = ("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false")
         self._wait_for(self._start(*head))
 
-    def add(self, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a node of one CPU; two at once would choose the same ports."""
-        node = self._start(f"--address={self.address}", "--num-cpus=1", **environment)
+    def add(self, num_cpus: int = 1, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a node; two at once would choose the same ports."""
+        how = (f"--address={self.address}", f"--num-cpus={num_cpus}")
+        node = self._start(*how, **environment)
         self._wait_for(node)
         return node
 
@@ -78,6 +89,7 @@ class RayNodes:
         """End all nodes, the head last."""
         for node in reversed(list(self.started)):
             self.end(node)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def lanes_on(self, node: subprocess.Popen[bytes]) -> list[int]:
         """Processes that score on a node."""

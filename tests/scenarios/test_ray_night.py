@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import free_port, write_job
+from tests.conftest import write_job
 from tests.scenarios.features_nights import (
     DATE,
     NUM_BAD,
@@ -40,9 +40,9 @@ PATIENT = ("--set", "lanes.hang_s=600")
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
+def nodes() -> Iterator[RayNodes]:
     """A cluster of a head and two nodes of one CPU."""
-    running = RayNodes(tmp_path_factory.mktemp("ray"), free_port())
+    running = RayNodes()
     try:
         running.add()
         running.add()

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from engines.devices import this_cpu
-from tests.conftest import free_port
 from tests.scenarios.features_nights import (
     DATE,
     NUM_BAD,
@@ -40,11 +39,9 @@ NEARLY = 0.05
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[RayNodes]:
+def nodes() -> Iterator[RayNodes]:
     """A cluster without a node that scores yet."""
-    logs = tmp_path / "ray"
-    logs.mkdir()
-    running = RayNodes(logs, free_port())
+    running = RayNodes()
     try:
         with pytest.MonkeyPatch.context() as environment:
             for name, value in running.environment.items():
