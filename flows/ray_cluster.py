@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 NAMESPACE = "nightscore"
 LOCAL = "local"
 """As an address: a cluster of this machine alone, for as long as this process lives."""
-_leaving: threading.Thread | None = None
-"""It takes a quarter of a second, for which no publication waits."""
 Submit = Callable[[LaneCall, Mapping[str, Any]], Any]
 """Hands a lane to Ray with these options of its task; returns what Ray knows it by."""
 
@@ -69,7 +67,6 @@ class Cluster:
 
     def __init__(self, job: Job, submit: Submit | None = None) -> None:
         connect(job)
-        self._is_own = _address_of(job) == LOCAL
         self._submit = submit or _as_task
         self._switchboard: Switchboard | None = None
         self._tasks: dict[str, Any] = {}
@@ -137,13 +134,11 @@ class Cluster:
 
     def close(self) -> None:
         """Leave the cluster; what this process asked of it ends."""
-        if self._switchboard is not None:
+        # Not in a thread, although it takes 0.3 s before the publication: a reference to a task
+        # that is dropped meanwhile ends this very process.
+        ray.shutdown()
+        if self._switchboard is not None:  # last: a lane that just began would find nobody there
             self._switchboard.close()
-        global _leaving
-        _leaving = threading.Thread(target=ray.shutdown, name="leave-ray")
-        _leaving.start()
-        if self._is_own:  # its processes must not be left behind by ours
-            _leaving.join()
 
     def _nodes(self) -> dict[str, Mapping[str, float]]:
         """Resources of the nodes that are alive."""
@@ -224,8 +219,6 @@ def connect(job: Job) -> None:
     Raises:
         ConfigError: It cannot be reached.
     """
-    if _leaving is not None:
-        _leaving.join()
     if ray.is_initialized():
         return
     # It prints what happens to nodes on standard output, whatever log_to_driver says.

@@ -89,6 +89,8 @@ class Seat:
     """Whether it knows what to score with."""
     is_draining: bool = False
     has_left: bool = False
+    may_end: bool = False
+    """Whether its task need not keep its place until the night is over: no other would get it."""
 
     @property
     def ceilings(self) -> Ceilings | None:
@@ -174,7 +176,7 @@ class Desk:
         if news.leaves and not seat.has_left:
             self._leave(seat)
         if seat.has_left or self._ended:
-            return Orders(end=self._ended)
+            return Orders(end=self._ended or seat.may_end)
         if self._draining or seat.is_draining:
             return Orders(drain=True)
         setup = self._setups.pop(lane, None)
@@ -298,9 +300,10 @@ class Desk:
         self._builds[lane] = build
 
     @_one_at_a_time
-    def release(self, lane: str) -> None:
-        """Let one lane finish what is in work, and leave."""
+    def release(self, lane: str, *, for_good: bool = False) -> None:
+        """Let one lane finish what is in work, and leave; `for_good`: its node does so, too."""
         self._seats[lane].is_draining = True
+        self._seats[lane].may_end |= for_good
 
     @_one_at_a_time
     def drain(self) -> None:

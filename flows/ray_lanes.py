@@ -250,10 +250,12 @@ class RayLanes:
             return
         self._looked_at, self._room = now, self._cluster.room()
         leaving = self._cluster.leaving()
-        for seat in self._working:
-            if seat.node in leaving and not seat.is_draining:
+        for seat in self._seats:
+            if seat.node not in leaving or seat.may_end:
+                continue
+            if not (seat.has_left or seat.is_draining):
                 self._say(f"{seat.node}: about to be taken away; its lane finishes what is in work")
-                self._desk.release(seat.lane)
+            self._desk.release(seat.lane, for_good=True)
 
     @property
     def _count(self) -> int | None:
@@ -301,8 +303,10 @@ class RayLanes:
                     self._desk.lost(lane)
                 self._desk.wait(PERIOD_S)
             self._desk.end()
-            # Their tasks, too: Prefect is told by them that they have ended.
-            while self._told & {*self._cluster.lanes} and time.monotonic() < deadline:
+            # Their tasks, too, and those of lanes that came too late: Prefect is told by them that
+            # they have ended.
+            came = {seat.lane for seat in self._desk.look().seats}
+            while came & {*self._cluster.lanes} and time.monotonic() < deadline:
                 if received:
                     break
                 self._cluster.ended()

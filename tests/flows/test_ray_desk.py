@@ -207,6 +207,15 @@ def test_all_lanes_drain_or_end_when_they_are_told(desk: Desk) -> None:
     assert [lane.turn().end for lane in lanes] == [True, True]
 
 
+def test_a_lane_whose_node_leaves_does_not_keep_its_place(desk: Desk) -> None:
+    stays, goes = AtDesk(desk, "stays"), AtDesk(desk, "goes")
+    desk.release("stays")
+    desk.release("goes", for_good=True)
+    assert stays.turn(leaves=True) == Orders(), "a lane in its place would be sent away again"
+    assert goes.turn().drain, "what is in work comes first"
+    assert goes.turn(leaves=True).end
+
+
 def test_the_last_figures_of_a_lane_stay(desk: Desk) -> None:
     lane = AtDesk(desk, "a")
     lane.turn(rows_begun=700, leaves=True)

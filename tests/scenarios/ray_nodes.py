@@ -95,6 +95,14 @@ class RayNodes:
         """Processes that score on a node."""
         return [pid for pid in members(node.pid) if "spawn_main" in _command_of(pid)]
 
+    def called(self, node_id: str) -> subprocess.Popen[bytes]:
+        """The node of that id."""
+        return next(
+            node
+            for node in self.started
+            if any(f"--node_id={node_id}" in _command_of(pid) for pid in members(node.pid))
+        )
+
 
 def members(session: int) -> list[int]:
     """Processes of a session."""

@@ -194,6 +194,7 @@ def test_a_build_that_is_interrupted_leaves_no_lease(
     command = start_score(
         *("engine", "build", features_job, "--date", DATE, "--json"),
         *("--set", f"engine.store={s3_folder}"),
+        *("--set", "engine.gate.rows=8000"),  # or it is over before it is interrupted
     )
     files = open_storage(s3_folder)
     deadline = time.monotonic() + PATIENCE_S

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -159,16 +161,68 @@ def test_the_flow_hands_its_lanes_to_ray_as_task_runs(
 ) -> None:
     job = json.loads(features_job.read_text())
     lanes = {"runner": "ray", "ray_address": nodes.address, "device": "cpu", "threads": 1}
-    write_job(features_job, {**job, "lanes": lanes})
-    ended = subprocess.run(
+    write_job(features_job, {**job, "lanes": {**lanes, "hang_s": 600}})
+    flow = subprocess.Popen(
         [sys.executable, "-c", FLOW, str(features_job), DATE],
         env={**server.environment, **nodes.environment},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
     )
-    assert ended.returncode == 0, ended.stderr
+    # The first lane waits for the other one, or does all by itself.
+    stopped: list[int] = []
+    while flow.poll() is None and not commits(tmp_path / "scores"):
+        at_work = [found for node in nodes.started if (found := nodes.lanes_on(node))]
+        if at_work and not stopped:
+            stopped = at_work[0]
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.01)
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    _, said = flow.communicate(timeout=300)
+    assert flow.returncode == 0, said
     assert scores_in(tmp_path / "scores") == alone
     runs = server.post("/task_runs/filter", {})
     states = {run["name"]: run["state_type"] for run in runs}
     assert states == {f"users {DATE}: lane1": "COMPLETED", f"users {DATE}: lane2": "COMPLETED"}
+
+
+def test_a_node_that_is_told_to_leave_commits_what_it_is_at_and_the_night_goes_on_elsewhere(
+    nodes: RayNodes,
+    alone: dict[int, float],
+    start_score: Callable[..., Any],
+    features_job: Path,
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "out"
+    command = night(features_job, output, *SMALL_SHARDS, *ONE_CPU, *PATIENT, *on_ray(nodes))
+
+    def leave(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "flows.ray_leave", "60", *options],
+            env={**os.environ, "RAY_ADDRESS": nodes.address},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    which = leave()
+    assert which.returncode == 1
+    assert "not given, and 2 nodes are at" in which.stderr, "here nodes share a machine"
+    stays, leaves = re.findall(r"[0-9a-f]{56}", which.stderr)
+    running = start_score(*command)
+    wait_for_commits(running, output, 20)
+    wait_until(lambda: all(nodes.lanes_on(nodes.called(name)) for name in (stays, leaves)), running)
+    stopped = nodes.lanes_on(nodes.called(stays))
+    for pid in stopped:  # or the night ends first
+        os.kill(pid, signal.SIGSTOP)
+    left = leave("--node", leaves)
+    num_committed = len(commits(output))
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    assert left.returncode == 0, left.stderr
+    assert num_committed < NUM_SMALL_SHARDS, "the night ended before the node was free"
+    ended = running.end()
+    report = check(ended, output, alone)
+    assert "about to be taken away; its lane finishes what is in work" in ended.err
+    assert report["rows_replayed"] <= AT_THE_END
