@@ -21,8 +21,6 @@ Facts = dict[str, Any]
 Kind = Literal["full", "startup"]
 CLOCK_TOLERANCE_S = 0.1
 ROOT = Path(__file__).resolve().parents[1]
-
-
 SURROUNDINGS = {
     "PEERS_CHECK": "0",
     # A cluster that was killed leaves its address behind, and Ray would look for it.

@@ -28,7 +28,6 @@ from pipeline.errors import ConfigError, one_line
 
 log = logging.getLogger(__name__)
 
-NAMESPACE = "nightscore"
 LOCAL = "local"
 """As an address: a cluster of this machine alone, for as long as this process lives."""
 Submit = Callable[[LaneCall, Mapping[str, Any]], Any]
@@ -209,10 +208,6 @@ def _name(node: Mapping[str, Any]) -> str:
     return f"{node['NodeManagerHostname']}-{node['NodeID'][:6]}"
 
 
-def _address_of(job: Job) -> str:
-    return job.lanes.ray_address or os.environ.get("RAY_ADDRESS") or LOCAL
-
-
 def connect(job: Job) -> None:
     """Make this process a driver of the job's cluster, unless it is one.
 
@@ -223,7 +218,7 @@ def connect(job: Job) -> None:
         return
     # It prints what happens to nodes on standard output, whatever log_to_driver says.
     ray._private.worker.print_to_stdstream = _log_lines
-    address = _address_of(job)
+    address = job.lanes.ray_address or os.environ.get("RAY_ADDRESS") or LOCAL
     alone: dict[str, Any] = {}
     if address == LOCAL:
         alone = {"num_cpus": num_cores(), "include_dashboard": False}
@@ -231,7 +226,6 @@ def connect(job: Job) -> None:
         with _own_signal_handlers():
             ray.init(
                 address,
-                namespace=NAMESPACE,
                 log_to_driver=False,  # standard output is the report's
                 logging_level=logging.ERROR,
                 **alone,

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engines.build import EngineRequest, ResolvedEngine, request_key
+from engines.build import EngineRequest, ResolvedEngine
 from engines.devices import Device
 from engines.errors import EngineError
 from flows.ray_desk import Build, Desk, Seat
 from pipeline.config import Job
-from pipeline.engine import open_store, request_for
+from pipeline.engine import request_for, stored_engine
 from pipeline.errors import one_line
 from pipeline.plan import Plan
 from pipeline.tuning import tuned
@@ -99,7 +99,8 @@ class Engines:
             kind = self.kind_of(seat)
             if not (kind.resolved or kind.why_not or kind.builder in able):
                 build = self._build(self._wanted, kind, seat)
-                kind.resolved = _find(build)
+                if not build.force:
+                    kind.resolved = stored_engine(build.job, build.request, build.fingerprint)
                 if kind.resolved is None:
                     kind.builder = lane  # the first one, or one in the place of one that is gone
                     self._desk.ask(lane, build)
@@ -137,11 +138,3 @@ class Engines:
         if any(not other.why_not for other in others - {kind}):
             kind.why_not = f"there is no engine for it ({one_line(error)})"
         return bool(kind.why_not)
-
-
-def _find(build: Build) -> ResolvedEngine | None:
-    """What the store has already."""
-    if build.force:
-        return None
-    found = open_store(build.job).find(request_key(build.request, build.fingerprint))
-    return ResolvedEngine(engine=found, built=False, build_s=0.0) if found else None

@@ -306,9 +306,7 @@ class RayLanes:
             # Their tasks, too, and those of lanes that came too late: Prefect is told by them that
             # they have ended.
             came = {seat.lane for seat in self._desk.look().seats}
-            while came & {*self._cluster.lanes} and time.monotonic() < deadline:
-                if received:
-                    break
+            while came & {*self._cluster.lanes} and time.monotonic() < deadline and not received:
                 self._cluster.ended()
                 time.sleep(BREATH_S)
 

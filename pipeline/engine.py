@@ -85,6 +85,14 @@ def find_engine(request: EngineRequest, store: EngineStore) -> StoredEngine | No
     return store.find(request_key(request, fingerprint_model(request.model)))
 
 
+def stored_engine(
+    job: Job, request: EngineRequest, fingerprint: str, say: Say | None = None
+) -> ResolvedEngine | None:
+    """`find_engine` in the job's store, for a model whose fingerprint is known."""
+    found = open_store(job, say).find(request_key(request, fingerprint))
+    return ResolvedEngine(engine=found, built=False, build_s=0.0) if found else None
+
+
 def get_engine(
     job: Job, plan: Plan, request: EngineRequest, fingerprint: str, say: Say, *, force: bool = False
 ) -> ResolvedEngine:
@@ -102,8 +110,8 @@ def get_engine(
     if request.device.kind == "cpu":
         return build_engine(*arguments, say=say)
     # A process is worth its start only when there is something to build.
-    if not force and (found := open_store(job, say).find(request_key(request, fingerprint))):
-        return ResolvedEngine(engine=found, built=False, build_s=0.0)
+    if not force and (found := stored_engine(job, request, fingerprint, say)):
+        return found
     from pipeline.engine_process import run_bound
 
     resolved: ResolvedEngine = run_bound(request.device, build_engine, arguments, say)

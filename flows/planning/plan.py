@@ -15,8 +15,8 @@ from flows.night import price_of
 from flows.planning.forecast import forecast_facts, forecast_rows
 from pipeline.alerts import stale_price
 from pipeline.config import Job
-from pipeline.engine import find_engine, load_class_names, open_store, request_for
-from pipeline.engine_pin import common_of
+from pipeline.engine import load_class_names, request_for, stored_engine
+from pipeline.engine_pin import EnginePin, common_of
 from pipeline.ledger import Ledger, utc_now
 from pipeline.plan import make_plan, run_id_of
 from pipeline.report_words import hourly
@@ -35,13 +35,16 @@ def plan_facts(job: Job, date: str) -> Facts:
     tuning, asked = find_tuning(job, device.engine_device), job
     job = with_settings(job, tuning.settings) if tuning else job
     request = request_for(job, plan.num_features, device.engine_device)
-    engine = find_engine(request, open_store(job))
+    fingerprint = fingerprint_model(request.model)
+    found = stored_engine(job, request, fingerprint)
+    engine = found.engine if found else None
     names = load_class_names(job.model.class_names)
-    pinned = engine.key if engine else None
-    if job.lanes.has_several_engines:
-        fingerprint = fingerprint_model(request.model)
-        pinned = common_of(asked, plan.num_features, device, fingerprint)
-    run_id = run_id_of(plan, job, pinned, names) if pinned else None
+    pin = EnginePin(
+        engine=engine.key if engine else "",
+        common=common_of(asked, plan.num_features, device, fingerprint),
+        has_several=job.lanes.has_several_engines,
+    )
+    run_id = run_id_of(plan, job, pin.key, names) if pin.key else None
     done = Ledger(output, job.name, run_id).records() if run_id else {}
     sizes = sorted(shard.num_rows for shard in plan.shards)
     is_published = find_published(output, job.name, date) is not None

@@ -39,6 +39,8 @@ AT_THE_END = 2 * NUM_ROWS // NUM_SMALL_SHARDS
 """Rows of shards that two lanes may begin, when there is nothing else left to hand out."""
 PATIENT = ("--set", "lanes.hang_s=600")
 """For lanes that are stopped for a while."""
+Begin = Callable[[str], tuple[Any, Path]]
+"""Gives the command that runs, and where its output goes."""
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,20 @@ def alone(score: Callable[..., Any], features_job: Path, tmp_path: Path) -> dict
     return scores_in(tmp_path / "alone")
 
 
+@pytest.fixture
+def begin(
+    nodes: RayNodes, start_score: Callable[..., Any], features_job: Path, tmp_path: Path
+) -> Begin:
+    """Starts a night of small shards over the cluster, or goes on with it, by the output's name."""
+
+    def start(name: str) -> tuple[Any, Path]:
+        output = tmp_path / name
+        command = night(features_job, output, *SMALL_SHARDS, *ONE_CPU, *PATIENT, *on_ray(nodes))
+        return start_score(*command), output
+
+    return start
+
+
 def check(ended: Any, output: Path, scores: dict[int, float]) -> dict[str, Any]:
     """Every row was scored once, as on one lane; the report."""
     assert ended.code == 0, ended.err
@@ -75,17 +91,8 @@ def check(ended: Any, output: Path, scores: dict[int, float]) -> dict[str, Any]:
 
 
 def test_a_cluster_scores_what_one_lane_scores_whoever_comes_and_goes(
-    nodes: RayNodes,
-    alone: dict[int, float],
-    start_score: Callable[..., Any],
-    features_job: Path,
-    tmp_path: Path,
+    nodes: RayNodes, alone: dict[int, float], begin: Begin
 ) -> None:
-    def begin(name: str) -> tuple[Any, Path]:
-        output = tmp_path / name
-        command = night(features_job, output, *SMALL_SHARDS, *ONE_CPU, *PATIENT, *on_ray(nodes))
-        return start_score(*command), output
-
     # Both nodes.
     running, output = begin("both")
     report = check(running.end(), output, alone)
@@ -122,15 +129,9 @@ def test_a_cluster_scores_what_one_lane_scores_whoever_comes_and_goes(
 
 
 def test_a_night_on_a_cluster_that_is_told_to_end_drains_and_goes_on(
-    nodes: RayNodes,
-    alone: dict[int, float],
-    start_score: Callable[..., Any],
-    features_job: Path,
-    tmp_path: Path,
+    alone: dict[int, float], begin: Begin
 ) -> None:
-    output = tmp_path / "out"
-    command = night(features_job, output, *SMALL_SHARDS, *ONE_CPU, *PATIENT, *on_ray(nodes))
-    running = start_score(*command)
+    running, output = begin("out")
     wait_for_commits(running, output, 20)
     running.signal(signal.SIGTERM)
     ended = running.end(60)
@@ -138,7 +139,7 @@ def test_a_night_on_a_cluster_that_is_told_to_end_drains_and_goes_on(
     assert "SIGTERM received; committed shards are kept" in ended.json["error"]
     num_committed = len(commits(output))
     assert 20 <= num_committed < NUM_SMALL_SHARDS
-    report = check(start_score(*command).end(), output, alone)
+    report = check(begin("out")[0].end(), output, alone)
     assert report["shards_reused"] == num_committed
     assert report["interruptions"] == 1
     assert report["rows_replayed"] <= AT_THE_END
@@ -188,14 +189,8 @@ def test_the_flow_hands_its_lanes_to_ray_as_task_runs(
 
 
 def test_a_node_that_is_told_to_leave_commits_what_it_is_at_and_the_night_goes_on_elsewhere(
-    nodes: RayNodes,
-    alone: dict[int, float],
-    start_score: Callable[..., Any],
-    features_job: Path,
-    tmp_path: Path,
+    nodes: RayNodes, alone: dict[int, float], begin: Begin
 ) -> None:
-    output = tmp_path / "out"
-    command = night(features_job, output, *SMALL_SHARDS, *ONE_CPU, *PATIENT, *on_ray(nodes))
 
     def leave(*options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -210,7 +205,7 @@ def test_a_node_that_is_told_to_leave_commits_what_it_is_at_and_the_night_goes_o
     assert which.returncode == 1
     assert "not given, and 2 nodes are at" in which.stderr, "here nodes share a machine"
     stays, leaves = re.findall(r"[0-9a-f]{56}", which.stderr)
-    running = start_score(*command)
+    running, output = begin("out")
     wait_for_commits(running, output, 20)
     wait_until(lambda: all(nodes.lanes_on(nodes.called(name)) for name in (stays, leaves)), running)
     stopped = nodes.lanes_on(nodes.called(stays))
