@@ -97,6 +97,7 @@ def run_benchmark(
         ModelError: The model cannot be exported at all.
         AccuracyError: ONNX Runtime cannot run it, and there is nothing to compare with.
     """
+    cpu = this_cpu(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory(prefix="nightscore-bench-") as folder, ExitStack() as opened:
         files = CandidateFactory(
             spec,
@@ -105,10 +106,10 @@ def run_benchmark(
             Path(folder),
             say,
             settings=options.builder,
+            weight_bits=cpu.weight_bits,
         )
         batch_sizes = _batch_sizes(options, fixed_batch(files.core))
         batch_size = fixed_batch(files.core) or min(REFERENCE_BATCH, len(rows.measured))
-        cpu = this_cpu(len(os.sched_getaffinity(0)))
         _, reference = reference_answers(files, rows.measured, batch_size, cpu)
         np.save(rows_path := Path(folder, "rows.npy"), rows.measured)
         contestants = [

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +23,22 @@ from onnx import numpy_helper
 from engines.probing import open_session, with_reductions
 from engines.runner import Array
 
-LARGEST_INT8 = 127
+WeightBits = Literal[7, 8]
+LARGEST_WEIGHT: Mapping[WeightBits, int] = {7: 64, 8: 127}
+"""Of symmetric int8 weights. Two products of 64 and the largest uint8 fit into 16 bits, which is
+what x86 kernels without VNNI add them in; see `engines.devices.Cpu.weight_bits`."""
 Biases = Mapping[str, npt.NDArray[np.float32]]
 
 
-def corrected_biases(core: onnx.ModelProto, batches: Iterable[dict[str, Array]]) -> Biases:
+def corrected_biases(
+    core: onnx.ModelProto, batches: Iterable[dict[str, Array]], weight_bits: WeightBits = 8
+) -> Biases:
     """The biases that make up for the rounding of each layer's weights.
 
     Args:
         core: Float graph with constant weights, each node with a name of its own.
         batches: Calibration rows as the graph takes them.
+        weight_bits: Of the weights after rounding.
 
     Returns:
         Layer -> bias, float32 [channels]; convolutions and Gemms without a bias of their own are
@@ -47,7 +54,9 @@ def corrected_biases(core: onnx.ModelProto, batches: Iterable[dict[str, Array]])
     for layer, mean in zip(layers, means, strict=True):
         weight = numpy_helper.to_array(constants[layer.input[1]]).astype(np.float64)
         bias = numpy_helper.to_array(constants[layer.input[2]])
-        biases[layer.name] = (bias + _mean_shift(layer, weight, mean)).astype(np.float32)
+        biases[layer.name] = (bias + _mean_shift(layer, weight, mean, weight_bits)).astype(
+            np.float32
+        )
     return biases
 
 
@@ -65,11 +74,13 @@ def with_biases(
     return model
 
 
-def rounded(weight: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
+def rounded(
+    weight: npt.NDArray[np.float64], axis: int, weight_bits: WeightBits
+) -> npt.NDArray[np.float64]:
     """Weights after symmetric int8 rounding with one scale for each channel of `axis`."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(axis=others, keepdims=True)
-    scale = np.where(largest == 0, 1, largest / LARGEST_INT8)
+    scale = np.where(largest == 0, 1, largest / LARGEST_WEIGHT[weight_bits])
     return np.asarray(np.round(weight / scale) * scale)
 
 
@@ -115,11 +126,14 @@ def _input_means(
 
 
 def _mean_shift(
-    layer: onnx.NodeProto, weight: npt.NDArray[np.float64], mean: npt.NDArray[np.float64]
+    layer: onnx.NodeProto,
+    weight: npt.NDArray[np.float64],
+    mean: npt.NDArray[np.float64],
+    weight_bits: WeightBits,
 ) -> npt.NDArray[np.float64]:
     """(W - Wq) E[x] for each output channel, with the scales that the quantiser will choose."""
     num_outputs = len(weight)
-    error = weight - rounded(weight, 0)
+    error = weight - rounded(weight, 0, weight_bits)
     if layer.op_type == "Gemm":
         return np.asarray(error @ mean)
     groups = _attribute(layer, "group", 1)

@@ -197,6 +197,7 @@ class _Build:
                 self._say,
                 timing_cache=_timing_cache(request, store),
                 settings=request.builder,
+                weight_bits=request.device.weight_bits,
             )
             ladder = Ladder(request.model, factory, request.gate, held_out, request.device, opened)
             choice = ladder.climb(request.batch_size)

@@ -19,7 +19,7 @@ from engines.tensorrt_build import BuilderSettings
 if TYPE_CHECKING:
     import onnx
 
-    from engines.bias_correction import Biases
+    from engines.bias_correction import Biases, WeightBits
     from engines.onnxrt import OnnxrtRunner
     from engines.quantize import Placement
     from engines.torch_program import TorchPrecision
@@ -95,9 +95,10 @@ class CandidateFactory:
         say: Is told what takes long.
         timing_cache: Of an earlier TensorRT build on this kind of device.
         settings: What is asked of TensorRT.
+        weight_bits: Of int8 weights for a CPU; TensorRT's always have 8.
     """
 
-    def __init__(  # noqa: PLR0913  # the last two count on a GPU only
+    def __init__(  # noqa: PLR0913  # the last three count on some devices only
         self,
         spec: ModelSpec,
         calibration: Array,
@@ -106,6 +107,7 @@ class CandidateFactory:
         say: Callable[[str], None],
         timing_cache: bytes | None = None,
         settings: BuilderSettings = BuilderSettings(),  # noqa: B008  # a frozen value
+        weight_bits: WeightBits = 8,
     ) -> None:
         self._spec = spec
         self._calibration = calibration
@@ -114,8 +116,10 @@ class CandidateFactory:
         self.say = say
         self._timing_cache = timing_cache
         self._by_products: dict[str, dict[str, bytes]] = {}
-        self._graphs: dict[tuple[str, str, tuple[str, ...]], onnx.ModelProto] = {}
+        self._graphs: dict[tuple[object, ...], onnx.ModelProto] = {}
+        self._corrected: dict[WeightBits, Biases] = {}
         self._settings = settings
+        self._weight_bits = weight_bits
 
     @cached_property
     def core(self) -> onnx.ModelProto:
@@ -130,16 +134,13 @@ class CandidateFactory:
         """The calibration rows as `core` takes them."""
         return feeds_of(self.core, self._spec, self._calibration)
 
-    def some_feeds(self, num_rows: int) -> Feeds:
-        """The first calibration rows as `core` takes them."""
-        return feeds_of(self.core, self._spec, self._calibration[:num_rows])
-
-    @cached_property
-    def biases(self) -> Biases:
+    def _biases(self, weight_bits: WeightBits) -> Biases:
         """Corrected for the rounding of weights."""
         from engines.bias_correction import corrected_biases
 
-        return corrected_biases(self.core, self.feeds())
+        if weight_bits not in self._corrected:
+            self._corrected[weight_bits] = corrected_biases(self.core, self.feeds(), weight_bits)
+        return self._corrected[weight_bits]
 
     @cached_property
     def scales(self) -> ScaleTable:
@@ -169,7 +170,9 @@ class CandidateFactory:
         # The symmetric graph for `mixed` on a CPU too: the other rounds what a layer gives to the
         # next one, so that a tensor that cannot be rounded would cost all its neighbours.
         is_symmetric = runtime == "tensorrt" or precision == "mixed"
-        graph = self.graph(precision, "tensorrt" if is_symmetric else "cpu", float_layers)
+        placement: Placement = "tensorrt" if is_symmetric else "cpu"
+        weight_bits = 8 if runtime == "tensorrt" else self._weight_bits
+        graph = self._graph(precision, placement, tuple(float_layers), weight_bits)
         wrapped = _wrapped(graph, self._spec, runtime, precision, batch_size, folder)
         candidate = replace(wrapped, float_layers=tuple(float_layers))
         if runtime == "tensorrt":
@@ -184,7 +187,7 @@ class CandidateFactory:
 
         folder = self._folder / "simulated"
         folder.mkdir(exist_ok=True)
-        graph = self._make_graph("mixed", "tensorrt", tuple(float_layers))
+        graph = self._make_graph("mixed", "tensorrt", tuple(float_layers), self._weight_bits)
         found = _wrapped(graph, self._spec, "onnxruntime", "mixed", batch_size, folder)
         return OnnxrtRunner(
             found.graph, found.input, found.outputs, device.num_threads, is_literal=True
@@ -194,13 +197,35 @@ class CandidateFactory:
         self, precision: str, placement: Placement, float_layers: Sequence[str] = ()
     ) -> onnx.ModelProto:
         """The model in a precision, without preprocessing and head; each is made once."""
-        wanted = (precision, placement, tuple(float_layers))
+        return self._graph(precision, placement, tuple(float_layers), self._weight_bits)
+
+    def ranked_layers(self, num_rows: int) -> list[str]:
+        """Layers by what int8 of each costs so many calibration rows, worst first."""
+        from engines.sensitivity import rank_layers
+
+        bits = self._weight_bits
+        feeds = feeds_of(self.core, self._spec, self._calibration[:num_rows])
+        ranked = rank_layers(self.core, self._biases(bits), self.scales, feeds, bits)
+        return [name for name, _ in ranked]
+
+    def _graph(
+        self,
+        precision: str,
+        placement: Placement,
+        float_layers: tuple[str, ...],
+        weight_bits: WeightBits,
+    ) -> onnx.ModelProto:
+        wanted = (precision, placement, float_layers, weight_bits)
         if wanted not in self._graphs:
             self._graphs[wanted] = self._make_graph(*wanted)
         return self._graphs[wanted]
 
     def _make_graph(
-        self, precision: str, placement: Placement, float_layers: tuple[str, ...]
+        self,
+        precision: str,
+        placement: Placement,
+        float_layers: tuple[str, ...],
+        weight_bits: WeightBits,
     ) -> onnx.ModelProto:
         if precision == "fp32":
             return self.core
@@ -210,7 +235,8 @@ class CandidateFactory:
             return to_half(self.core)
         from engines.quantize import quantize
 
-        return quantize(self.core, self.biases, self.scales, placement, float_layers)
+        biases = self._biases(weight_bits)
+        return quantize(self.core, biases, self.scales, placement, float_layers, weight_bits)
 
     def attachments_of(self, candidate: Candidate) -> dict[str, bytes]:
         """Files to keep beside an engine: the scales that it was made from, what a build left."""

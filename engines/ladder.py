@@ -37,6 +37,7 @@ REFERENCE = ("onnxruntime", "fp32")
 """What all are compared with, on the CPU; on a CPU a candidate itself."""
 MOST_SHRUNK = 16
 """A batch that is so much smaller is no remedy for a lack of memory: a build takes minutes."""
+FEWER_BITS = "weights of 7 bits: without VNNI, sums of products with 8 are cut off"
 RANKING_ROWS = 16
 """Calibration rows on which layers are ranked; the order is all that is wanted of them."""
 
@@ -147,6 +148,8 @@ class Ladder:
     def _climb_to(self, step: _Step, batch_size: int, reference: Answers) -> None:
         """Make, open and judge a candidate, in smaller batches where memory is short."""
         self._steps.append(step)
+        if step.precision in ("int8", "mixed") and self._device.weight_bits == 7:
+            step.note = FEWER_BITS
         smallest = max(1, batch_size // MOST_SHRUNK)
         while True:
             try:
@@ -218,12 +221,10 @@ class Ladder:
                 self._steps.append(mixed)
 
     def _find_float_layers(self, reference: Answers) -> tuple[str, ...] | None:
-        from engines.sensitivity import fewest_float_layers, rank_layers
+        from engines.sensitivity import fewest_float_layers
 
         factory = self._factory
-        ranked = rank_layers(
-            factory.core, factory.biases, factory.scales, factory.some_feeds(RANKING_ROWS)
-        )
+        ranked = factory.ranked_layers(RANKING_ROWS)
         cpu = this_cpu(self._device.num_threads)
         batch_size = batch_size_for(self._spec, cpu, None, factory.core)
 
@@ -234,7 +235,7 @@ class Ladder:
             return not accuracy.failures(self._gate)
 
         factory.say("int8 misses the gate: looking for the layers that cannot bear it")
-        return fewest_float_layers([name for name, _ in ranked], passes)
+        return fewest_float_layers(ranked, passes)
 
     def _choose(self, reference: Candidate) -> Choice:
         rungs = tuple(self._rung(step) for step in self._steps)

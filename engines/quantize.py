@@ -19,7 +19,7 @@ from onnxruntime.quantization.calibrate import (
     save_tensors_data,
 )
 
-from engines.bias_correction import Biases, with_biases
+from engines.bias_correction import Biases, WeightBits, with_biases
 from engines.calibrate import ScaleTable
 
 Placement = Literal["tensorrt", "cpu"]
@@ -39,12 +39,13 @@ TENSORRT_OPTIONS = {
 }
 
 
-def quantize(
+def quantize(  # each is a thing of its own
     core: onnx.ModelProto,
     biases: Biases,
     table: ScaleTable,
     placement: Placement,
     float_layers: Sequence[str] = (),
+    weight_bits: WeightBits = 8,
 ) -> onnx.ModelProto:
     """An int8 graph from a float one.
 
@@ -58,6 +59,7 @@ def quantize(
             int8 per channel, every scale comes from the same table, and what follows the last
             weighted layer is float.
         float_layers: Names of nodes that stay in float.
+        weight_bits: 7: int8 weights use half of their range; see `engines.devices.Cpu`.
     """
     with tempfile.TemporaryDirectory() as folder, _quiet():
         ranges, target = Path(folder, "ranges.json"), Path(folder, "int8.onnx")
@@ -78,6 +80,7 @@ def quantize(
             None,
             quant_format=QuantFormat.QDQ,
             per_channel=True,
+            reduce_range=weight_bits == 7,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(float_layers),
             calibration_cache_path=ranges,

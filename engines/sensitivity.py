@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.bias_correction import Biases, rounded
+from engines.bias_correction import Biases, WeightBits, rounded
 from engines.calibrate import Feeds, ScaleTable
 from engines.probing import open_session
 from engines.quantize import quantizable_layers
@@ -25,7 +25,11 @@ CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
 
 
 def rank_layers(
-    core: onnx.ModelProto, biases: Biases, table: ScaleTable, feeds: Feeds
+    core: onnx.ModelProto,
+    biases: Biases,
+    table: ScaleTable,
+    feeds: Feeds,
+    weight_bits: WeightBits = 8,
 ) -> list[tuple[str, float]]:
     """Layers and the mean squared error that each alone puts on the output, worst first.
 
@@ -34,8 +38,9 @@ def rank_layers(
         biases: Corrected ones of its layers.
         table: Ranges of its tensors.
         feeds: A few calibration rows in batches.
+        weight_bits: Of the weights in int8.
     """
-    model, layers = with_switches(core, biases, table)
+    model, layers = with_switches(core, biases, table, weight_bits)
     session = open_session(model)
     output = core.graph.output[0].name
     errors = np.zeros(len(layers))
@@ -72,12 +77,12 @@ def fewest_float_layers(
 
 
 def with_switches(
-    core: onnx.ModelProto, biases: Biases, table: ScaleTable
+    core: onnx.ModelProto, biases: Biases, table: ScaleTable, weight_bits: WeightBits = 8
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The graph with one switch a layer, input `SWITCHES` float32 [layers], and the layers."""
     model = onnx.ModelProto()
     model.CopyFrom(core)
-    board = _Board(model.graph, biases, table)
+    board = _Board(model.graph, biases, table, weight_bits)
     names = set(quantizable_layers(core))
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
@@ -93,12 +98,15 @@ def with_switches(
 
 
 class _Board:
-    def __init__(self, graph: onnx.GraphProto, biases: Biases, table: ScaleTable) -> None:
+    def __init__(
+        self, graph: onnx.GraphProto, biases: Biases, table: ScaleTable, weight_bits: WeightBits
+    ) -> None:
         self.layers: list[str] = []
         self._graph = graph
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
         self._biases = biases
         self._ranges = table.ranges
+        self._weight_bits = weight_bits
 
     def can_switch(self, node: onnx.NodeProto) -> bool:
         return node.input[0] in self._ranges and node.input[1] in self._constants
@@ -111,7 +119,8 @@ class _Board:
         nodes += self._switched_input(node, name)
         weight = self._array(node.input[1])
         axis = CHANNEL_AXIS.get(node.op_type, 0 if _is_transposed(node) else 1) % weight.ndim
-        nodes += self._switched_constant(node, 1, rounded(weight, axis) - weight, name)
+        change = rounded(weight, axis, self._weight_bits) - weight
+        nodes += self._switched_constant(node, 1, change, name)
         if node.name in self._biases:
             shift = self._biases[node.name] - self._array(node.input[2])
             nodes += self._switched_constant(node, 2, shift, name)

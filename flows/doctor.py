@@ -121,7 +121,7 @@ def render_doctor(facts: Facts) -> RenderableType:
     """What is there, then what to do about what is not."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("nightscore", f"{facts['nightscore']}, Python {facts['python']}")
-    int8 = ", ".join(facts["int8_instructions"]) or "none: int8 engines will gain little"
+    int8 = ", ".join(facts["int8_instructions"]) or "none: int8 engines gain less here"
     table.add_row("cpu", f"{facts['cpu']}, {facts['cores']} cores, int8 instructions: {int8}")
     nodes = ", ".join(f"{node}: cores {cores}" for node, cores in facts["numa_nodes"].items())
     table.add_row("numa nodes", nodes or "unknown")

@@ -10,6 +10,7 @@ import onnx
 
 from engines.calibrate import Method, normalised
 from engines.candidates import CandidateFactory
+from engines.devices import this_cpu
 from engines.gate import Accuracy, Answers, compare, run_rows
 from engines.graph import output_specs, wrap
 from engines.ladder import HeldOut
@@ -60,7 +61,10 @@ def make_net(kind: str, folder: Path, method: Method = "max") -> Net:
         net = resnet() if kind == "resnet" else conv_net()
         assert calibration.labels is not None
         save(fit_last_layer(net, normalised(spec, calibration.rows), calibration.labels), path)
-    factory = CandidateFactory(spec, calibration.rows, method, folder, lambda _: None)
+    bits = this_cpu(1).weight_bits  # or this machine's int8 kernels answer apart from the graph
+    factory = CandidateFactory(
+        spec, calibration.rows, method, folder, lambda _: None, weight_bits=bits
+    )
     return Net(
         spec=spec,
         factory=factory,

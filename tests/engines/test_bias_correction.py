@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from engines.bias_correction import corrected_biases, with_biases
+from engines.bias_correction import WeightBits, corrected_biases, with_biases
 from engines.export import name_nodes
 from engines.runner import Array
 from tests.engines.small_graphs import (
@@ -23,9 +23,11 @@ from tests.engines.small_models import labelled_pictures
 LAYERS = ["c1", "c2", "c3", "y"]
 
 
-def corrected(core: onnx.ModelProto, *batches: Array) -> onnx.ModelProto:
+def corrected(
+    core: onnx.ModelProto, *batches: Array, weight_bits: WeightBits = 8
+) -> onnx.ModelProto:
     name_nodes(core)
-    return with_biases(core, corrected_biases(core, [{"x": rows} for rows in batches]))
+    return with_biases(core, corrected_biases(core, [{"x": rows} for rows in batches], weight_bits))
 
 
 def planes(num_rows: int) -> Array:
@@ -33,7 +35,7 @@ def planes(num_rows: int) -> Array:
     return np.ascontiguousarray(((pixels - 127) / 64).transpose(0, 3, 1, 2))
 
 
-def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+def rounded(model: onnx.ModelProto, largest: int = 127) -> onnx.ModelProto:
     """The graph with each weight rounded to int8 per channel, and all else in float."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -41,7 +43,7 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
         weight = numpy_helper.to_array(tensor)
         if weight.ndim > 1:
             axes = tuple(range(1, weight.ndim))
-            scale = np.abs(weight).max(axis=axes, keepdims=True) / 127
+            scale = np.abs(weight).max(axis=axes, keepdims=True) / largest
             value = (np.round(weight / scale) * scale).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     return copy
@@ -52,11 +54,14 @@ def biases(model: onnx.ModelProto) -> dict[str, list[float]]:
     return {tensor.name: numpy_helper.to_array(tensor).tolist() for tensor in tensors}
 
 
-def test_corrected_biases_take_back_the_mean_error_of_each_layer() -> None:
+@pytest.mark.parametrize(("weight_bits", "largest"), [(8, 127), (7, 64)])
+def test_corrected_biases_take_back_the_mean_error_of_each_layer(
+    weight_bits: WeightBits, largest: int
+) -> None:
     core, rows = conv_net(), planes(64)
     expected = run_graph(core, rows, LAYERS)
-    nets = (core, corrected(core, rows))
-    before, after = (run_graph(rounded(net), rows, LAYERS) for net in nets)
+    nets = (core, corrected(core, rows, weight_bits=weight_bits))
+    before, after = (run_graph(rounded(net, largest), rows, LAYERS) for net in nets)
 
     def error(found: list[Array]) -> list[float]:
         axes = [(0, 2, 3), (0, 2, 3), (0, 2, 3), (0,)]
