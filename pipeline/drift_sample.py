@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,10 @@ MIN_GROUPS, MAX_GROUPS = 2, 8
 """Row groups that are read: a whole group is read for a few of its rows."""
 MAX_READ_BYTES = 256 << 20
 """Of the input, about; unless that is fewer than `MIN_GROUPS`."""
+GROUPS_AT_ONCE = 4
+"""The night is over for the cores: all they do now is wait for this."""
+VARIANCE_ROWS = 1 << 16
+"""Of a part, about, evenly spread: the variance of all of a million scores took 18 ms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +43,7 @@ class Sampled:
     answers: Answers
     """`class_id` and `probability` [rows]; or `score` [rows, m]."""
     variance: npt.NDArray[np.float64]
-    """[m] of all scores of the parts that were looked at; empty for classes."""
+    """[m] of the scores of the parts that were looked at, about; empty for classes."""
 
 
 class CommittedParts:
@@ -123,7 +128,7 @@ class DriftSampler:
         plan: The night; all its shards are committed.
         source: Its input.
         parts: What was committed.
-        decoder: Of the CPU.
+        decoder: Of the CPU; its `decode` may be called from several threads.
         seed: The same one gives the same rows.
     """
 
@@ -134,7 +139,7 @@ class DriftSampler:
         self._source = source
         self._parts = parts
         self._decoder = decoder
-        self._rng = np.random.default_rng(list(seed.encode()))
+        self._seed = list(seed.encode())
 
     def sample(self, num_rows: int) -> Sampled | None:
         """About `num_rows` scored rows of a few row groups; None when there is none to be had.
@@ -147,19 +152,26 @@ class DriftSampler:
         affordable = max(MIN_GROUPS, int(MAX_READ_BYTES / num_bytes))
         num_groups = min(len(groups), MAX_GROUPS, affordable, num_rows)
         per_group = -(-num_rows // num_groups)
+        rng = np.random.default_rng(self._seed)
         # One from each of equal stretches of the night.
-        places = (np.arange(num_groups) + self._rng.random(num_groups)) * len(groups) / num_groups
-        with self._decoder:
-            chosen = [groups[place] for place in places.astype(int)]
-            found = [self._of_group(shard, group, per_group) for shard, group in chosen]
+        places = (np.arange(num_groups) + rng.random(num_groups)) * len(groups) / num_groups
+        chosen = [groups[place] for place in places.astype(int)]
+
+        def look(shard: Shard, group: int, rng: np.random.Generator) -> Sampled | None:
+            return self._of_group(shard, group, per_group, rng)
+
+        with self._decoder, ThreadPoolExecutor(GROUPS_AT_ONCE, "drift") as pool:
+            found = list(pool.map(look, *zip(*chosen, strict=True), rng.spawn(num_groups)))
         return _joined([sampled for sampled in found if sampled is not None])
 
-    def _of_group(self, shard: Shard, group: int, num_rows: int) -> Sampled | None:
+    def _of_group(
+        self, shard: Shard, group: int, num_rows: int, rng: np.random.Generator
+    ) -> Sampled | None:
         read, bad = self._read(shard, group), self._parts.quarantined(shard)
         if read is None or bad is None:
             return None
         rows, first_row = read
-        chosen = np.sort(self._rng.permutation(len(rows))[:num_rows])
+        chosen = np.sort(rng.permutation(len(rows))[:num_rows])
         chosen = chosen[~np.isin(chosen + first_row, bad)]
         if not len(chosen):
             return None
@@ -205,7 +217,8 @@ class DriftSampler:
 def _variance(scores: Array | None) -> npt.NDArray[np.float64]:
     if scores is None:
         return np.empty(0)
-    finite = scores[np.isfinite(scores).all(axis=1)]
+    some = scores[:: max(1, len(scores) // VARIANCE_ROWS)]
+    finite = some[np.isfinite(some).all(axis=1)]
     if not len(finite):
         return np.zeros(scores.shape[1])
     return np.asarray(finite.var(axis=0, dtype=np.float64))
