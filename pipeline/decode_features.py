@@ -30,6 +30,7 @@ class FeatureDecoder(Decoder):
         self.block_rows = block_rows
         self._fill = features.fill_missing
         self._num_features = num_features
+        self._last_schema: tuple[pa.Schema | None, bool] = None, False
 
     def __enter__(self) -> FeatureDecoder:
         return self
@@ -61,12 +62,12 @@ class FeatureDecoder(Decoder):
 
     def _assemble(self, rows: pa.RecordBatch) -> Array:
         """A matrix of our own that may be written to."""
-        first = rows.column(self.columns[0])
-        columns = rows.select(list(self.columns))
-        if all(_is_plain(column) for column in columns.columns):
+        if self._are_float32(rows.schema):
             # Arrow interleaves columns twice as fast as assignments to strided columns do.
-            interleaved: Array = columns.to_tensor(row_major=True).to_numpy()
-            return interleaved
+            columns = rows.select(list(self.columns))
+            interleaved = columns.to_tensor(null_to_nan=True, row_major=True)
+            return np.asarray(interleaved.to_numpy())
+        first = rows.column(self.columns[0])
         matrix = np.empty((rows.num_rows, self._num_features), np.float32)
         if pa.types.is_fixed_size_list(first.type):
             # `flatten` leaves null lists out, so they are put in as rows of NaN.
@@ -79,11 +80,16 @@ class FeatureDecoder(Decoder):
                 matrix[:, position] = rows.column(name).to_numpy(zero_copy_only=False)
         return matrix
 
+    def _are_float32(self, schema: pa.Schema) -> bool:
+        """Whether all columns are; looked at once for all batches of a file."""
+        seen, answer = self._last_schema
+        if seen is None or not schema.equals(seen):
+            types = [schema.field(name).type for name in self.columns]
+            answer = all(pa.types.is_float32(each) for each in types)
+            self._last_schema = schema, answer
+        return answer
+
     def _name(self, feature: int) -> str:
         if len(self.columns) == 1:
             return f"{self.columns[0]}[{feature}]"
         return self.columns[feature]
-
-
-def _is_plain(column: pa.Array) -> bool:
-    return column.null_count == 0 and bool(pa.types.is_float32(column.type))

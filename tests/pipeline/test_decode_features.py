@@ -120,3 +120,15 @@ def test_all_rows_may_be_bad() -> None:
 def test_equal_values_have_equal_fingerprints() -> None:
     _, bad_rows = decode(a=floats(1, 1, 2), b=floats(INF, INF, INF))
     assert bad_rows[0].sha256 == bad_rows[1].sha256 != bad_rows[2].sha256
+
+
+def test_files_of_other_types_are_read_one_after_the_other() -> None:
+    features = FeaturesInput(columns=("a", "b"))
+    with FeatureDecoder(features, ("a", "b"), 2) as decoder:
+        for kind in (pa.float32(), pa.float64(), pa.int16(), pa.float32()):
+            columns = {"b": pa.array([3, None], kind), "a": pa.array([1, 2], kind)}
+            for slot in range(2):
+                row = pa.RecordBatch.from_pydict(columns).slice(slot)
+                matrix, bad_rows = decoder.decode(row)
+                assert matrix[0].tolist() == ([1, 3] if slot == 0 else [0, 0])
+                assert list(bad_rows) == [1 - slot]
