@@ -10,22 +10,25 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engines.calibrate import Method
-from engines.candidates import GRAPH, TIMING_CACHE, Candidate, CandidateFactory
 from engines.devices import Device
 from engines.errors import EngineError
 from engines.gate import GateSpec
 from engines.keys import BUILDER_REVISION, KEYED_PACKAGES, digest, digest_bytes
 from engines.keys import runtime_version as version_of
-from engines.ladder import Choice, HeldOut, Ladder
 from engines.manifest import REFERENCE, EngineManifest, StoredEngine
 from engines.model import ModelSpec, fingerprint_model
 from engines.runner import Array
 from engines.store import EngineStore
 from engines.tensorrt_build import BuilderSettings
+
+if TYPE_CHECKING:  # most nights build nothing
+    from engines.calibrate import Method
+    from engines.candidates import Candidate
+    from engines.ladder import Choice, HeldOut
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +186,9 @@ class _Build:
         self._started = time.monotonic()
 
     def run(self, rows: RowSource, store: EngineStore) -> StoredEngine:
+        from engines.candidates import CandidateFactory
+        from engines.ladder import Ladder
+
         request = self._request
         calibration, held_out = self._split(rows)
         with (
@@ -210,6 +216,8 @@ class _Build:
 
     def _split(self, source: RowSource) -> tuple[Array, HeldOut]:
         """Calibration rows, and others that are held out for the gate."""
+        from engines.ladder import HeldOut
+
         wanted, held_out = self._request.calibration.num_rows, self._request.gate.num_rows
         self._say(f"building an engine: decoding {wanted + held_out:,} rows of the input")
         sample = source(wanted + held_out, self._request.calibration.seed)
@@ -228,6 +236,8 @@ class _Build:
     def _manifest(
         self, choice: Choice, artifact: bytes, attachments: dict[str, bytes], calibration: Array
     ) -> EngineManifest:
+        from engines.candidates import GRAPH
+
         request, candidate = self._request, choice.candidate
         assert choice.rung.accuracy is not None
         # OpenVINO names layers differently each time that a process compiles the same graph.
@@ -267,6 +277,8 @@ def _timing_cache(request: EngineRequest, store: EngineStore) -> bytes | None:
     """Timings of the newest TensorRT engine of such a device: its kernels need no new race."""
     if request.device.kind != "gpu":
         return None
+    from engines.candidates import TIMING_CACHE
+
     for engine in store.list():
         same = engine.manifest.device.identity == request.device.identity
         if same and TIMING_CACHE in engine.manifest.attachments:

@@ -9,6 +9,11 @@ import numpy as np
 from engines.runner import Array, CoreRunner, Outputs, TensorSpec
 
 
+def import_onnxruntime() -> None:
+    """Import it ahead of time."""
+    import onnxruntime  # noqa: F401
+
+
 class OnnxrtRunner(CoreRunner):
     """Runs an ONNX graph with fixed shapes; see `CoreRunner`.
 

@@ -3,12 +3,15 @@
 Exit codes: 0 done or already published; 1 failed; 2 wrong use or configuration; 3 a guard stopped
 publication; 75 interrupted, or a store is full or out of reach: resumable by the same command.
 
-Light: the process of a lane imports its parent's main module too.
+Light: the process of a lane imports its parent's main module too, and the first of them begins
+here, before the commands are imported.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
 from engines.errors import EngineError, EngineNotFoundError, ModelError
@@ -17,15 +20,29 @@ from pipeline.errors import ConfigError, GuardError, PipelineError
 from pipeline.store_errors import is_outage
 
 EXIT_INTERRUPTED = 75
+LANE_COMMANDS, NO_LANES = {"run", "requeue", "backfill"}, {"--help", "--dry-run"}
+"""Commands that score, most likely; and what makes that unlikely."""
 
 
 def main() -> NoReturn:
     """Console entry point."""
     start_up.begin()
     try:
-        run_command()
+        with lane_ahead(sys.argv[1:]):
+            run_command()
+    except KeyboardInterrupt:  # before there was a command
+        start_up.leave(EXIT_INTERRUPTED)
     except SystemExit as stop:
         start_up.leave(stop.code if isinstance(stop.code, int) else 0)
+
+
+def lane_ahead(arguments: Sequence[str]) -> AbstractContextManager[None]:
+    """Meanwhile a process for a lane imports what it needs, if the command will want one."""
+    if not LANE_COMMANDS.intersection(arguments[:1]) or NO_LANES.intersection(arguments):
+        return nullcontext()
+    from pipeline.lane_spawn import process_ahead
+
+    return process_ahead()
 
 
 def run_command() -> NoReturn:

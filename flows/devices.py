@@ -16,6 +16,7 @@ from engines.nvml import FoundGpu, discover
 from pipeline.config import Job
 from pipeline.errors import ConfigError
 from pipeline.lane import Lane, LaneDevice, modules_ahead
+from pipeline.lane_spawn import end_ahead
 
 if TYPE_CHECKING:
     from flows.lanes import Lanes
@@ -64,6 +65,7 @@ def start_lanes(job: Job) -> list[Lane] | Lanes:
     Where the job says so they are on a cluster: see flows/ray_lanes.py.
     """
     if job.lanes.runner == "ray":
+        end_ahead()
         from flows.ray_lanes import RayLanes
 
         return RayLanes(job)

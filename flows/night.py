@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,7 +28,6 @@ from flows.spot import notices
 from pipeline.config import Job
 from pipeline.cost import find_price, load_prices, own_price
 from pipeline.errors import GuardError
-from pipeline.finish import already_published, end_run, finish_run
 from pipeline.guards import NightWatch
 from pipeline.lane import Lane
 from pipeline.report import DeviceUse, Price, RunReport, StageTimes
@@ -96,6 +96,8 @@ def run_night(
                 output = open_storage(job.output.uri)
                 published = find_published(output, job.name, date)
                 if published is not None and night.again == "no":
+                    from pipeline.finish import already_published
+
                     return already_published(job, output, published)
                 devices = lanes.begin(observer.say)
                 get_engine = functools.partial(lanes.get_engine, force=rebuild)
@@ -106,10 +108,14 @@ def run_night(
                 lookout = Lookout(run, len(devices), observer, on_warning)
                 with resumable():
                     uses = _score(run, lanes, lookout, watch)
+            from pipeline.finish import finish_run  # see `import_end`
+
             with resumable():
                 return finish_run(run, lanes.figures, times(price, lanes.num_machines), uses)
         except BaseException as error:
             if run is not None:
+                from pipeline.finish import end_run
+
                 end_run(run, lanes.figures, error)
             raise
 
@@ -198,10 +204,23 @@ def _score(
         return ()
     watch.check()
     observer.start(num_rows, num_rows - num_todo)
+    threading.Thread(target=import_end, args=(run,), name="import-end", daemon=True).start()
     try:
         return lanes.score(run, lookout, watch)
     finally:
         observer.stop()
+
+
+def import_end(run: PreparedRun) -> None:
+    """Import what the end of a run needs; lanes have just begun to open their engine.
+
+    Before, they would wait for it; afterwards, the publication would.
+    """
+    with suppress(Exception):  # told where it is used
+        import pipeline.finish  # noqa: F401
+        from pipeline.last_look import import_judges
+
+        import_judges(run)
 
 
 def process_start() -> float:

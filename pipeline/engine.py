@@ -27,7 +27,6 @@ from engines.tensorrt_build import BuilderSettings
 from pipeline.blocks import Array
 from pipeline.config import Job
 from pipeline.errors import ConfigError, InputError
-from pipeline.lane_child import make_decoder
 from pipeline.plan import Plan
 from pipeline.read import sample_rows
 from pipeline.row_groups import max_group_bytes
@@ -159,6 +158,8 @@ def decoded_sample(
     Raises:
         InputError: No row of the sample can be decoded, or the label column does not fit.
     """
+    from pipeline.lane_child import make_decoder  # most nights find their engine
+
     decoder = make_decoder(job, plan.feature_columns, plan.num_features, num_threads)
     label = job.engine.gate.label
     columns = (*decoder.columns, *([label] if label else []))

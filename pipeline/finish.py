@@ -13,10 +13,10 @@ from pipeline.cost import cost_of
 from pipeline.engine_facts import engines_of
 from pipeline.errors import StorageError
 from pipeline.footers import check_pin
-from pipeline.guards import Findings, check_before_publication
 from pipeline.history import nights_before, row_of
 from pipeline.interruptions import earlier_attempts, note_end
 from pipeline.lane import NO_TIME, LaneFigures, add_times
+from pipeline.last_look import Findings, check_before_publication
 from pipeline.ledger import CommitRecord, utc_now
 from pipeline.limit import limit_of, sum_of_ceilings
 from pipeline.publish import (

@@ -6,9 +6,7 @@ unfinished shards go to a new one, which first finds out whether rows were to bl
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
-import multiprocessing
 import signal
 import threading
 from collections.abc import Iterable
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from engines.devices import Cpu, Device, Gpu, this_cpu
 from pipeline.errors import Interrupted, LaneError
 from pipeline.lane_messages import (
+    Binding,
     Cleared,
     Committed,
     Drain,
@@ -30,11 +29,10 @@ from pipeline.lane_messages import (
     Progress,
     Suspect,
 )
-from pipeline.lane_process import lane_main
+from pipeline.lane_spawn import take_process
 from pipeline.report import Ceilings, StageTimes
 from pipeline.suspects import Suspects
 from pipeline.watchdog import Watchdog
-from pipeline.work_marks import WorkMarks
 
 if TYPE_CHECKING:  # these bring Arrow and more, which the process had better begin to import
     from pipeline.config import Job
@@ -42,6 +40,7 @@ if TYPE_CHECKING:  # these bring Arrow and more, which the process had better be
     from pipeline.plan import Shard
 
 JOIN_TIMEOUT_S = 10.0
+OPENVINO = "engines.ovino:the_core"
 NO_TIME = StageTimes(busy_s=0.0, wait_s=0.0, items=0)
 
 
@@ -86,11 +85,13 @@ class LaneFigures(Protocol):
 
 
 class Lane:
-    """Starts its process at once, so that it imports its libraries while the run is planned.
+    """Has its process at once, which imports its libraries while the run is planned.
+
+    The process that began with the command, or one of its own; see `pipeline.lane_spawn`.
 
     Args:
         device: What its process is bound to.
-        ahead: Modules that the process imports before it knows the run; see `modules_ahead`.
+        ahead: What the process imports before it knows the run; see `modules_ahead`.
         is_kept: Whether its process outlives `close`, for the next run; `abort` ends it.
 
     `score` may be called from several threads; shards of all callers form one stream, so that the
@@ -120,25 +121,14 @@ class Lane:
         self._start()
 
     def _start(self) -> None:
-        # Spawned, not forked: s3fs, DALI and the runtimes do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._marks = WorkMarks(context)
+        self._taken = taken = take_process()
+        self._process, self._connection, self._marks = taken.process, taken.connection, taken.marks
         self._watchdog: Watchdog | None = None
         self._killed: tuple[str, str] | None = None
         """Why the watchdog ended the process: reason and message."""
-        # Should nobody close the lane, the interpreter's end does not wait for it: a daemon is only
-        # asked to end by SIGTERM, which it ignores.
-        binding = (self.device.gpu and self.device.gpu.uuid, self.device.cores)
-        self._process = context.Process(
-            target=lane_main,
-            args=(theirs, self._marks, *binding, self._ahead),
-            name=self.device.name,
-            daemon=True,
-        )
-        self._process.start()
-        atexit.register(self._process.kill)
-        theirs.close()
+        device = self.device
+        gpu_uuid = device.gpu.uuid if device.gpu else None
+        self._send(Binding(gpu_uuid=gpu_uuid, cores=device.cores, ahead=self._ahead))
         self._receiver = threading.Thread(target=self._receive, name="lane-receiver", daemon=True)
         self._receiver.start()
 
@@ -268,7 +258,7 @@ class Lane:
         self._receiver.join()
         self._connection.close()
 
-    def _send(self, message: LaneSetup | Shard | Drain | None) -> None:
+    def _send(self, message: Binding | LaneSetup | Shard | Drain | None) -> None:
         try:
             self._connection.send(message)
         except OSError:
@@ -295,8 +285,7 @@ class Lane:
                     self._finished.set()
                 case Failed():
                     self._fail(message.error)
-        self._process.join()
-        atexit.unregister(self._process.kill)
+        self._taken.reap()
         self._replace_process()
         if self._closing:
             self._finished.set()
@@ -364,14 +353,20 @@ class Lane:
 
 
 def modules_ahead(job: Job, device: LaneDevice) -> tuple[str, ...]:
-    """The decoder that a lane will most likely use: DALI takes more than a second to import."""
+    """The decoder and runtime that a lane will most likely use; see `Binding.ahead`.
+
+    DALI takes more than a second to import, OpenVINO 0.1 s. On a GPU the engine is imported later:
+    CUDA takes memory of the device.
+    """
     lanes = job.lanes
     if job.input.images is None:
         return ()
     if device.gpu is not None and lanes.gpu_decode.enabled:
         return ("pipeline.decode_images_gpu",)
-    by_window = lanes.cpu_decoder == "window" and device.gpu is None
-    return ("pipeline.decode_windows" if by_window else "pipeline.decode_images",)
+    if device.gpu is not None:
+        return ("pipeline.decode_images",)
+    decoder = "decode_windows" if lanes.cpu_decoder == "window" else "decode_images"
+    return (f"pipeline.{decoder}", OPENVINO)
 
 
 def add_times(several: Iterable[dict[str, StageTimes]]) -> dict[str, StageTimes]:

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Binding:
+    """What a process is bound to; the first that it is told."""
+
+    gpu_uuid: str | None
+    """The one GPU or slice that it may see; None: it computes on the CPU."""
+    cores: frozenset[int]
+    """CPU cores that it runs on; empty: any."""
+    ahead: tuple[str, ...]
+    """Modules to import that it will need, and functions to call, as `module:function`; that takes
+    about as long as the plan."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Suspect:
     """Consecutive rows that a process was at when it died."""
 

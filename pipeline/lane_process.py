@@ -1,4 +1,4 @@
-"""How a lane's process begins: bound to its device, and importing while its parent plans."""
+"""How a lane's process begins: it imports while its parent plans, and is bound to its device."""
 
 from __future__ import annotations
 
@@ -9,38 +9,41 @@ import threading
 from contextlib import suppress
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 
 from engines.devices import show_only
 from pipeline import start_up
 from pipeline.work_marks import WorkMarks
 
+THREADS = Path("/proc/self/task")
 
-def lane_main(
-    connection: Connection,
-    marks: WorkMarks,
-    gpu_uuid: str | None,
-    cores: frozenset[int],
-    ahead: tuple[str, ...],
-) -> None:
+
+def lane_main(connection: Connection, marks: WorkMarks) -> None:
     """Entry point of the process; ends when the parent closes its inbox or dies.
 
+    What every lane needs is imported before it is known what the process is bound to.
+
     Args:
-        connection: To the parent.
+        connection: To the parent; a `Binding` comes first.
         marks: Where it says what rows it is at.
-        gpu_uuid: The one GPU or slice that it may see; None: it computes on the CPU.
-        cores: That it is bound to; empty: not bound.
-        ahead: Modules that it will need; to import them takes about as long as the plan.
     """
     start_up.begin()
-    bind_process(gpu_uuid, cores)
     for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the group: the parent decides
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=die_with_parent, name="watch-parent", daemon=True).start()
-    from pipeline.lane_child import score_what_comes  # after it is bound: NumPy starts threads
+    from pipeline.lane_child import score_what_comes  # no runtime, and nothing that uses CUDA
 
-    for module in ahead:
-        with suppress(ImportError):  # told with its reason where it is used
-            importlib.import_module(module)
+    try:
+        binding = connection.recv()
+    except (EOFError, OSError):  # the parent does not need us
+        return
+    bind_process(binding.gpu_uuid, binding.cores)
+    for name in binding.ahead:
+        module, _, function = name.partition(":")
+        with suppress(Exception):  # told with its reason where it is used
+            found = importlib.import_module(module)
+            if function:
+                getattr(found, function)()
     score_what_comes(connection, marks)
     start_up.leave(0)
 
@@ -48,12 +51,15 @@ def lane_main(
 def bind_process(gpu_uuid: str | None, cores: frozenset[int]) -> None:
     """Let this process see one GPU or slice, and run on the cores near to it.
 
-    Before CUDA is used and threads are started: later, both would have no effect on them.
+    Before CUDA is used: later it has no effect. Threads that libraries started when they were
+    imported are bound, too, and those that come later inherit it.
     """
     show_only(gpu_uuid)
-    if cores:
-        with suppress(OSError):  # cores taken away meanwhile: slower, not wrong
-            os.sched_setaffinity(0, cores)
+    if not cores:
+        return
+    for thread in THREADS.iterdir():
+        with suppress(OSError):  # cores taken away meanwhile, or a thread: slower, not wrong
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def die_with_parent() -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flows.cli import lane_ahead
 from pipeline.job_file import load_job
 from pipeline.lane import Lane, LaneDevice, modules_ahead
 from tests.conftest import DATE
@@ -55,6 +60,52 @@ def test_the_commands_main_module_is_light_for_lanes_import_it_too() -> None:
     assert modules.isdisjoint({"typer", "rich", "pydantic", "numpy", *HEAVY})
 
 
+def test_a_lane_can_begin_before_the_command_is_imported() -> None:
+    modules = imported("-c", "import flows.cli, pipeline.lane_spawn")
+    assert modules.isdisjoint({"typer", "rich", "pydantic", "numpy", "pyarrow", *HEAVY})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_wanted"),
+    [
+        (["run", "job.yaml"], True),
+        (["requeue", "job.yaml"], True),
+        (["backfill", "job.yaml"], True),
+        (["backfill", "job.yaml", "--dry-run"], False),
+        (["run", "--help"], False),
+        (["status", "run"], False),
+        ([], False),
+    ],
+)
+def test_only_a_command_that_scores_begins_a_process_ahead(
+    arguments: list[str], is_wanted: bool
+) -> None:
+    assert isinstance(lane_ahead(arguments), nullcontext) != is_wanted
+
+
+@pytest.mark.timeout(60)
+def test_a_command_that_comes_to_no_lane_leaves_no_process(
+    start_score: Callable[..., Any], tmp_path: Path
+) -> None:
+    command = start_score("run", tmp_path / "none.yaml", "--date", DATE)
+    assert command.end().code == 2
+    assert command.lingering() == []
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_stopped_at_its_beginning_leaves_no_process(
+    start_score: Callable[..., Any], features_job: Path, number: int
+) -> None:
+    command = start_score("run", features_job, "--date", DATE)
+    while not any("multiprocessing-fork" in line for line in command.lingering(0.0)):
+        assert command.is_running()
+    command.signal(number)
+    ended = command.end()
+    assert "Traceback" not in ended.err
+    assert command.lingering() == []
+
+
 def test_the_decoder_of_a_cpu_lane_does_without_dali() -> None:
     modules = imported("-c", "import pipeline.decode_windows")
     assert "nvidia.nvimgcodec" in modules
@@ -64,8 +115,8 @@ def test_the_decoder_of_a_cpu_lane_does_without_dali() -> None:
 @pytest.mark.parametrize(
     ("sets", "on_gpu", "expected"),
     [
-        ([], False, ("pipeline.decode_windows",)),
-        (["lanes.cpu_decoder=dali"], False, ("pipeline.decode_images",)),
+        ([], False, ("pipeline.decode_windows", "engines.ovino:the_core")),
+        (["lanes.cpu_decoder=dali"], False, ("pipeline.decode_images", "engines.ovino:the_core")),
         ([], True, ("pipeline.decode_images_gpu",)),
         (["lanes.gpu_decode.enabled=false"], True, ("pipeline.decode_images",)),
     ],

@@ -18,7 +18,7 @@ from pipeline_cases import DATE, SumRunner, a_job, a_plan, job_data, scoring_too
 
 from engines.errors import EngineError
 from pipeline import drift as drift_module
-from pipeline import drift_sample, guards
+from pipeline import drift_sample, last_look
 from pipeline.config import Job
 from pipeline.drift import (
     FEW_ROWS,
@@ -115,7 +115,7 @@ def test_each_engine_is_judged_by_rows_of_its_own(
         users = sampled.inputs[:, 0]
         return Drift(rows=len(users), agreement=users.min(), mean_abs_diff=users.max())
 
-    monkeypatch.setattr(guards, "measure_drift", users_sampled)
+    monkeypatch.setattr(last_look, "measure_drift", users_sampled)
     owners = {0: "", 1: "a", 2: "b", 3: "b", 4: "fresh", 5: "fresh"}
     engines = {key: SimpleNamespace(built=key == "fresh") for key in ("a", "fresh")}
     run: Any = SimpleNamespace(
@@ -132,7 +132,7 @@ def test_each_engine_is_judged_by_rows_of_its_own(
         for shard, record in night.records.items()
     }
     assert len(owners) == len(night.plan.shards)
-    found = guards._drifts(run, records)
+    found = last_look._drifts(run, records)
     bounds = {key: (drift.agreement, drift.mean_abs_diff) for key, drift in found.items()}
     first, second, third = (sum(s.num_rows for s in night.plan.shards[:n]) for n in (2, 4, 6))
     assert 0 < bounds["a"][0] < bounds["a"][1] < first <= bounds["b"][0] < bounds["b"][1] < second

@@ -16,7 +16,8 @@ from tests.engines.fake_nvml import a_gpu, use_nvml
 SHOW = """
 import os, sys
 from pipeline.lane_process import bind_process
-loaded = {"torch", "cuda", "tensorrt", "cupy", "nvidia"} & set(sys.modules)
+import pipeline.lane_child
+loaded = {"torch", "cuda", "tensorrt", "cupy", "nvidia", "openvino"} & set(sys.modules)
 bind_process(GPU, frozenset(CORES))
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), sorted(os.sched_getaffinity(0)), sorted(loaded))
 """
