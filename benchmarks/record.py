@@ -49,8 +49,9 @@ class Comparison:
 
     @property
     def stem(self) -> str:
-        """Name of the record's files."""
-        return f"{self.date}-peers-{self.workload.name}-{self.machine['cores']}-cores"
+        """Name of the record's files: that of another kind of machine is not overwritten."""
+        newest = "".join(f"-{name}" for name in self.machine["instructions"][-1:])
+        return f"{self.date}-peers-{self.workload.name}-{self.machine['cores']}-cores{newest}"
 
 
 def write_record(comparison: Comparison, folder: Path) -> Path:

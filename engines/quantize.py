@@ -39,7 +39,7 @@ TENSORRT_OPTIONS = {
 }
 
 
-def quantize(  # each is a thing of its own
+def quantize(
     core: onnx.ModelProto,
     biases: Biases,
     table: ScaleTable,

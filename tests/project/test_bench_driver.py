@@ -332,7 +332,7 @@ def test_the_record_says_what_where_and_how(tmp_path: Path) -> None:
     runs = [run_of(PRODUCT, 1_000), run_of("script/tuned", 200)]
     record = write_record(comparison(runs), tmp_path)
     text = record.read_text()
-    assert record.name == "2026-11-21-peers-photos-2-cores.md"
+    assert record.name == "2026-11-21-peers-photos-2-cores-avx2.md"
     assert record.with_suffix(".svg").exists()
     assert f"]({record.stem}.svg)" in text
     for said in (
@@ -483,4 +483,4 @@ def test_a_smoke_test_or_some_peers_leave_readme_as_it_is(
     compare.publish(comparison([run_of(PRODUCT, 1_000)]), options)
     assert ("| **nightscore** |" in readme.read_text()) == is_written
     folder = tmp_path / ("benchmarks" if is_written else "work")
-    assert (folder / "2026-11-21-peers-photos-2-cores.md").exists()
+    assert (folder / "2026-11-21-peers-photos-2-cores-avx2.md").exists()
