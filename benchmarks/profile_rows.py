@@ -28,13 +28,14 @@ from unittest import mock
 from engines.devices import this_cpu
 from engines.load import open_runner, probe_batch
 from engines.manifest import StoredEngine
+from engines.model import fingerprint_model
 from engines.onnxrt import OnnxrtRunner
 from engines.ovino import OpenVinoRunner
 from pipeline import part
 from pipeline.config import Job
 from pipeline.decode_features import FeatureDecoder
 from pipeline.decode_windows import WindowDecoder, _ThreadTools
-from pipeline.engine import find_engine, load_class_names, open_store, request_for
+from pipeline.engine import load_class_names, request_for, stored_engine
 from pipeline.job_file import load_job
 from pipeline.lane_child import keep_freed_memory, make_decoder
 from pipeline.ledger import Ledger
@@ -195,9 +196,11 @@ def main() -> None:
     job = load_job(args.job, args.set)
     plan = make_plan(job, args.date, open_storage(job.input.uri))
     device = this_cpu(args.threads)
-    engine = find_engine(request_for(job, plan.num_features, device), open_store(job))
-    if engine is None:
+    request = request_for(job, plan.num_features, device)
+    found = stored_engine(job, request, fingerprint_model(request.model))
+    if found is None:
         sys.exit(f"{args.job}: no engine in its store; build it: score engine build.")
+    engine = found.engine
     score(job, plan, engine, args.rows // 4, args.threads)  # warms caches up
     seconds, num_rows = score(job, plan, engine, args.rows, args.threads)
     sys.stdout.write(

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from engines.devices import WeightBits
 from engines.probing import open_session, with_reductions
 from engines.runner import Array
 
-WeightBits = Literal[7, 8]
 LARGEST_WEIGHT: Mapping[WeightBits, int] = {7: 64, 8: 127}
 """Of symmetric int8 weights. Two products of 64 and the largest uint8 fit into 16 bits, which is
 what x86 kernels without VNNI add them in; see `engines.devices.Cpu.weight_bits`."""

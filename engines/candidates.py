@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.calibrate import Feeds, Method, ScaleTable, calibrate, feeds_of
-from engines.devices import Device
+from engines.devices import Device, WeightBits
 from engines.export import fixed_batch, load_core, name_nodes
 from engines.model import ImageInput, ModelSpec, input_spec
 from engines.runner import LOGITS, Array, TensorSpec
@@ -19,7 +19,7 @@ from engines.tensorrt_build import BuilderSettings
 if TYPE_CHECKING:
     import onnx
 
-    from engines.bias_correction import Biases, WeightBits
+    from engines.bias_correction import Biases
     from engines.onnxrt import OnnxrtRunner
     from engines.quantize import Placement
     from engines.torch_program import TorchPrecision
@@ -84,6 +84,16 @@ def batch_size_for(
     return fixed_batch(core) or wanted or default
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _GraphKey:
+    """What decides a graph of one model."""
+
+    precision: str
+    placement: Placement
+    float_layers: tuple[str, ...]
+    weight_bits: WeightBits
+
+
 class CandidateFactory:
     """Makes candidates of one model; what they share is made once, and only when it is needed.
 
@@ -116,7 +126,7 @@ class CandidateFactory:
         self.say = say
         self._timing_cache = timing_cache
         self._by_products: dict[str, dict[str, bytes]] = {}
-        self._graphs: dict[tuple[object, ...], onnx.ModelProto] = {}
+        self._graphs: dict[_GraphKey, onnx.ModelProto] = {}
         self._corrected: dict[WeightBits, Biases] = {}
         self._settings = settings
         self._weight_bits = weight_bits
@@ -170,9 +180,10 @@ class CandidateFactory:
         # The symmetric graph for `mixed` on a CPU too: the other rounds what a layer gives to the
         # next one, so that a tensor that cannot be rounded would cost all its neighbours.
         is_symmetric = runtime == "tensorrt" or precision == "mixed"
-        placement: Placement = "tensorrt" if is_symmetric else "cpu"
-        weight_bits = 8 if runtime == "tensorrt" else self._weight_bits
-        graph = self._graph(precision, placement, tuple(float_layers), weight_bits)
+        wanted = self._key(precision, "tensorrt" if is_symmetric else "cpu", float_layers)
+        if runtime == "tensorrt":
+            wanted = replace(wanted, weight_bits=8)
+        graph = self._graph(wanted)
         wrapped = _wrapped(graph, self._spec, runtime, precision, batch_size, folder)
         candidate = replace(wrapped, float_layers=tuple(float_layers))
         if runtime == "tensorrt":
@@ -187,7 +198,7 @@ class CandidateFactory:
 
         folder = self._folder / "simulated"
         folder.mkdir(exist_ok=True)
-        graph = self._make_graph("mixed", "tensorrt", tuple(float_layers), self._weight_bits)
+        graph = self._make_graph(self._key("mixed", "tensorrt", float_layers))
         found = _wrapped(graph, self._spec, "onnxruntime", "mixed", batch_size, folder)
         return OnnxrtRunner(
             found.graph, found.input, found.outputs, device.num_threads, is_literal=True
@@ -197,7 +208,7 @@ class CandidateFactory:
         self, precision: str, placement: Placement, float_layers: Sequence[str] = ()
     ) -> onnx.ModelProto:
         """The model in a precision, without preprocessing and head; each is made once."""
-        return self._graph(precision, placement, tuple(float_layers), self._weight_bits)
+        return self._graph(self._key(precision, placement, float_layers))
 
     def ranked_layers(self, num_rows: int) -> list[str]:
         """Layers by what int8 of each costs so many calibration rows, worst first."""
@@ -208,35 +219,36 @@ class CandidateFactory:
         ranked = rank_layers(self.core, self._biases(bits), self.scales, feeds, bits)
         return [name for name, _ in ranked]
 
-    def _graph(
-        self,
-        precision: str,
-        placement: Placement,
-        float_layers: tuple[str, ...],
-        weight_bits: WeightBits,
-    ) -> onnx.ModelProto:
-        wanted = (precision, placement, float_layers, weight_bits)
+    def _key(self, precision: str, placement: Placement, float_layers: Sequence[str]) -> _GraphKey:
+        return _GraphKey(
+            precision=precision,
+            placement=placement,
+            float_layers=tuple(float_layers),
+            weight_bits=self._weight_bits,
+        )
+
+    def _graph(self, wanted: _GraphKey) -> onnx.ModelProto:
         if wanted not in self._graphs:
-            self._graphs[wanted] = self._make_graph(*wanted)
+            self._graphs[wanted] = self._make_graph(wanted)
         return self._graphs[wanted]
 
-    def _make_graph(
-        self,
-        precision: str,
-        placement: Placement,
-        float_layers: tuple[str, ...],
-        weight_bits: WeightBits,
-    ) -> onnx.ModelProto:
-        if precision == "fp32":
+    def _make_graph(self, wanted: _GraphKey) -> onnx.ModelProto:
+        if wanted.precision == "fp32":
             return self.core
-        if precision == "fp16":
+        if wanted.precision == "fp16":
             from engines.half import to_half
 
             return to_half(self.core)
         from engines.quantize import quantize
 
-        biases = self._biases(weight_bits)
-        return quantize(self.core, biases, self.scales, placement, float_layers, weight_bits)
+        return quantize(
+            self.core,
+            self._biases(wanted.weight_bits),
+            self.scales,
+            wanted.placement,
+            wanted.float_layers,
+            wanted.weight_bits,
+        )
 
     def attachments_of(self, candidate: Candidate) -> dict[str, bytes]:
         """Files to keep beside an engine: the scales that it was made from, what a build left."""

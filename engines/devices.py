@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+WeightBits = Literal[7, 8]
 INT8_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 """Instruction sets that decide which int8 kernels run, and how their sums may saturate."""
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
@@ -42,7 +43,7 @@ class Cpu:
         return "cpu"
 
     @property
-    def weight_bits(self) -> Literal[7, 8]:
+    def weight_bits(self) -> WeightBits:
         """Bits of int8 weights that kernels multiply without a wrong sum.
 
         Without VNNI, x86 adds two products of uint8 and int8 in 16 bits, where larger sums are cut
@@ -85,7 +86,7 @@ class Gpu:
         return "gpu"
 
     @property
-    def weight_bits(self) -> Literal[7, 8]:
+    def weight_bits(self) -> WeightBits:
         """Bits of int8 weights: all, as sums have 32."""
         return 8
 

@@ -19,8 +19,9 @@ from onnxruntime.quantization.calibrate import (
     save_tensors_data,
 )
 
-from engines.bias_correction import Biases, WeightBits, with_biases
+from engines.bias_correction import Biases, with_biases
 from engines.calibrate import ScaleTable
+from engines.devices import WeightBits
 
 Placement = Literal["tensorrt", "cpu"]
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

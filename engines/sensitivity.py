@@ -14,8 +14,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.bias_correction import Biases, WeightBits, rounded
+from engines.bias_correction import Biases, rounded
 from engines.calibrate import Feeds, ScaleTable
+from engines.devices import WeightBits
 from engines.probing import open_session
 from engines.quantize import quantizable_layers
 

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from engines.devices import VNNI
 from engines.gpu_runtimes import INSTALL_HINT, tensorrt_problem, torch_problem
 from engines.keys import installed_version
 from engines.nvml import FoundGpu
@@ -33,7 +34,6 @@ PACKAGES = {
     "s3fs": "S3 input and output",
     "scikit-image": "pictures for the demo: pip install 'nightscore[demo]'",
 }
-INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def doctor_facts(job: Job | None = None) -> Facts:
@@ -49,7 +49,7 @@ def doctor_facts(job: Job | None = None) -> Facts:
         "python": platform.python_version(),
         "cpu": cpu["name"],
         "cores": num_cores(),
-        "int8_instructions": [flag for flag in INT8_FLAGS if flag in cpu["flags"]],
+        "int8_instructions": [flag for flag in VNNI if flag in cpu["flags"]],
         "numa_nodes": _numa_nodes(),
         "gpus": [_gpu_info(found) for found in gpus],
         "no_gpu_because": why_none,

@@ -21,7 +21,7 @@ from engines.devices import Device
 from engines.gate import GateSpec
 from engines.load import open_runner
 from engines.manifest import StoredEngine
-from engines.model import FeatureInput, ImageInput, ModelSpec, fingerprint_model
+from engines.model import FeatureInput, ImageInput, ModelSpec
 from engines.store import EngineStore, StoreOptions
 from engines.tensorrt_build import BuilderSettings
 from pipeline.blocks import Array
@@ -79,15 +79,10 @@ def open_store(job: Job, say: Say | None = None) -> EngineStore:
     return EngineStore(open_storage(job.engine.store), options)
 
 
-def find_engine(request: EngineRequest, store: EngineStore) -> StoredEngine | None:
-    """The engine that would score tonight, or None when one must be built."""
-    return store.find(request_key(request, fingerprint_model(request.model)))
-
-
 def stored_engine(
     job: Job, request: EngineRequest, fingerprint: str, say: Say | None = None
 ) -> ResolvedEngine | None:
-    """`find_engine` in the job's store, for a model whose fingerprint is known."""
+    """The engine that would score tonight, or None when one must be built."""
     found = open_store(job, say).find(request_key(request, fingerprint))
     return ResolvedEngine(engine=found, built=False, build_s=0.0) if found else None
 

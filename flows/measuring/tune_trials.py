@@ -19,7 +19,7 @@ from engines.errors import BuildError
 from engines.manifest import StoredEngine
 from engines.model import fingerprint_model
 from pipeline.config import Job
-from pipeline.engine import find_engine, get_engine, load_class_names, open_store, request_for
+from pipeline.engine import get_engine, load_class_names, request_for, stored_engine
 from pipeline.lane import Lane, LaneDevice
 from pipeline.lane_messages import LaneSetup
 from pipeline.ledger import CommitRecord
@@ -115,7 +115,7 @@ class LaneTrials:
             return 0.0
         job = with_settings(self._job, settings)
         request = request_for(job, self._plan.num_features, self._device.engine_device)
-        if find_engine(request, open_store(job)):
+        if stored_engine(job, request, fingerprint_model(request.model)):
             return 0.0
         return self.engine(LaneSettings()).manifest.build_s
 

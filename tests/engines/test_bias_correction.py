@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from engines.bias_correction import WeightBits, corrected_biases, with_biases
+from engines.bias_correction import corrected_biases, with_biases
+from engines.devices import WeightBits
 from engines.export import name_nodes
 from engines.runner import Array
 from tests.engines.small_graphs import (

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.bias_correction import LARGEST_WEIGHT, WeightBits
-from engines.candidates import CandidateFactory
-from engines.devices import Cpu, this_cpu
+from engines.bias_correction import LARGEST_WEIGHT
+from engines.candidates import CandidateFactory, _GraphKey
+from engines.devices import Cpu, WeightBits, this_cpu
 from engines.gate import GateSpec, run_rows
 from engines.load import make_runner
 from tests.engines.fitted_nets import Net, make_net
@@ -92,8 +92,8 @@ def test_tensorrts_graph_has_weights_of_8_bits_whatever_the_cpu(
     asked: list[WeightBits] = []
     factory = factory_of(net, 7)
 
-    def noted(*arguments: object) -> object:
-        asked.append(arguments[-1])  # type: ignore[arg-type]
+    def noted(wanted: _GraphKey) -> None:
+        asked.append(wanted.weight_bits)
         raise RuntimeError("enough")
 
     monkeypatch.setattr(factory, "_make_graph", noted)
