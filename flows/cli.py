@@ -16,10 +16,13 @@ from typing import NoReturn
 
 from engines.errors import EngineError, EngineNotFoundError, ModelError
 from pipeline import start_up
-from pipeline.errors import ConfigError, GuardError, PipelineError
+from pipeline.errors import ConfigError, GuardError, Interrupted, PipelineError
 from pipeline.store_errors import is_outage
 
 EXIT_INTERRUPTED = 75
+TYPERS_CTRL_C = 130
+"""What typer returns for a KeyboardInterrupt that meets it, as if a command had."""
+CTRL_C = "SIGINT received; nothing is half done. Run the same command again to go on."
 LANE_COMMANDS, NO_LANES = {"run", "requeue", "backfill"}, {"--help", "--dry-run"}
 """Commands that score, most likely; and what makes that unlikely."""
 
@@ -31,6 +34,7 @@ def main() -> NoReturn:
         with lane_ahead(sys.argv[1:]):
             run_command()
     except KeyboardInterrupt:  # before there was a command
+        sys.stderr.write(f"interrupted: {CTRL_C}\n")
         start_up.leave(EXIT_INTERRUPTED)
     except SystemExit as stop:
         start_up.leave(stop.code if isinstance(stop.code, int) else 0)
@@ -47,14 +51,13 @@ def lane_ahead(arguments: Sequence[str]) -> AbstractContextManager[None]:
 
 def run_command() -> NoReturn:
     """Run the command of `sys.argv` and turn errors into one sentence and an exit code."""
-    import typer
-
     from flows.commands.app import app
 
     try:
-        sys.exit(app(standalone_mode=False))
-    except (typer.Abort, KeyboardInterrupt):  # in a command that has nothing to resume
-        sys.exit(EXIT_INTERRUPTED)
+        code = app(standalone_mode=False)
+        if code == TYPERS_CTRL_C:  # in a command that does not look out for one, or not yet
+            raise Interrupted(CTRL_C)
+        sys.exit(code)
     except Exception as error:
         _fail(error)
 
