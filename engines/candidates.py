@@ -19,9 +19,9 @@ from engines.tensorrt_build import BuilderSettings
 if TYPE_CHECKING:
     import onnx
 
-    from engines.bias_correction import Biases
     from engines.onnxrt import OnnxrtRunner
     from engines.quantize import Placement
+    from engines.round_weights import Rounding
     from engines.torch_program import TorchPrecision
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class CandidateFactory:
         self._timing_cache = timing_cache
         self._by_products: dict[str, dict[str, bytes]] = {}
         self._graphs: dict[_GraphKey, onnx.ModelProto] = {}
-        self._corrected: dict[WeightBits, Biases] = {}
+        self._roundings: dict[WeightBits, Rounding] = {}
         self._settings = settings
         self._weight_bits = weight_bits
 
@@ -144,13 +144,14 @@ class CandidateFactory:
         """The calibration rows as `core` takes them."""
         return feeds_of(self.core, self._spec, self._calibration)
 
-    def _biases(self, weight_bits: WeightBits) -> Biases:
-        """Corrected for the rounding of weights."""
-        from engines.bias_correction import corrected_biases
+    def _rounding(self, weight_bits: WeightBits) -> Rounding:
+        """Of all layers' weights."""
+        from engines.round_weights import round_layers
 
-        if weight_bits not in self._corrected:
-            self._corrected[weight_bits] = corrected_biases(self.core, self.feeds(), weight_bits)
-        return self._corrected[weight_bits]
+        if weight_bits not in self._roundings:
+            self.say(f"rounding weights to {weight_bits} bits")
+            self._roundings[weight_bits] = round_layers(self.core, self.feeds, weight_bits)
+        return self._roundings[weight_bits]
 
     @cached_property
     def scales(self) -> ScaleTable:
@@ -216,7 +217,7 @@ class CandidateFactory:
 
         bits = self._weight_bits
         feeds = feeds_of(self.core, self._spec, self._calibration[:num_rows])
-        ranked = rank_layers(self.core, self._biases(bits), self.scales, feeds, bits)
+        ranked = rank_layers(self.core, self._rounding(bits), self.scales, feeds, bits)
         return [name for name, _ in ranked]
 
     def _key(self, precision: str, placement: Placement, float_layers: Sequence[str]) -> _GraphKey:
@@ -243,7 +244,7 @@ class CandidateFactory:
 
         return quantize(
             self.core,
-            self._biases(wanted.weight_bits),
+            self._rounding(wanted.weight_bits),
             self.scales,
             wanted.placement,
             wanted.float_layers,

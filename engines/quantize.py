@@ -19,9 +19,9 @@ from onnxruntime.quantization.calibrate import (
     save_tensors_data,
 )
 
-from engines.bias_correction import Biases, with_biases
 from engines.calibrate import ScaleTable
 from engines.devices import WeightBits
+from engines.round_weights import Rounding, with_rounding
 
 Placement = Literal["tensorrt", "cpu"]
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -42,7 +42,7 @@ TENSORRT_OPTIONS = {
 
 def quantize(
     core: onnx.ModelProto,
-    biases: Biases,
+    rounding: Rounding,
     table: ScaleTable,
     placement: Placement,
     float_layers: Sequence[str] = (),
@@ -52,7 +52,7 @@ def quantize(
 
     Args:
         core: Float graph with shapes inferred.
-        biases: Corrected ones; see engines/bias_correction.py.
+        rounding: Of its layers.
         table: Ranges of its tensors.
         placement: `tensorrt`: symmetric int8 activations, float bias, Q/DQ where convolution, bias,
             residual Add and activation fuse. `cpu`: uint8 activations and Q/DQ on outputs too,
@@ -76,7 +76,7 @@ def quantize(
                 "extra_options": TENSORRT_OPTIONS,
             }
         quantize_static(
-            with_biases(core, biases, float_layers),
+            with_rounding(core, rounding, float_layers),
             target,
             None,
             quant_format=QuantFormat.QDQ,

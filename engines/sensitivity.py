@@ -14,11 +14,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.bias_correction import Biases, rounded
 from engines.calibrate import Feeds, ScaleTable
 from engines.devices import WeightBits
 from engines.probing import open_session
 from engines.quantize import quantizable_layers
+from engines.round_weights import Rounding, nearest
 
 PREFIX = "nightscore_switch_"
 SWITCHES = f"{PREFIX}all"
@@ -27,7 +27,7 @@ CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
 
 def rank_layers(
     core: onnx.ModelProto,
-    biases: Biases,
+    rounding: Rounding,
     table: ScaleTable,
     feeds: Feeds,
     weight_bits: WeightBits = 8,
@@ -36,12 +36,12 @@ def rank_layers(
 
     Args:
         core: Float graph.
-        biases: Corrected ones of its layers.
+        rounding: Of its layers.
         table: Ranges of its tensors.
         feeds: A few calibration rows in batches.
         weight_bits: Of the weights in int8.
     """
-    model, layers = with_switches(core, biases, table, weight_bits)
+    model, layers = with_switches(core, rounding, table, weight_bits)
     session = open_session(model)
     output = core.graph.output[0].name
     errors = np.zeros(len(layers))
@@ -78,12 +78,12 @@ def fewest_float_layers(
 
 
 def with_switches(
-    core: onnx.ModelProto, biases: Biases, table: ScaleTable, weight_bits: WeightBits = 8
+    core: onnx.ModelProto, rounding: Rounding, table: ScaleTable, weight_bits: WeightBits = 8
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The graph with one switch a layer, input `SWITCHES` float32 [layers], and the layers."""
     model = onnx.ModelProto()
     model.CopyFrom(core)
-    board = _Board(model.graph, biases, table, weight_bits)
+    board = _Board(model.graph, rounding, table, weight_bits)
     names = set(quantizable_layers(core))
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
@@ -100,12 +100,16 @@ def with_switches(
 
 class _Board:
     def __init__(
-        self, graph: onnx.GraphProto, biases: Biases, table: ScaleTable, weight_bits: WeightBits
+        self,
+        graph: onnx.GraphProto,
+        rounding: Rounding,
+        table: ScaleTable,
+        weight_bits: WeightBits,
     ) -> None:
         self.layers: list[str] = []
         self._graph = graph
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._biases = biases
+        self._rounding = rounding
         self._ranges = table.ranges
         self._weight_bits = weight_bits
 
@@ -119,11 +123,15 @@ class _Board:
         nodes = [helper.make_node("Gather", [SWITCHES, index], [name])]
         nodes += self._switched_input(node, name)
         weight = self._array(node.input[1])
-        axis = CHANNEL_AXIS.get(node.op_type, 0 if _is_transposed(node) else 1) % weight.ndim
-        change = rounded(weight, axis, self._weight_bits) - weight
+        rounded = self._rounding.get(node.name)
+        if rounded is None:
+            axis = CHANNEL_AXIS.get(node.op_type, 0 if _is_transposed(node) else 1) % weight.ndim
+            change = nearest(weight, axis, self._weight_bits) - weight
+        else:
+            change = rounded.weight - weight
         nodes += self._switched_constant(node, 1, change, name)
-        if node.name in self._biases:
-            shift = self._biases[node.name] - self._array(node.input[2])
+        if rounded is not None and rounded.bias is not None:
+            shift = rounded.bias - self._array(node.input[2])
             nodes += self._switched_constant(node, 2, shift, name)
         self.layers.append(node.name)
         return nodes

@@ -11,12 +11,12 @@ import onnx
 import pytest
 from onnx import helper
 
-from engines.bias_correction import LARGEST_WEIGHT
 from engines.calibrate import Method, calibrate, feeds_of
 from engines.devices import this_cpu
 from engines.export import load_core, name_nodes
 from engines.gate import GateSpec
 from engines.quantize import Placement, quantizable_layers, quantize
+from engines.round_weights import LARGEST_WEIGHT
 from engines.runner import Array
 from tests.engines.fitted_nets import NETS, Net, make_net, num_classes_seen
 from tests.engines.small_graphs import (

@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from engines.bias_correction import Biases, corrected_biases
 from engines.calibrate import Feeds, ScaleTable, calibrate
 from engines.export import name_nodes
 from engines.quantize import quantizable_layers, quantize
+from engines.round_weights import Rounding, round_layers
 from engines.runner import Array
 from engines.sensitivity import SWITCHES, fewest_float_layers, rank_layers, with_switches
 from tests.engines.small_graphs import (
@@ -61,18 +61,18 @@ class Case:
         name_nodes(self.core)
         self.rows = rows
         self.feeds: Feeds = lambda: iter([{"x": rows[:20]}, {"x": rows[20:]}])
-        self.biases: Biases = corrected_biases(self.core, self.feeds())
+        self.rounding: Rounding = round_layers(self.core, self.feeds)
         self.table: ScaleTable = calibrate(self.core, self.feeds, "max")
 
     def switched(self, *on: str) -> Array:
         """The output with the layers `on` in int8, and the rest in float."""
-        model, layers = with_switches(self.core, self.biases, self.table)
+        model, layers = with_switches(self.core, self.rounding, self.table)
         switches = np.array([layer in on for layer in layers], np.float32)
         (found,) = literally(model).run(["y"], {"x": self.rows, SWITCHES: switches})
         return np.asarray(found)
 
     def ranked(self) -> list[str]:
-        ranking = rank_layers(self.core, self.biases, self.table, self.feeds)
+        ranking = rank_layers(self.core, self.rounding, self.table, self.feeds)
         errors = [error for _, error in ranking]
         assert errors == sorted(errors, reverse=True)
         return [name for name, _ in ranking]
@@ -102,10 +102,10 @@ def test_with_all_switches_off_the_graph_is_the_float_graph_to_the_last_bit(case
 def test_a_switch_makes_of_its_layer_what_the_quantiser_makes_of_it(case: Case) -> None:
     """With all others in float; the switches know the layers in the graph's order."""
     layers = quantizable_layers(case.core)
-    assert with_switches(case.core, case.biases, case.table)[1] == layers
+    assert with_switches(case.core, case.rounding, case.table)[1] == layers
     for layer in layers:
         others = [name for name in layers if name != layer]
-        int8 = quantize(case.core, case.biases, case.table, "tensorrt", others)
+        int8 = quantize(case.core, case.rounding, case.table, "tensorrt", others)
         for node in list(int8.graph.node):  # the switches round layers only
             if node.op_type == "GlobalAveragePool":
                 node.input[0] = "c3"
@@ -121,10 +121,11 @@ def test_a_switched_layer_is_what_numpy_rounds_by_hand() -> None:
     hidden = np.maximum(case.rows @ arrays["w1"].T + arrays["b1"], 0)
     scale = hidden.max() / np.float32(127)
     rounded_input = np.clip(np.round(hidden / scale), -128, 127) * scale
-    scales = np.abs(arrays["w2"]).max(axis=1, keepdims=True) / 127
-    rounded_weight = np.round(arrays["w2"] / scales) * scales
-    expected = rounded_input @ rounded_weight.T + case.biases["g2"]
-    assert not np.array_equal(case.biases["g2"], arrays["b2"])
+    rounded = case.rounding["g2"]
+    assert rounded.bias is not None
+    expected = rounded_input @ rounded.weight.T + rounded.bias
+    assert not np.array_equal(rounded.weight, arrays["w2"])
+    assert not np.array_equal(rounded.bias, arrays["b2"])
     np.testing.assert_allclose(case.switched("g2"), expected, atol=1e-4)
 
 

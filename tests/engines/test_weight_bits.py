@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.bias_correction import LARGEST_WEIGHT
 from engines.candidates import CandidateFactory, _GraphKey
 from engines.devices import Cpu, WeightBits, this_cpu
 from engines.gate import GateSpec, run_rows
 from engines.load import make_runner
+from engines.round_weights import LARGEST_WEIGHT
 from tests.engines.fitted_nets import Net, make_net
 from tests.engines.small_devices import H200
 from tests.engines.small_graphs import constants_of

@@ -23,7 +23,7 @@ MAX_TEST_LINES = 500
 RUNTIMES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "nvidia.dali")
 ADAPTERS = {
     "engines.graph": ("onnx",),
-    "engines.bias_correction": ("onnx",),
+    "engines.round_weights": ("onnx",),
     "engines.quantize": ("onnx", "onnxruntime"),
     "engines.sensitivity": ("onnx", "onnxruntime"),
     "pipeline.decode_images": ("nvidia.dali",),
