@@ -242,10 +242,11 @@ class CandidateFactory:
             return to_half(self.core)
         from engines.quantize import quantize
 
+        scales = self.scales  # first: it says which tensor is not finite
         return quantize(
             self.core,
             self._rounding(wanted.weight_bits),
-            self.scales,
+            scales,
             wanted.placement,
             wanted.float_layers,
             wanted.weight_bits,

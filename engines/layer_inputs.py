@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.calibrate import BATCH_ROWS, Feeds
+from engines.calibrate import Feeds
+from engines.export import fixed_batch
 from engines.probing import open_session, with_outputs
 from engines.runner import Array
 
@@ -26,7 +27,11 @@ MOST_INPUTS = 4608
 """Weights of one output, such as those of a 3x3 convolution of 512 channels: to make up for the
 rounding of so many takes a core 15 s, and of twice as many eight times as long."""
 PASS_BYTES = 1 << 30
-"""Of moments, and of what layers get for one batch, that one pass over the rows holds."""
+"""Of products that are gathered in one pass over the rows."""
+INPUT_BYTES = 1 << 29
+"""Of what layers get at once: of large pictures it is a gigabyte a row, and few rows are run."""
+FLOAT64_ERROR = 1e-12
+"""Of mean products of numbers that are alike: their variance may come out below 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +41,16 @@ class Moments:
     num_samples: int
     mean: Floats
     """[groups, inputs]."""
-    second: Floats
-    """Mean products of two inputs each: [groups, inputs, inputs]."""
+    second: Floats | None
+    """Mean products of two inputs each: [groups, inputs, inputs]; None: not `rounds_together`."""
 
     @property
-    def covariance(self) -> Floats:
-        """[groups, inputs, inputs]."""
-        return self.second - self.mean[:, :, None] * self.mean[:, None, :]
+    def covariance(self) -> Floats | None:
+        """[groups, inputs, inputs], positive."""
+        if self.second is None:
+            return None
+        error = FLOAT64_ERROR * self.second * np.eye(self.second.shape[1])
+        return self.second - self.mean[:, :, None] * self.mean[:, None, :] + error
 
 
 class Layer:
@@ -51,9 +59,10 @@ class Layer:
     Args:
         node: The node.
         weight: Its constant.
+        is_shared: Other nodes use that, too, and it cannot be rounded as suits each.
     """
 
-    def __init__(self, node: onnx.NodeProto, weight: Array) -> None:
+    def __init__(self, node: onnx.NodeProto, weight: Array, is_shared: bool) -> None:
         self.name = node.name
         self.source: str = node.input[0]
         self._constant = weight
@@ -66,6 +75,8 @@ class Layer:
         num_outputs = self._shape[1 if self._is_turned else 0]
         self.num_inputs = weight.size // num_outputs
         """Of one output."""
+        self.rounds_together = not is_shared and self.num_inputs <= MOST_INPUTS
+        """Whether its weights make up for each other's rounding."""
 
     @property
     def weight(self) -> Floats:
@@ -79,15 +90,25 @@ class Layer:
         constant = (flat.T if self._is_turned else flat).reshape(self._shape)
         return np.ascontiguousarray(constant, np.float32)
 
-    def samples(self, values: Array, rng: np.random.Generator) -> Array:
-        """Inputs at some positions of each row: [groups, samples, inputs]."""
+    def samples(self, values: Array, num_rows: int, rng: np.random.Generator) -> Array:
+        """Inputs at some positions of each row: [groups, samples, inputs].
+
+        Args:
+            values: What the layer gets for `num_rows` rows; the first axis may be more than these.
+            num_rows: Of the batch.
+            rng: Chooses the positions.
+        """
+        most = SAMPLES_PER_ROW * num_rows
+        values = np.atleast_2d(values)
+        if len(values) > most:
+            values = values[rng.choice(len(values), most, replace=False)]
         windows = self._windows(values) if self._is_convolution else values
-        num_rows = len(values)
+        num = len(values)
         positions = windows.shape[1 : windows.ndim - (len(self._shape) - 1)]
-        num = min(SAMPLES_PER_ROW, math.prod(positions))
-        picked = [rng.integers(0, size, (num_rows, num)) for size in positions]
-        found = np.asarray(windows[(np.arange(num_rows)[:, None], *picked)])
-        return found.reshape(num_rows * num, self.num_groups, -1).transpose(1, 0, 2)
+        num_each = min(max(1, most // num), math.prod(positions))
+        picked = [rng.integers(0, size, (num, num_each)) for size in positions]
+        found = np.asarray(windows[(np.arange(num)[:, None], *picked)])
+        return found.reshape(num * num_each, self.num_groups, -1).transpose(1, 0, 2)
 
     def _windows(self, values: Array) -> Array:
         """A view [rows, *positions, channels, *kernel], whatever the strides: all of them count."""
@@ -105,32 +126,36 @@ class Layer:
         return view[tuple(steps)]
 
     def _pads(self, spans: Sequence[int]) -> list[tuple[int, int]]:
-        if self._options.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER"):
+        auto_pad = self._options.get("auto_pad", b"NOTSET")
+        if auto_pad == b"SAME_UPPER":
             return [((span - 1) // 2, span // 2) for span in spans]
+        if auto_pad == b"SAME_LOWER":
+            return [(span // 2, (span - 1) // 2) for span in spans]
         pads = self._options.get("pads", [0] * 2 * len(spans))
         return list(zip(pads[: len(spans)], pads[len(spans) :], strict=True))
 
 
 def layers_of(core: onnx.ModelProto) -> list[Layer]:
-    """Layers whose weights are constants of their own and not too many, in the graph's order."""
+    """Layers with constant weights, in the graph's order."""
     from onnx import numpy_helper
 
     constants = {tensor.name: tensor for tensor in core.graph.initializer}
     uses = Counter(name for node in core.graph.node for name in node.input)
-    layers = [
-        Layer(node, numpy_helper.to_array(constants[node.input[1]]))
+    return [
+        Layer(node, numpy_helper.to_array(constants[node.input[1]]), uses[node.input[1]] > 1)
         for node in core.graph.node
-        if _is_product(node, constants) and uses[node.input[1]] == 1
+        if _is_product(node, constants)
     ]
-    return [layer for layer in layers if layer.num_inputs <= MOST_INPUTS]
 
 
 def _is_product(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
-    """Whether it multiplies what it gets with constant weights, an output at a time."""
+    """Whether it multiplies what it gets with constant float32 weights, an output at a time."""
     if node.op_type not in ("Conv", "Gemm", "MatMul") or _attributes(node).get("transA"):
         return False
     source, weight = node.input[:2]
     if source in constants or weight not in constants:
+        return False
+    if constants[weight].data_type != constants[weight].FLOAT:
         return False
     return node.op_type == "Conv" or len(constants[weight].dims) == 2
 
@@ -145,17 +170,19 @@ def measured(
         layers: Some of its layers.
         feeds: Calibration rows; gone through once for as many layers as fit `PASS_BYTES`.
     """
-    inputs = {entry.name for entry in core.graph.input}
-    for some in _passes(core, layers):
+    for some in _passes(layers):
         sums = {layer.name: _Sums() for layer in some}
-        asked = sorted({layer.source for layer in some} - inputs)
+        sources = {layer.source for layer in some}
+        asked = sorted(sources - {entry.name for entry in core.graph.input})
         session = open_session(with_outputs(core, asked))
         rng = np.random.default_rng(0)  # the same rows make the same engine
-        for feed in feeds():
+        for feed in _fitting(core, sources, feeds):
             found = session.run(asked, feed) if asked else []
             values = feed | dict(zip(asked, found, strict=True))
+            num_rows = len(next(iter(feed.values())))
             for layer in some:
-                sums[layer.name].add(layer.samples(values[layer.source], rng))
+                samples = layer.samples(values[layer.source], num_rows, rng)
+                sums[layer.name].add(samples, with_products=layer.rounds_together)
         for layer in some:
             yield layer, sums.pop(layer.name).moments()
 
@@ -164,25 +191,28 @@ class _Sums:
     def __init__(self) -> None:
         self._num_samples = 0
         self._first: Any = 0.0
-        self._second: Any = 0.0
+        self._second: Any = None
 
-    def add(self, samples: Array) -> None:
-        self._num_samples += samples.shape[1]
-        self._first = self._first + samples.sum(axis=1, dtype=np.float64)
-        self._second = self._second + np.matmul(samples.transpose(0, 2, 1), samples)
+    def add(self, samples: Array, *, with_products: bool) -> None:
+        exact = samples.astype(np.float64)  # a time in seconds has a variance, too
+        self._num_samples += exact.shape[1]
+        self._first = self._first + exact.sum(axis=1)
+        if with_products:
+            products = exact.transpose(0, 2, 1) @ exact
+            self._second = products if self._second is None else self._second + products
 
     def moments(self) -> Moments:
         num = self._num_samples
-        return Moments(num_samples=num, mean=self._first / num, second=self._second / num)
+        second = None if self._second is None else self._second / num
+        return Moments(num_samples=num, mean=self._first / num, second=second)
 
 
-def _passes(core: onnx.ModelProto, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+def _passes(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
     """Layers in the graph's order, as many at a time as fit."""
-    batch_bytes = _batch_bytes(core)
     some: list[Layer] = []
     num_bytes = 0
     for layer in layers:
-        size = layer.num_groups * layer.num_inputs**2 * 8 + batch_bytes.get(layer.source, 0)
+        size = layer.num_groups * layer.num_inputs**2 * 8 if layer.rounds_together else 0
         if some and num_bytes + size > PASS_BYTES:
             yield some
             some, num_bytes = [], 0
@@ -192,13 +222,19 @@ def _passes(core: onnx.ModelProto, layers: Sequence[Layer]) -> Iterator[list[Lay
         yield some
 
 
-def _batch_bytes(core: onnx.ModelProto) -> dict[str, int]:
-    """Bytes of the tensors of one batch, as far as their shapes are known."""
-    sizes = {}
-    for entry in (*core.graph.input, *core.graph.value_info):
-        dims = entry.type.tensor_type.shape.dim
-        sizes[entry.name] = 4 * math.prod(dim.dim_value or BATCH_ROWS for dim in dims)
-    return sizes
+def _fitting(core: onnx.ModelProto, names: set[str], feeds: Feeds) -> Iterator[dict[str, Array]]:
+    """The rows in batches for which tensors `names` fit `INPUT_BYTES`, if the graph takes any."""
+    if fixed_batch(core):
+        yield from feeds()
+        return
+    tensors = [entry for entry in core.graph.value_info if entry.name in names]
+    shapes = [entry.type.tensor_type.shape.dim[1:] for entry in tensors]
+    row_bytes = sum(4 * math.prod(dim.dim_value or 1 for dim in shape) for shape in shapes)
+    most = max(1, INPUT_BYTES // max(1, row_bytes))
+    for feed in feeds():
+        num_rows = len(next(iter(feed.values())))
+        for start in range(0, num_rows, most):
+            yield {name: array[start : start + most] for name, array in feed.items()}
 
 
 def _attributes(node: onnx.NodeProto) -> Mapping[str, Any]:

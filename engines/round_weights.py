@@ -10,7 +10,8 @@ Sources: Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Qua
 Generative Pre-trained Transformers", ICLR 2023, algorithm 1. Bias: Nagel, van Baalen, Blankevoort,
 Welling, "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
 section 4.2. Few samples: Chen, Wiesel, Eldar, Hero, "Shrinkage Algorithms for MMSE Covariance
-Estimation", IEEE Trans. Signal Processing 58(10), 2010, equation 23 (OAS).
+Estimation", IEEE Trans. Signal Processing 58(10), 2010, equation 23 (OAS) without its terms in 2/p,
+as in scikit-learn.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ BLOCK = 128
 class RoundedLayer:
     """What int8 holds of a layer, still as float32."""
 
-    weight: npt.NDArray[np.float32]
-    """As the graph holds it, on the levels that the quantiser will choose."""
+    weight: npt.NDArray[np.float32] | None
+    """As the graph holds it, on the levels that the quantiser will choose; None: the nearest."""
     bias: npt.NDArray[np.float32] | None
     """With the mean error taken back; None: the layer has none of its own."""
 
 
 Rounding = Mapping[str, RoundedLayer]
-"""By layer; what is not in it has the nearest levels."""
+"""By layer."""
 
 
 def round_layers(core: onnx.ModelProto, feeds: Feeds, weight_bits: WeightBits = 8) -> Rounding:
@@ -62,10 +63,14 @@ def round_layers(core: onnx.ModelProto, feeds: Feeds, weight_bits: WeightBits = 
     for layer, moments in measured(core, layers_of(core), feeds):
         bias = biases.get(layer.name)
         products = moments.second if bias is None else moments.covariance
-        weight = _rounded(layer.weight, _shrunk(products, moments.num_samples), weight_bits)
+        if products is None:
+            weight = _nearest(layer.weight, (2,), weight_bits)
+        else:
+            weight = _rounded(layer.weight, _shrunk(products, moments.num_samples), weight_bits)
+        constant = None if products is None else layer.as_constant(weight)
         if bias is not None:
             bias = (bias + _mean_shift(layer.weight - weight, moments)).astype(np.float32)
-        rounding[layer.name] = RoundedLayer(weight=layer.as_constant(weight), bias=bias)
+        rounding[layer.name] = RoundedLayer(weight=constant, bias=bias)
     return rounding
 
 
@@ -89,7 +94,11 @@ def with_rounding(
 
 def nearest(weight: Floats, axis: int, weight_bits: WeightBits) -> Floats:
     """Weights on the nearest levels, with one scale for each channel of `axis`."""
-    scale = _scales(weight, tuple(i for i in range(weight.ndim) if i != axis), weight_bits)
+    return _nearest(weight, tuple(i for i in range(weight.ndim) if i != axis), weight_bits)
+
+
+def _nearest(weight: Floats, axes: tuple[int, ...], weight_bits: WeightBits) -> Floats:
+    scale = _scales(weight, axes, weight_bits)
     return np.asarray(np.round(weight / scale) * scale)
 
 

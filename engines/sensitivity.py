@@ -124,7 +124,7 @@ class _Board:
         nodes += self._switched_input(node, name)
         weight = self._array(node.input[1])
         rounded = self._rounding.get(node.name)
-        if rounded is None:
+        if rounded is None or rounded.weight is None:
             axis = CHANNEL_AXIS.get(node.op_type, 0 if _is_transposed(node) else 1) % weight.ndim
             change = nearest(weight, axis, self._weight_bits) - weight
         else:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from engines import round_weights
+from engines import layer_inputs, round_weights
 from engines.calibrate import calibrate
 from engines.devices import WeightBits
 from engines.export import name_nodes
@@ -190,14 +190,52 @@ def test_with_few_rows_a_layer_is_no_worse_than_with_the_nearest_levels(num_rows
     assert after <= before
 
 
-def test_shrinkage_is_that_of_scikit_learn_s_formula() -> None:
-    rows = alike(12, 6).astype(np.float64)
-    products = rows.T @ rows / 12
-    power = np.trace(products) / 6
-    alpha = np.mean(products**2)
-    share = min(1.0, (alpha + power**2) / (13 * (alpha - power**2 / 6)))
-    expected = (1 - share) * products + share * power * np.eye(6)
-    np.testing.assert_allclose(_shrunk(products[None], 12)[0], expected)
+@pytest.mark.parametrize("num_rows", [2, 12, 400])
+def test_shrinkage_is_scikit_learns(num_rows: int) -> None:
+    covariance = pytest.importorskip("sklearn.covariance")
+    rows = alike(num_rows, 6).astype(np.float64)
+    expected, _ = covariance.oas(rows, assume_centered=True)
+    np.testing.assert_allclose(_shrunk((rows.T @ rows / num_rows)[None], num_rows)[0], expected)
+
+
+@pytest.mark.parametrize("constant", [0.1, 3.3, 2024, 1e8])
+def test_channels_that_never_change_can_be_rounded_for(constant: float) -> None:
+    """A batch norm that switched some channels off leaves constants to the next layer."""
+    rng = np.random.default_rng(0)
+    planes = rng.standard_normal((16, 8, 6, 6)).astype(np.float32)
+    planes[:, ::2] = np.float32(constant) * np.arange(1, 5)[:, None, None]
+    weights = {"w": rng.standard_normal((8, 1, 3, 3)), "b": np.zeros(8)}
+    weights |= {"w2": rng.standard_normal((8, 8, 1, 1)), "b2": np.zeros(8)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["d"], group=8),
+        helper.make_node("Conv", ["x", "w2", "b2"], ["p"]),
+        helper.make_node("Concat", ["d", "c"], ["y"], axis=1),
+    ]
+    nodes.insert(2, helper.make_node("MaxPool", ["p"], ["c"], kernel_shape=[3, 3]))
+    arrays = {name: array.astype(np.float32) for name, array in weights.items()}
+    core = make_model(nodes, arrays, ["batch", 16, 4, 4], shape_in=("batch", 8, 6, 6))
+    for some in (planes, np.full_like(planes, constant)):
+        for rounded in rounding_of(core, some).values():
+            assert rounded.weight is not None
+            assert np.isfinite(rounded.weight).all()
+
+
+@pytest.mark.parametrize("how", ["shared", "large"])
+def test_weights_that_are_not_rounded_together_still_have_their_mean_error_taken_back(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_inputs, "MOST_INPUTS", 7 if how == "large" else 8)
+    shared = helper.make_node("Gemm", ["x", "w"], ["q"], transB=1)
+    nodes = [gemm(target="p"), shared, helper.make_node("Add", ["p", "q"], ["y"])]
+    core = make_model(nodes if how == "shared" else [gemm()], linear_weights(), ["batch", 4])
+    rows = alike(64)
+    rounding = rounding_of(core, rows, 7)
+    changed = with_rounding(core, rounding)
+    weight = constants_of(core)["w"]
+    np.testing.assert_array_equal(constants_of(changed)["w"], weight)
+    error = nearest(weight.astype(np.float64), 0, 7) - weight
+    shift = constants_of(core)["b"] - constants_of(changed)["b"]
+    np.testing.assert_allclose(shift, error @ rows.mean(axis=0), atol=1e-5)
 
 
 def test_inputs_and_weights_that_are_always_zero_stay_finite() -> None:
@@ -208,10 +246,25 @@ def test_inputs_and_weights_that_are_always_zero_stay_finite() -> None:
     rows[:, 3] = 0
     for some in (rows, np.zeros_like(rows)):
         (rounded,) = rounding_of(replaced(core, w=weight), some).values()
+        assert rounded.weight is not None
         assert rounded.bias is not None
         assert np.isfinite(rounded.weight).all()
         assert np.isfinite(rounded.bias).all()
         assert not rounded.weight[1].any()
+
+
+@pytest.mark.parametrize("num_rows", [1, 16, 4096])
+def test_inputs_of_any_size_beside_each_other_can_be_rounded_for(num_rows: int) -> None:
+    rows = alike(num_rows)
+    rows[:, :4] *= np.array([1e-20, 1e-4, 1e6, 1e15], np.float32)
+    rows[:, 4] = rows[:, 5] + 1.6e9
+    (rounded,) = rounding_of(linear(), rows).values()
+    assert rounded.weight is not None
+    assert rounded.bias is not None
+    weight = constants_of(linear())["w"]
+    step = np.abs(weight).max(axis=1, keepdims=True) / 127
+    assert (np.abs(rounded.weight - weight) <= 2 * step).all()
+    assert np.isfinite(rounded.bias).all()
 
 
 @pytest.mark.parametrize("case", ["no bias", "scaled", "shared"])
@@ -229,7 +282,7 @@ def test_a_bias_that_cannot_hold_a_correction_is_left_alone(case: str) -> None:
     core = make_model(nodes, {**weights, "w2": weights["w"] + 1}, ["batch", 4])
     rounding = rounding_of(core, alike(16))
     assert rounding
-    assert {rounded.bias for rounded in rounding.values()} == {None}
+    assert [rounded.bias for rounded in rounding.values()] == [None] * len(rounding)
     assert biases(with_rounding(core, rounding)) == biases(core)
 
 

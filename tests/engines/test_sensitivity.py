@@ -122,6 +122,7 @@ def test_a_switched_layer_is_what_numpy_rounds_by_hand() -> None:
     scale = hidden.max() / np.float32(127)
     rounded_input = np.clip(np.round(hidden / scale), -128, 127) * scale
     rounded = case.rounding["g2"]
+    assert rounded.weight is not None
     assert rounded.bias is not None
     expected = rounded_input @ rounded.weight.T + rounded.bias
     assert not np.array_equal(rounded.weight, arrays["w2"])
