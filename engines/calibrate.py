@@ -131,7 +131,7 @@ def _activations(core: onnx.ModelProto) -> list[str]:
 def _extremes(
     core: onnx.ModelProto, tensors: Sequence[str], feeds: Feeds
 ) -> tuple[int, list[float], list[float]]:
-    wanted = [(kind, name, None) for kind in ("ReduceMin", "ReduceMax") for name in tensors]
+    wanted = [(kind, name) for kind in ("ReduceMin", "ReduceMax") for name in tensors]
     probed, names = with_reductions(core, wanted)
     session = open_session(probed)
     num_rows, low, high = 0, np.full(len(tensors), np.inf), np.full(len(tensors), -np.inf)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import onnx
@@ -15,35 +13,26 @@ PREFIX = "nightscore_probe_"
 
 
 def with_reductions(
-    model: onnx.ModelProto, wanted: Sequence[tuple[str, str, Sequence[int] | None]]
+    model: onnx.ModelProto, wanted: Sequence[tuple[str, str]]
 ) -> tuple[onnx.ModelProto, list[str]]:
     """A copy of a float graph with a reduction of each wanted tensor as a further output.
 
     Args:
         model: The graph.
-        wanted: Operator (`ReduceMean`, `ReduceMin`, `ReduceMax`), tensor and axes; None: all axes.
+        wanted: Operator (`ReduceMin`, `ReduceMax`) and tensor, which is reduced over all axes.
 
     Returns:
         The copy, and the names of its new outputs in the order of `wanted`.
     """
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
-    graph = probed.graph
-    opset = max(e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
     names = [f"{PREFIX}{position}" for position in range(len(wanted))]
-    for name, (operator, source, axes) in zip(names, wanted, strict=True):
-        inputs, attributes = [source], dict[str, Any](keepdims=0)
-        if axes is not None and opset < 18:  # an attribute until then, an input from then on
-            attributes["axes"] = list(axes)
-        elif axes is not None:
-            constant = numpy_helper.from_array(np.array(axes, np.int64), f"{name}_axes")
-            graph.initializer.append(constant)
-            inputs.append(constant.name)
-        graph.node.append(helper.make_node(operator, inputs, [name], **attributes))
-        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    for name, (operator, source) in zip(names, wanted, strict=True):
+        probed.graph.node.append(helper.make_node(operator, [source], [name], keepdims=0))
+        probed.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     return probed, names
 
 

@@ -61,15 +61,15 @@ def round_layers(core: onnx.ModelProto, feeds: Feeds, weight_bits: WeightBits = 
     biases = _biases(core)
     rounding = {}
     for layer, moments in measured(core, layers_of(core), feeds):
-        bias = biases.get(layer.name)
+        weight, bias = layer.weight, biases.get(layer.name)
         products = moments.second if bias is None else moments.covariance
         if products is None:
-            weight = _nearest(layer.weight, (2,), weight_bits)
+            rounded, constant = _nearest(weight, (2,), weight_bits), None
         else:
-            weight = _rounded(layer.weight, _shrunk(products, moments.num_samples), weight_bits)
-        constant = None if products is None else layer.as_constant(weight)
+            rounded = _rounded(weight, _shrunk(products, moments.num_samples), weight_bits)
+            constant = layer.as_constant(rounded)
         if bias is not None:
-            bias = (bias + _mean_shift(layer.weight - weight, moments)).astype(np.float32)
+            bias = (bias + _mean_shift(weight - rounded, moments)).astype(np.float32)
         rounding[layer.name] = RoundedLayer(weight=constant, bias=bias)
     return rounding
 

@@ -124,6 +124,24 @@ def mlp(widths: tuple[int, ...] = (NUM_FEATURES, 32, 32, 32, 32, 1)) -> onnx.Mod
     return make_model(nodes, arrays, ["batch", widths[-1]], shape_in=shape_in)
 
 
+def unlike_layers() -> onnx.ModelProto:
+    """A MatMul, a Gemm that is not transposed, and a Gemm without a bias."""
+    rng = np.random.default_rng(2)
+    arrays: dict[str, Array] = {
+        "m": rng.standard_normal((8, 16)),
+        "g": rng.standard_normal((16, 12)) * np.arange(1, 13),
+        "c": rng.standard_normal(12),
+        "w": rng.standard_normal((4, 12)),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "m"], ["a"], name="matmul"),
+        helper.make_node("Gemm", ["a", "g", "c"], ["b"], name="plain"),
+        helper.make_node("Gemm", ["b", "w"], ["y"], name="no_bias", transB=1),
+    ]
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    return make_model(nodes, arrays, ["batch", 4])
+
+
 def replaced(model: onnx.ModelProto, **arrays: Array) -> onnx.ModelProto:
     """A copy with other constants."""
     copy = onnx.ModelProto()

@@ -43,7 +43,8 @@ def normal(*shape: int) -> Array:
 
 def one_layer(node: onnx.NodeProto, weight: Array, shape_in: tuple[int | str, ...]) -> Any:
     """A net of one layer, and the layer."""
-    core = make_model([node], {"w": weight}, [None] * len(shape_in), shape_in=shape_in)  # type: ignore[list-item]
+    shape_out: list[int | str] = [f"size{axis}" for axis in range(len(shape_in))]
+    core = make_model([node], {"w": weight}, shape_out, shape_in=shape_in)
     name_nodes(core)
     (layer,) = layers_of(core)
     return core, layer
@@ -164,7 +165,7 @@ def test_of_rows_that_the_graph_laid_end_to_end_no_more_are_taken(num_rows: int)
         helper.make_node("MatMul", ["tokens", "w"], ["y"], name="m"),
     ]
     arrays = {"shape": np.array([-1, 8]), "w": normal(8, 4)}
-    core = make_model(nodes, arrays, [None, 4], shape_in=("batch", 30, 8))  # type: ignore[list-item]
+    core = make_model(nodes, arrays, ["tokens", 4], shape_in=("batch", 30, 8))
     assert moments(core, normal(num_rows, 30, 8))["m"].num_samples == SAMPLES_PER_ROW * num_rows
 
 

@@ -33,16 +33,12 @@ from tests.engines.small_graphs import (
     mlp,
     replaced,
     run_graph,
+    unlike_layers,
 )
-from tests.engines.small_models import labelled_pictures
+from tests.engines.small_models import planes
 
 BITS: list[WeightBits] = [7, 8]
 LAYERS = ["c1", "c2", "c3", "y"]
-
-
-def planes(num_rows: int, seed: int = 0) -> Array:
-    pixels = labelled_pictures(num_rows, seed=seed).rows.astype(np.float32)
-    return np.ascontiguousarray(((pixels - 127) / 64).transpose(0, 3, 1, 2))
 
 
 def alike(num_rows: int, num_inputs: int = 8, seed: int = 0) -> Array:
@@ -87,23 +83,6 @@ def test_weights_lie_on_the_very_levels_that_the_quantiser_chooses(
         wide = scale.reshape([-1 if i == axis else 1 for i in range(levels.ndim)])
         np.testing.assert_allclose(levels * wide, rounding[layer].weight, rtol=1e-5, atol=1e-7)
         assert np.abs(levels.astype(int)).max() == LARGEST_WEIGHT[bits]
-
-
-def unlike_layers() -> onnx.ModelProto:
-    """A MatMul, a Gemm that is not transposed, and a Gemm without a bias."""
-    rng = np.random.default_rng(2)
-    arrays: dict[str, Array] = {
-        "m": rng.standard_normal((8, 16), dtype=np.float32),
-        "g": rng.standard_normal((16, 12), dtype=np.float32),
-        "c": rng.standard_normal(12, dtype=np.float32),
-        "w": rng.standard_normal((4, 12), dtype=np.float32),
-    }
-    nodes = [
-        helper.make_node("MatMul", ["x", "m"], ["a"]),
-        helper.make_node("Gemm", ["a", "g", "c"], ["b"]),
-        helper.make_node("Gemm", ["b", "w"], ["y"], transB=1),
-    ]
-    return make_model(nodes, arrays, ["batch", 4])
 
 
 @pytest.mark.parametrize("bits", BITS)

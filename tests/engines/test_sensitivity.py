@@ -26,31 +26,9 @@ from tests.engines.small_graphs import (
     mlp,
     replaced,
     run_graph,
+    unlike_layers,
 )
-from tests.engines.small_models import feature_rows, labelled_pictures
-
-
-def pictures(num_rows: int) -> Array:
-    pixels = labelled_pictures(num_rows, seed=3).rows.astype(np.float32)
-    return np.ascontiguousarray(((pixels - 127) / 64).transpose(0, 3, 1, 2))
-
-
-def unlike_layers() -> onnx.ModelProto:
-    """A MatMul, a Gemm that is not transposed, and a Gemm without a bias."""
-    rng = np.random.default_rng(2)
-    arrays: dict[str, Array] = {
-        "m": rng.standard_normal((8, 16)),
-        "g": rng.standard_normal((16, 16)) * np.arange(1, 17),
-        "c": rng.standard_normal(16),
-        "w": rng.standard_normal((4, 16)),
-    }
-    nodes = [
-        helper.make_node("MatMul", ["x", "m"], ["a"], name="matmul"),
-        helper.make_node("Gemm", ["a", "g", "c"], ["b"], name="plain"),
-        helper.make_node("Gemm", ["b", "w"], ["y"], name="no_bias", transB=1),
-    ]
-    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return make_model(nodes, arrays, ["batch", 4])
+from tests.engines.small_models import feature_rows, planes
 
 
 class Case:
@@ -87,7 +65,7 @@ def literally(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 @pytest.fixture(params=["mlp", "conv", "unlike"])
 def case(request: pytest.FixtureRequest) -> Case:
     if request.param == "conv":
-        return Case(conv_net(), pictures(40))
+        return Case(conv_net(), planes(40, seed=3))
     net = mlp() if request.param == "mlp" else unlike_layers()
     return Case(net, feature_rows(40, seed=1))
 
@@ -146,8 +124,8 @@ def test_a_convolution_that_reads_one_channel_far_larger_is_the_worst() -> None:
     arrays["w1"][0] *= 3000
     arrays["b1"][0] *= 3000
     arrays["w2"][0] /= 3000  # it is depthwise
-    assert Case(replaced(net, **arrays), pictures(40)).ranked()[0] == "c2"
-    assert Case(net, pictures(40)).ranked()[0] != "c2", "it is not the worst anyway"
+    assert Case(replaced(net, **arrays), planes(40, seed=3)).ranked()[0] == "c2"
+    assert Case(net, planes(40, seed=3)).ranked()[0] != "c2", "it is not the worst anyway"
 
 
 @pytest.mark.parametrize("num_layers", range(1, 41))
