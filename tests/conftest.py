@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes import GROUP, alive_with, command_of
+
 DATE = "2026-11-20"
 SCORE = str(Path(sys.executable).with_name("score"))
 CREDENTIALS = {
@@ -205,20 +207,11 @@ class Running:
         deadline = time.monotonic() + patience_s
         while (alive := self.members()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in alive]
+        return [command_of(pid) for pid in alive]
 
     def members(self) -> list[int]:
         """Processes of its group that are alive."""
-        alive = []
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdigit():
-                try:
-                    fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-                except OSError:
-                    continue
-                if int(fields[2]) == self.pid and fields[0] != "Z":
-                    alive.append(int(folder.name))
-        return alive
+        return alive_with(GROUP, self.pid)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import signal
 import time
 import xml.etree.ElementTree
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from flows.commands.bench import parse_sizes
 from flows.measuring.bench_markdown import render_bench, to_markdown
 from flows.measuring.bench_plot import to_svg
 from pipeline.errors import ConfigError
+from tests.processes import PARENT, alive_with, command_of, is_alive
 
 pytestmark = pytest.mark.timeout(300)
 DATE = "2026-11-20"
@@ -232,20 +232,13 @@ def test_an_interruption_ends_every_process(
     ended = command.end(60)
     assert ended.code == 75, ended.err
     assert "nothing was written" in ended.err
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 5)
+    wait_until(lambda: not any(map(is_alive, pids)), 5)
     assert not out.exists()
 
 
 def variants_of(parent: int) -> list[int]:
     """Processes that multiprocessing spawned for a parent, whichever group they are in."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError):  # it has ended
-                is_child = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent
-                if is_child and "spawn_main" in (folder / "cmdline").read_text():
-                    found.append(int(folder.name))
-    return found
+    return [pid for pid in alive_with(PARENT, parent) if "spawn_main" in command_of(pid)]
 
 
 def wait_until(condition: Callable[[], bool], patience_s: float) -> None:

@@ -30,6 +30,7 @@ from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.storage import open_storage
 from pipeline.suspects import MAX_UNEXPLAINED
+from tests.processes import is_alive
 
 pytestmark = pytest.mark.timeout(90)
 DATE = "2026-11-20"
@@ -120,13 +121,6 @@ def child_of(lane: Lane) -> int:
     pid = lane._process.pid
     assert pid is not None
     return pid
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:

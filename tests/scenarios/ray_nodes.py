@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.conftest import free_port
+from tests.processes import SESSION, alive_with, command_of
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_TIMEOUT_S = 120.0
@@ -79,7 +80,7 @@ class RayNodes:
 
     def end(self, node: subprocess.Popen[bytes]) -> None:
         """As if its machine lost power: everything that runs on it is gone at once."""
-        for pid in members(node.pid):
+        for pid in _processes_of(node):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         node.wait()
@@ -93,32 +94,19 @@ class RayNodes:
 
     def lanes_on(self, node: subprocess.Popen[bytes]) -> list[int]:
         """Processes that score on a node."""
-        return [pid for pid in members(node.pid) if "spawn_main" in _command_of(pid)]
+        return [pid for pid in _processes_of(node) if "spawn_main" in command_of(pid)]
 
     def called(self, node_id: str) -> subprocess.Popen[bytes]:
         """The node of that id."""
         return next(
             node
             for node in self.started
-            if any(f"--node_id={node_id}" in _command_of(pid) for pid in members(node.pid))
+            if any(f"--node_id={node_id}" in command_of(pid) for pid in _processes_of(node))
         )
 
 
-def members(session: int) -> list[int]:
-    """Processes of a session."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError):  # ended meanwhile
-            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-            if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(folder.name))
-    return found
-
-
-def _command_of(pid: int) -> str:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    return ""
+def _processes_of(node: subprocess.Popen[bytes]) -> list[int]:
+    return alive_with(SESSION, node.pid)
 
 
 def on_ray(nodes: RayNodes) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import pytest
 
 from flows.demo_data import write_users
 from tests.conftest import write_job
+from tests.processes import SYSTEM_TICKS, USER_TICKS, stat_of
 from tests.scenarios.features_nights import (
     DATE,
     NUM_ROWS,
@@ -223,9 +224,11 @@ def test_runs_that_need_the_same_engine_build_it_once(
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time that a process has used until now."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU time that a process has used until now; of one that has ended nobody can tell."""
+    fields = stat_of(pid)
+    if fields is None:
+        return 0.0
+    return (int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_after_kill_9_of_the_parent_its_lane_dies_and_the_restart_begins_at_once(
