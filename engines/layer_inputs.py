@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,25 +58,39 @@ class Layer:
 
     Args:
         node: The node.
-        weight: Its constant.
-        is_shared: Other nodes use that, too, and it cannot be rounded as suits each.
+        constants: The graph's, by name.
+        own: Those that no other node uses: others cannot be changed as suits each.
     """
 
-    def __init__(self, node: onnx.NodeProto, weight: Array, is_shared: bool) -> None:
+    def __init__(
+        self, node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], own: Collection[str]
+    ) -> None:
+        from onnx import numpy_helper
+
         self.name = node.name
-        self.source: str = node.input[0]
-        self._constant = weight
-        self._shape = weight.shape
+        self.source, weight = node.input[:2]
+        self._constant = numpy_helper.to_array(constants[weight])
+        self._shape = self._constant.shape
         self._options = _attributes(node)
         self._is_convolution = node.op_type == "Conv"
         # Gemm takes [outputs, inputs] when it is told so, and [inputs, outputs] as MatMul does.
         self._is_turned = not self._is_convolution and not self._options.get("transB")
         self.num_groups: int = self._options.get("group", 1)
         num_outputs = self._shape[1 if self._is_turned else 0]
-        self.num_inputs = weight.size // num_outputs
+        self.num_inputs = self._constant.size // num_outputs
         """Of one output."""
-        self.rounds_together = not is_shared and self.num_inputs <= MOST_INPUTS
+        self.rounds_together = weight in own and self.num_inputs <= MOST_INPUTS
         """Whether its weights make up for each other's rounding."""
+        self.bias: Array | None = None
+        """[outputs]; None where it has none that could hold a correction."""
+        if len(node.input) > 2 and node.input[2] in own and not self._is_scaled:
+            bias = numpy_helper.to_array(constants[node.input[2]])
+            self.bias = bias if bias.ndim == 1 else None
+
+    @property
+    def _is_scaled(self) -> bool:
+        """Whether it adds something else than its bias, to something else than its products."""
+        return any(self._options.get(name, 1.0) != 1.0 for name in ("alpha", "beta"))
 
     @property
     def weight(self) -> Floats:
@@ -137,15 +151,10 @@ class Layer:
 
 def layers_of(core: onnx.ModelProto) -> list[Layer]:
     """Layers with constant weights, in the graph's order."""
-    from onnx import numpy_helper
-
     constants = {tensor.name: tensor for tensor in core.graph.initializer}
     uses = Counter(name for node in core.graph.node for name in node.input)
-    return [
-        Layer(node, numpy_helper.to_array(constants[node.input[1]]), uses[node.input[1]] > 1)
-        for node in core.graph.node
-        if _is_product(node, constants)
-    ]
+    own = {name for name in constants if uses[name] == 1}
+    return [Layer(node, constants, own) for node in core.graph.node if _is_product(node, constants)]
 
 
 def _is_product(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:

@@ -16,7 +16,6 @@ as in scikit-learn.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -58,10 +57,9 @@ def round_layers(core: onnx.ModelProto, feeds: Feeds, weight_bits: WeightBits = 
         feeds: Calibration rows as the graph takes them.
         weight_bits: Of the weights after rounding.
     """
-    biases = _biases(core)
     rounding = {}
     for layer, moments in measured(core, layers_of(core), feeds):
-        weight, bias = layer.weight, biases.get(layer.name)
+        weight, bias = layer.weight, layer.bias
         products = moments.second if bias is None else moments.covariance
         if products is None:
             rounded, constant = _nearest(weight, (2,), weight_bits), None
@@ -152,17 +150,3 @@ def _shrunk(products: Floats, num_samples: int) -> Floats:
 def _mean_shift(error: Floats, moments: Moments) -> Floats:
     """What an error of the weights puts on each output on average: [outputs]."""
     return np.asarray(np.einsum("goi,gi->go", error, moments.mean)).reshape(-1)
-
-
-def _biases(core: onnx.ModelProto) -> dict[str, npt.NDArray[np.float32]]:
-    """Biases of layers that can hold a correction: of their own, and added as they are."""
-    constants = {tensor.name: tensor for tensor in core.graph.initializer}
-    uses = Counter(name for node in core.graph.node for name in node.input)
-    biases = {}
-    for node in core.graph.node:
-        if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 and node.input[2] in constants:
-            bias = numpy_helper.to_array(constants[node.input[2]])
-            is_scaled = any(e.name in ("alpha", "beta") and e.f != 1.0 for e in node.attribute)
-            if uses[node.input[2]] == 1 and bias.ndim == 1 and not is_scaled:
-                biases[node.name] = bias
-    return biases
