@@ -32,6 +32,10 @@ CREDENTIALS = {
 COMMAND_TIMEOUT_S = 300.0
 """A hang; others may share the machine."""
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell's background job has it, and every command that the tests stop would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def weed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
