@@ -17,12 +17,11 @@ def requeue(
     """Make shards with rows in quarantine count as not scored.
 
     Where the date is published, the new version's ledger takes over all other shards: those of the
-    same input whose engine may score this run, too.
+    same input whose engine may score this run, too. That ledger may have rows in quarantine itself:
+    a guard may have stopped the version.
     """
-    if replaces is None:
-        ledger.forget_quarantine()
-        return
-    if replaces.manifest["input"]["files"] != [dataclasses.asdict(file) for file in plan.files]:
+    ledger.forget_quarantine()
+    if replaces is None or not _has_same_input(replaces, plan):
         return
     planned = {(shard.index, shard.file.path, shard.row_groups) for shard in plan.shards}
     paths = {name: f"{replaces.folder}/{path}" for path, name in replaces.files()}
@@ -35,3 +34,8 @@ def requeue(
         if is_same and is_allowed and not record.num_quarantined:
             taken = dataclasses.replace(record, engine=engine)
             ledger.adopt(taken, {record.part.name: paths[record.part.name]})
+
+
+def _has_same_input(replaces: Published, plan: Plan) -> bool:
+    files = [dataclasses.asdict(file) for file in plan.files]
+    return bool(replaces.manifest["input"]["files"] == files)

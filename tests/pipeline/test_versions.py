@@ -190,6 +190,18 @@ class TestRequeue:
         assert dated.score(NAMES[1])
         assert dated.verify()["rows"] == 100
 
+    def test_what_a_new_version_that_a_guard_stopped_has_in_quarantine_is_tried_again(
+        self, dated: Dated
+    ) -> None:
+        dated.score(NAMES[0])
+        before, plan = dated.now, a_plan(dated.job)
+        ledger = Ledger(dated.output, dated.job.name, NAMES[1])
+        tools = scoring_tools(dated.job, plan, SumRunner(), ledger=ledger)
+        with ShardScoring(plan.shards, tools) as scoring:
+            list(scoring)
+        requeue(ledger, plan, ONE_ENGINE, before, dated.output)
+        assert sorted(ledger.records()) == [1, 3, 4]
+
     def test_scores_of_another_engine_are_not_taken_over(self, dated: Dated) -> None:
         dated.score(NAMES[0])
         ledger = Ledger(dated.output, dated.job.name, NAMES[1])
