@@ -83,14 +83,15 @@ def finish_run(
     report = dataclasses.replace(report, alerts=find_alerts(now, past, run.job.alerts))
     draft = draft_of(run.job, run.plan, run.ledger, records, report)
     if not publish(draft, output, run.replaces):
-        if run.replaces is not None:
+        before = run.replaces
+        first = None if before else find_published(output, run.job.name, run.plan.date)
+        if first is None:
+            expected = f"version {before.version}, run {before.run_id}" if before else "it to stay"
             raise StorageError(
-                f"{report.output}: another version was published meanwhile; expected version "
-                f"{run.replaces.version}, run {run.replaces.run_id}. Nothing was changed; look at "
-                "`score status`, and run the same command again if you still want it."
+                f"{report.output}: another version was published meanwhile; expected {expected}. "
+                "Nothing was changed; look at `score status`, and run the same command again if "
+                "you still want it."
             )
-        first = find_published(output, run.job.name, run.plan.date)
-        assert first is not None, "somebody was first"
         return already_published(run.job, output, first)
     write_reports(output, report, past)
     published_at = draft.manifest["published_at"]

@@ -163,13 +163,26 @@ class LocalStorage:
             return False
         with self._staged(files, manifest, final) as staged:
             try:
-                os.rename(staged, final)  # fails when `final` has files: somebody was first
+                os.rename(staged, final)  # fails when `final` has files
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                    return False
+                    self.check_free(target)
+                    return False  # somebody was first
                 raise
             _sync_folder(final.parent)
             return True
+
+    @_named
+    def check_free(self, target: str) -> None:
+        try:
+            names = os.listdir(self._full(target))
+        except FileNotFoundError:
+            return
+        if names and MANIFEST not in names:  # no run leaves that: it makes a folder elsewhere
+            raise StorageError(
+                f"{self.uri}/{target}: has `{min(names)}` and no {MANIFEST}; expected a published "
+                "date, an empty folder or none. Move it away, and run the same command again."
+            )
 
     @_named
     def swap(self, files: dict[str, str], manifest: bytes, target: str, expected: bytes) -> bool:

@@ -29,7 +29,7 @@ from pipeline.report import Price
 from pipeline.requeue import requeue
 from pipeline.storage import Storage, open_storage, probe
 from pipeline.tuning import tuned
-from pipeline.versions import Published
+from pipeline.versions import Published, published_folder
 from pipeline.watchdog import memory_share
 from pipeline.window import Window, find_window
 
@@ -135,6 +135,7 @@ def prepare_run(
     fingerprint = fingerprint_model(request.model)
     # Whatever is wrong with the job has been found by now: from here on the output is written to.
     probe(output, f"{job.name}/_runs")
+    output.check_free(published_folder(job.name, date))
     resolved = get_engine(job, plan, request, fingerprint, say)
     clock.prepared = time.monotonic()
     version = replaces.version + 1 if replaces else 1

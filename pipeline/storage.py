@@ -96,6 +96,13 @@ class Storage(Protocol):
             False when somebody else has published `target`.
         """
 
+    def check_free(self, target: str) -> None:
+        """See that `publish` can make the folder `target`, where nobody else has published it.
+
+        Raises:
+            StorageError: Something lies there that no run has put there, and none may remove.
+        """
+
     def swap(self, files: dict[str, str], manifest: bytes, target: str, expected: bytes) -> bool:
         """Like `publish`, but in the place of the version whose manifest is `expected`.
 

@@ -12,6 +12,7 @@ from pipeline_cases import DATE, SumRunner, a_job, job_data, users, write_input
 
 from pipeline import finish
 from pipeline.config import Job
+from pipeline.errors import StorageError
 
 NUM_ROWS, BAD_ROW, SHARD_ROWS = 100, 5, 20
 
@@ -83,6 +84,21 @@ def test_who_loses_the_race_does_all_that_follows_a_publication(
     assert dates_of_the_table(job) == [DATE]
     assert (night_folder(job) / "_report.html").exists()
     assert len(history(job)) == 1
+
+
+def test_a_folder_with_a_strange_file_is_told_before_anything_is_scored(job: Job) -> None:
+    night_folder(job).mkdir(parents=True)
+    (night_folder(job) / ".DS_Store").touch()
+    with pytest.raises(StorageError, match=rf"dt={DATE}: has `\.DS_Store` and no _MANIFEST"):
+        score_night(job, DATE, None)
+
+
+def test_a_date_that_is_published_and_taken_away_meanwhile_is_told(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finish, "publish", lambda *_: False)
+    with pytest.raises(StorageError, match=r"another version was published meanwhile"):
+        score_night(job, DATE, SumRunner())
 
 
 def test_the_reports_of_a_published_date_are_made_where_they_are_missing_and_only_there(
