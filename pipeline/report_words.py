@@ -206,8 +206,9 @@ def phases(report: RunReport) -> list[Share]:
 
 
 def costs_per_100k(report: RunReport) -> list[Share]:
-    """Dollars per 100,000 rows by what they were spent on."""
-    per_100k = 100_000 / report.rows if report.rows else 0.0
+    """Dollars per 100,000 rows that this version scored, by what they were spent on."""
+    rows = report.rows - report.rows_taken_over
+    per_100k = 100_000 / rows if rows else 0.0
     amounts = {
         "scoring": report.cost.scoring_usd * per_100k,
         "building the engine": report.cost.building_usd * per_100k,

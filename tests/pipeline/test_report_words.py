@@ -113,6 +113,22 @@ def test_costs_per_100k_add_up_to_the_headline(a_report: Callable[..., RunReport
     assert sum(part.share for part in words.costs_per_100k(report)) == pytest.approx(1.0)
 
 
+def test_rows_of_the_version_before_are_in_no_part_of_the_cost(
+    a_report: Callable[..., RunReport],
+) -> None:
+    report = a_report()
+    num_scored = report.rows // 4
+    again = dataclasses.replace(
+        report,
+        rows_taken_over=report.rows - num_scored,
+        cost=cost_of(report.cost.price, wall_s=10.0, score_s=5.0, build_s=1.0, rows=num_scored),
+    )
+    total = sum(part.amount for part in words.costs_per_100k(again))
+    assert total == pytest.approx(again.cost.usd_per_100k)
+    nothing_scored = dataclasses.replace(report, rows_taken_over=report.rows)
+    assert sum(part.amount for part in words.costs_per_100k(nothing_scored)) == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
