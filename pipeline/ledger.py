@@ -131,6 +131,23 @@ def run_folder(job: str, run_id: str) -> str:
     return f"{job}/_runs/{run_id}"
 
 
+def read_notes(output: Storage, paths: Sequence[str], kind: type[Note]) -> dict[str, Note]:
+    """What small files say, by path. No rows depend on them: damaged ones are left out.
+
+    Args:
+        output: Where they are.
+        paths: Of the files, which must exist.
+        kind: A dataclass, whose fields are a file's JSON.
+    """
+    notes = {}
+    for path, data in zip(paths, output.read_many(paths), strict=True):
+        try:
+            notes[path] = kind(**json.loads(data))
+        except (ValueError, TypeError) as error:
+            log.warning("%s: damaged; it is left out (%s).", path, error)
+    return notes
+
+
 class Ledger:
     """Reads and writes the records of one run; any number of processes may do so at once."""
 
@@ -220,7 +237,7 @@ class Ledger:
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first."""
         paths = [path for path in self._attempt_files() if not path.endswith(END)]
-        attempts = self._notes(paths, Attempt).values()
+        attempts = read_notes(self._output, paths, Attempt).values()
         return sorted(attempts, key=lambda attempt: attempt.started_at)
 
     def num_attempts(self) -> int:
@@ -234,7 +251,7 @@ class Ledger:
     def ends(self) -> dict[str, AttemptEnd]:
         """How attempts ended, by their ids; not those that published, work, or were killed."""
         paths = [path for path in self._attempt_files() if path.endswith(END)]
-        ends = self._notes(paths, AttemptEnd)
+        ends = read_notes(self._output, paths, AttemptEnd)
         return {path.rpartition("/")[2].removesuffix(END): end for path, end in ends.items()}
 
     def _attempt_files(self) -> list[str]:
@@ -313,17 +330,7 @@ class Ledger:
         """All rows that killed a process, by shard and row."""
         infos = self._output.list_files(f"{self.folder}/poison")
         paths = sorted(info.path for info in infos if info.path.endswith(".json"))
-        return tuple(self._notes(paths, PoisonRow).values())
-
-    def _notes(self, paths: Sequence[str], kind: type[Note]) -> dict[str, Note]:
-        """What small files say, by path. No rows depend on them: damaged ones are left out."""
-        notes = {}
-        for path, data in zip(paths, self._output.read_many(paths), strict=True):
-            try:
-                notes[path] = kind(**json.loads(data))
-            except (ValueError, TypeError) as error:
-                log.warning("%s: damaged; it is left out (%s).", path, error)
-        return notes
+        return tuple(read_notes(self._output, paths, PoisonRow).values())
 
     def part_path(self, file: StoredFile) -> str:
         """Path of an uploaded part, below the output's root."""

@@ -41,6 +41,22 @@ def test_tries_count_until_the_date_is_published_and_then_its_report(
     assert log.spent() == {"2026-11-02": 2.25}
 
 
+def test_tries_that_a_killed_process_was_noting_or_that_are_damaged_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = BackfillLog(LocalStorage(str(tmp_path)), "users", *PERIOD)
+    log.begin(["2026-11-02"])
+    log.note("2026-11-02", "failed", 2.0)
+    (note,) = tmp_path.glob("users/_backfills/*/2*.json")
+    for content in (b"", note.read_bytes()):  # as `LocalStorage.create` leaves it
+        note.with_name(f".{note.name}.{len(content)}.tmp").write_bytes(content)
+    assert log.spent() == {"2026-11-02": 2.0}
+    assert not caplog.records
+    note.with_name("2026-11-02-0.json").write_bytes(b"{")
+    assert log.spent() == {"2026-11-02": 2.0}
+    assert "2026-11-02-0.json: damaged" in caplog.text
+
+
 def test_a_date_whose_publisher_died_before_it_wrote_here_is_counted(
     tmp_path: Path, publish: Callable[[str, float], None]
 ) -> None:
