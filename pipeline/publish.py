@@ -148,7 +148,7 @@ def publish(draft: Draft, output: Storage, replaces: Published | None = None) ->
     """
     manifest, files = draft.manifest, draft.files
     if replaces is not None:
-        return replace(output, replaces, manifest, files)
+        return replace(output, replaces, manifest, files) is not None
     folder = published_folder(manifest["job"], manifest["date"])
     # Without indentation: with it Python's slow encoder is used, for seconds in 100,000 shards.
     if output.publish(files, json.dumps(manifest).encode(), folder):

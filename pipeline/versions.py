@@ -3,6 +3,7 @@
     <job>/dt=<date>/                        the current version, all that readers see
     <job>/_runs/<run_id>/manifest.json      one that was replaced, as it was published
     <job>/_runs/<run_id>/parts/             its files
+    <job>/_runs/<run_id>/lost.json          the manifest of one that had lost files by then
 
 A manifest says its `version` (1, 2, ...) and which run it `replaces`. Going back makes another
 version, too: numbers only grow, so that nothing ever has to be guessed about who was first.
@@ -11,6 +12,7 @@ version, too: numbers only grow, so that nothing ever has to be guessed about wh
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -23,6 +25,9 @@ from pipeline.storage import MANIFEST, SUCCESS, Storage
 REPORT_JSON = "_report.json"
 REPORT_HTML = "_report.html"
 KEPT_MANIFEST = "manifest.json"
+LOST_MANIFEST = "lost.json"
+"""Under this name nobody goes back to it; it still says which published files are stale."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +101,12 @@ def find_kept(output: Storage, job: str, date: str, run_id: str) -> Published | 
     return _read(output, job, date, f"{run_folder(job, run_id)}/{KEPT_MANIFEST}")
 
 
+def _find_replaced(output: Storage, job: str, date: str, run_id: str) -> Published | None:
+    """One that was replaced, whether or not all of it is kept."""
+    lost = f"{run_folder(job, run_id)}/{LOST_MANIFEST}"
+    return find_kept(output, job, date, run_id) or _read(output, job, date, lost)
+
+
 def _read(output: Storage, job: str, date: str, path: str) -> Published | None:
     data = output.read(path)
     if data is None:
@@ -115,8 +126,8 @@ def _read(output: Storage, job: str, date: str, path: str) -> Published | None:
 
 def replace(
     output: Storage, current: Published, manifest: dict[str, Any], files: dict[str, str]
-) -> bool:
-    """Put another version in the place of `current`, which is kept.
+) -> Published | None:
+    """Put another version in the place of `current`, which is kept, unless files of it are lost.
 
     Args:
         output: Where both are.
@@ -126,7 +137,7 @@ def replace(
         files: Path in the published folder, as in `manifest` -> existing path.
 
     Returns:
-        False when another version has been published meanwhile; nothing has changed then.
+        The new one; None when another one has been published meanwhile, and nothing has changed.
     """
     _keep(output, current)
     version = current.version + 1
@@ -143,9 +154,10 @@ def replace(
     data = json.dumps(new).encode()
     if not output.swap(numbered, data, current.folder, current.data):
         withdraw(output, current.job, current.date, set(numbered))
-        return False
-    settle(output, Published(job=current.job, date=current.date, manifest=new, data=data))
-    return True
+        return None
+    published = Published(job=current.job, date=current.date, manifest=new, data=data)
+    settle(output, published)
+    return published
 
 
 def _renamed(file: dict[str, Any] | None, version: int) -> dict[str, Any] | None:
@@ -160,13 +172,24 @@ def _numbered(path: str, version: int) -> str:
 
 
 def _keep(output: Storage, current: Published) -> None:
-    """Make the ledger of a version's run hold all that publishing it again takes."""
+    """Make the ledger of a version's run hold all that publishing it again takes, if it is there.
+
+    What somebody else keeps and removes meanwhile is not lost: the ledger is listed last.
+    """
     folder = run_folder(current.job, current.run_id)
-    there = {info.path for info in output.list_files(f"{folder}/parts")}
-    wanted = {current.kept_path(name): path for path, name in current.files()}
-    missing = wanted.keys() - there
-    output.copy({kept: f"{current.folder}/{wanted[kept]}" for kept in missing})
-    output.create(f"{folder}/{KEPT_MANIFEST}", current.data)
+    wanted = {current.kept_path(name): f"{current.folder}/{path}" for path, name in current.files()}
+    published, kept = (
+        {info.path for info in output.list_files(each)}
+        for each in (current.folder, f"{folder}/parts")
+    )
+    missing = {path: source for path, source in wanted.items() if path not in kept}
+    lost = set(missing.values()) - published
+    if lost:
+        what = "%s/%s: lost, one of %d such files of version %d, which cannot be had back then."
+        log.warning(what, output.uri, min(lost), len(lost), current.version)
+    else:
+        output.copy(missing)
+    output.create(f"{folder}/{LOST_MANIFEST if lost else KEPT_MANIFEST}", current.data)
 
 
 def withdraw(output: Storage, job: str, date: str, ours: set[str]) -> None:
@@ -198,7 +221,7 @@ def settle(output: Storage, published: Published) -> None:
         return
     named = {path for path, _ in published.files()}
     replaces = published.manifest.get("replaces")
-    before = find_kept(output, published.job, published.date, replaces) if replaces else None
+    before = _find_replaced(output, published.job, published.date, replaces) if replaces else None
     stale = _numbers_before(before, published.version) - named if before else set()
     found = output.list_files(published.folder)
     present = {info.path.removeprefix(f"{published.folder}/") for info in found}
@@ -240,14 +263,13 @@ def roll_back(output: Storage, job: str, date: str, to: str | None = None) -> Pu
         known = ", ".join(kept_versions(output, job, date, besides=current.run_id)) or "none"
         raise InputError(f"{where}: no earlier version {wanted}; expected one of: {known}.")
     files = {path: earlier.kept_path(name) for path, name in earlier.files()}
-    if not replace(output, current, earlier.manifest, files):
+    published = replace(output, current, earlier.manifest, files)
+    if published is None:
         raise StorageError(
             f"{where}: another version was published meanwhile; nothing was changed. Look at "
             "`score status`, and run the same command again if you still want it."
         )
-    now = find_published(output, job, date)
-    assert now is not None
-    return now
+    return published
 
 
 def kept_versions(output: Storage, job: str, date: str, *, besides: str) -> list[str]:

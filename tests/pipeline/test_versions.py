@@ -146,6 +146,24 @@ def test_rolling_back_loses_against_a_newer_version(
     assert dated.verify()["run_id"] == NAMES[2]
 
 
+def test_a_version_that_has_lost_a_file_is_replaced_and_cannot_be_had_back(
+    dated: Dated, caplog: pytest.LogCaptureFixture
+) -> None:
+    dated.score(NAMES[0])
+    dated.output.delete_many([info.path for info in dated.output.list_files("users/_runs")])
+    lost = next(path for path in sorted(dated.files()) if path.endswith(".parquet"))
+    dated.output.delete(lost)
+    assert dated.score(NAMES[1])
+    assert f"{lost}: lost, one of 1 such files of version 1" in caplog.text
+    assert dated.verify()["run_id"] == NAMES[1]
+    assert dated.output.info(f"{dated.now.folder}/{SUCCESS}") is not None
+    assert len([path for path in dated.files() if path.endswith(".parquet")]) == len(
+        list(dated.now.files())
+    )
+    with pytest.raises(InputError, match=r"no earlier version .*; expected one of: none"):
+        roll_back(dated.output, dated.job.name, DATE)
+
+
 def test_while_another_versions_files_appear_nobody_says_that_a_date_is_whole(
     dated: Dated, s3_folder: str
 ) -> None:
