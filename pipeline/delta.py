@@ -28,11 +28,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import Job
+from pipeline.delta_columns import DATE_COLUMN
 from pipeline.errors import StorageError, StoreRefusedError, StoreUnavailableError
 from pipeline.storage import Storage, open_storage
 from pipeline.versions import Published, find_published
 
-DATE_COLUMN = "dt"
 MAX_TRIES = 20
 """Of a commit: dates that are backfilled side by side meet at the table's log."""
 LONGEST_PAUSE_S = 0.5
@@ -158,12 +158,16 @@ class _Table:
     def _schema(self, published: Published, known_fields: Mapping[str, Any]) -> Any:
         """The columns that are known, and those of the published parts."""
         import deltalake
+        from deltalake.exceptions import DeltaError
 
         fields = dict(known_fields)
         with self._output.open(f"{published.folder}/{_part_paths(published)[0]}") as file:
             arrow = pq.read_schema(file).remove_metadata()
         arrow = pa.schema([field.with_nullable(True) for field in arrow])
-        wanted = deltalake.Schema.from_arrow(arrow.append(pa.field(DATE_COLUMN, pa.date32())))
+        try:
+            wanted = deltalake.Schema.from_arrow(arrow.append(pa.field(DATE_COLUMN, pa.date32())))
+        except Exception as error:  # it raises nothing narrower
+            raise self._refused(published, error) from error
         for field in wanted.fields:
             known = fields.setdefault(field.name, field)
             if known.type != field.type:
@@ -171,7 +175,17 @@ class _Table:
                     f"{self.uri}: column `{field.name}` is {known.type}; expected {field.type}, as "
                     f"{published.date} has it. Name another table in `output.delta`."
                 )
-        return deltalake.Schema(list(fields.values()))
+        try:
+            return deltalake.Schema(list(fields.values()))
+        except DeltaError as error:  # such as a new column whose name differs from one only in case
+            raise self._refused(published, error) from error
+
+    def _refused(self, published: Published, error: Exception) -> StorageError:
+        return StorageError(
+            f"{self.uri}: cannot have the columns of {published.date} ({_first_line(error)}); "
+            "expected such as Delta Lake has. Name another table in `output.delta`, or leave the "
+            "column out of `input.passthrough`."
+        )
 
     def _copy(self, published: Published, own: Storage) -> None:
         """Names of parts are never used twice: what is there already is the same."""

@@ -6,9 +6,11 @@ import importlib.util
 
 import pyarrow as pa
 
-from pipeline.config import Job
+from pipeline.config import OUTPUT_COLUMNS, Job
 from pipeline.errors import ConfigError
 
+DATE_COLUMN = "dt"
+"""The table's partitions."""
 INSTALL_HINT = "pip install 'nightscore[delta]'"
 
 
@@ -21,7 +23,8 @@ def check_delta_columns(job: Job, schema: pa.Schema, where: str) -> None:
     """See that the passthrough columns can be in a Delta table as they are.
 
     Raises:
-        ConfigError: One has a type that Delta Lake does not have, or `deltalake` is missing.
+        ConfigError: One has a type that Delta Lake does not have, or the name of another column,
+            whose case does not count there; or `deltalake` is missing.
     """
     if not job.output.delta:
         return
@@ -30,7 +33,14 @@ def check_delta_columns(job: Job, schema: pa.Schema, where: str) -> None:
             "output.delta: the package deltalake is not installed; expected it. Install it with "
             f"{INSTALL_HINT}."
         )
+    taken = {name.casefold(): name for name in (*OUTPUT_COLUMNS[job.model.head], DATE_COLUMN)}
     for name in job.input.passthrough:
+        other = taken.setdefault(name.casefold(), name)
+        if other != name:
+            raise ConfigError(
+                f"input.passthrough: `{name}` and `{other}` are one name in a Delta table; "
+                "expected names that differ not only in case. Leave one out, or rename it."
+            )
         kind = schema.field(name).type
         if not _fits(kind):
             raise ConfigError(

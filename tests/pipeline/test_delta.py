@@ -216,6 +216,34 @@ def test_a_column_of_another_type_is_refused(tmp_path: Path, local: Dated) -> No
         update_table(local.job, local.output, NEXT_DATE)
 
 
+def test_a_column_that_differs_from_a_known_one_only_in_case_is_refused(
+    tmp_path: Path, local: Dated
+) -> None:
+    local.score(ONE)
+    update_table(local.job, local.output, DATE)
+    table = users(NUM_ROWS)
+    shouted = table.rename_columns(["USER_ID", *table.column_names[1:]])
+    write_input(tmp_path / "in", shouted, folder=f"dt={NEXT_DATE}")
+    job = a_job(job_data(tmp_path), output={"delta": True}, input={"passthrough": ["USER_ID"]})
+    next_day = dataclasses.replace(local, date=NEXT_DATE, job=job)
+    next_day.score(f"{NEXT_DATE}-one")
+    with pytest.raises(StorageError, match=rf"columns of {NEXT_DATE} .*Duplicate.*; expected such"):
+        update_table(job, local.output, NEXT_DATE)
+
+
+def test_columns_of_one_name_that_were_published_all_the_same_are_told_in_a_sentence(
+    tmp_path: Path, local: Dated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = users(NUM_ROWS)
+    write_input(tmp_path / "in", table.append_column("Score", table["f0"]))
+    job = a_job(job_data(tmp_path), output={"delta": True}, input={"passthrough": ["Score"]})
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.plan.check_delta_columns", lambda *_: None)
+        dataclasses.replace(local, job=job).score(ONE)
+    with pytest.raises(StorageError, match=rf"cannot have the columns of {DATE} .*Duplicate"):
+        update_table(job, local.output, DATE)
+
+
 def test_another_jobs_table_is_left_alone(tmp_path: Path, local: Dated) -> None:
     lake = str(tmp_path / "lake")
     schema = pa.schema([pa.field("dt", pa.date32())])
@@ -283,6 +311,17 @@ def test_columns_of_other_types_are_refused_before_anything_is_scored(
     )
     with pytest.raises(ConfigError, match=r"column `more` is .*; expected a type that Delta Lake"):
         a_plan(job)
+
+
+@pytest.mark.parametrize(("name", "other"), [("Score", "score"), ("DT", "dt"), ("F0", "f0")])
+def test_names_that_differ_only_in_case_are_refused_before_anything_is_scored(
+    name: str, other: str, tmp_path: Path
+) -> None:
+    write_input(tmp_path / "in", users(3).append_column(name, pa.nulls(3, pa.int64())))
+    passthrough = {"passthrough": ["f0", name]}
+    with pytest.raises(ConfigError, match=rf"`{name}` and `{other}` are one name in a Delta table"):
+        a_plan(a_job(job_data(tmp_path), output={"delta": True}, input=passthrough))
+    a_plan(a_job(job_data(tmp_path), input=passthrough))
 
 
 def test_without_the_package_the_plan_says_how_to_get_it(
