@@ -18,7 +18,7 @@ from pipeline.guards import lost_files
 from pipeline.last_nights import compare_with, last_nights, scores_of_night
 from pipeline.ledger import CommitRecord
 from pipeline.plan import Shard
-from pipeline.report import Drift, ScoreDistribution
+from pipeline.report import Drift, ScoreDistribution, report_from_dict
 
 if TYPE_CHECKING:
     from pipeline.blocks import Decoder
@@ -64,7 +64,8 @@ def check_before_publication(
 def _distribution(
     run: PreparedRun, records: Mapping[int, CommitRecord]
 ) -> ScoreDistribution | None:
-    found = scores_of_night(records.values())
+    before = report_from_dict(run.replaces.manifest["report"]) if run.replaces else None
+    found = scores_of_night(records.values(), before.distribution if before else None)
     if found is None:
         return None
     job, model = run.job, run.resolved.engine.manifest.model_fingerprint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.distribution import Scores, Shift, add, as_text, from_text, shifts
@@ -18,9 +18,22 @@ LOOK_BACK_DAYS = 35
 NUM_READERS = 8
 
 
-def scores_of_night(records: Iterable[CommitRecord]) -> Scores | None:
-    """The sum over a night's shards; None when no row was scored."""
-    return add(from_text(record.scores, record.num_scored) for record in records if record.scores)
+def scores_of_night(
+    records: Collection[CommitRecord], replaced: ScoreDistribution | None = None
+) -> Scores | None:
+    """The sum over a night's shards; None when no row was scored.
+
+    Args:
+        records: Of all shards.
+        replaced: Of the version before. Rows that were taken over from it count like all of its
+            rows where its ledger is gone, which knew the scores of each shard.
+    """
+    known = [from_text(record.scores, record.num_scored) for record in records if record.scores]
+    num_rows = sum(record.num_scored for record in records if not record.scores)
+    if replaced is not None and num_rows:
+        num_values = min(num_rows, replaced.num_values)
+        known.append(from_text(replaced.counts, num_rows, num_values))
+    return add(known)
 
 
 def last_nights(output: Storage, job: str, date: str, model: str, head: str) -> list[RunReport]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +13,7 @@ from pipeline_cases import DATE, SumRunner, a_job, job_data, users, write_input
 
 from pipeline import finish
 from pipeline.config import Job
+from pipeline.distribution import from_text
 from pipeline.errors import StorageError
 
 NUM_ROWS, BAD_ROW, SHARD_ROWS = 100, 5, 20
@@ -66,6 +68,19 @@ def test_what_requeue_leaves_as_it_was_is_taken_over_version_after_version(job: 
         again = score_night(job, DATE, SumRunner(), again="quarantine")
         assert again.rows_taken_over == NUM_ROWS - SHARD_ROWS, f"version {version}"
     assert score_night(job, DATE, SumRunner(), again="all").rows_taken_over == 0
+
+
+def test_scores_that_are_taken_over_count_when_the_ledger_that_knew_them_is_gone(job: Job) -> None:
+    score_night(job, DATE, SumRunner())
+    (ledger,) = Path(job.output.uri, job.name, "_runs").iterdir()
+    shutil.rmtree(ledger)  # as `score gc` does
+    for version in (2, 3):
+        again = score_night(job, DATE, SumRunner(), again="quarantine")
+        assert again.rows_taken_over == NUM_ROWS - SHARD_ROWS, f"version {version}"
+        assert again.distribution is not None
+        counted = from_text(again.distribution.counts)
+        assert counted.num_rows == pytest.approx(again.scored, abs=20), "a bin has whole rows"
+        assert again.distribution.num_values == pytest.approx(again.scored, abs=2)
 
 
 def test_who_loses_the_race_does_all_that_follows_a_publication(
