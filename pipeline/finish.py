@@ -139,14 +139,15 @@ def _make_report(
     rows_replayed = earlier.rows_replayed + _rows_repeated(run, lanes, records)
     rows_taken_over = _rows_taken_over(run, records)
     rows_scored = plan.num_rows - rows_taken_over
-    wall_s = now - clock.started + earlier.wall_s
+    own_s = now - clock.started
+    wall_s = own_s + earlier.clock_s
     build_s = run.resolved.build_s if run.resolved.built else 0.0
     score_s = clock.scored - clock.prepared
     replay_share = rows_replayed / max(1, rows_replayed + rows_scored)
     replay_s = (score_s + earlier.score_s) * replay_share
     cost = cost_of(
         price,
-        wall_s=wall_s,
+        wall_s=own_s + earlier.wall_s,
         score_s=score_s + earlier.score_s,
         build_s=build_s + earlier.build_s,
         rows=rows_scored,

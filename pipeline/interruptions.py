@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from engines.masking import masked
 from pipeline.errors import PipelineError, one_line
@@ -27,7 +27,9 @@ class EarlierAttempts:
     is_exact: bool
     """False: one was killed before it could say what it was at; the number is an upper bound."""
     wall_s: float
-    """From the start of each to its end, or to the last that is known of it."""
+    """From the start of each to its end, or to the last that is known of it: what is paid."""
+    clock_s: float
+    """Of these, by the clock and before the current one began: some work side by side."""
     build_s: float
     """Of these, building engines."""
     score_s: float
@@ -80,6 +82,7 @@ def earlier_attempts(
         rows_replayed=sum(past.rows_dropped for past in interrupted),
         is_exact=all(past.end or not past.rows_dropped for past in interrupted),
         wall_s=sum(past.wall_s for past in earlier),
+        clock_s=_clock_s(earlier, until=_moment(current.started_at)),
         build_s=sum(min(past.attempt.build_s, past.wall_s) for past in earlier),
         score_s=sum(max(0.0, past.wall_s - past.attempt.prepared_s) for past in earlier),
     )
@@ -97,7 +100,7 @@ class _Past:
     ) -> None:
         self.attempt = attempt
         self.end = end
-        self._started = _moment(attempt.started_at)
+        self.started = _moment(attempt.started_at)
         self._last_commit: datetime | None = None
         self._rows_committed = 0
         self._rows_todo = num_rows
@@ -106,7 +109,7 @@ class _Past:
             if record.owner == attempt.id:
                 self._rows_committed += record.num_rows
                 self._last_commit = max(committed, self._last_commit or committed)
-            elif committed < self._started:
+            elif committed < self.started:
                 self._rows_todo -= record.num_rows
 
     def was_interrupted_before(self, current: Attempt) -> bool:
@@ -128,8 +131,18 @@ class _Past:
     def wall_s(self) -> float:
         """Seconds until its end, its last commit, or until it was ready: whatever is known."""
         last = _moment(self.end.ended_at) if self.end else self._last_commit
-        seconds = (last - self._started).total_seconds() if last else 0.0
+        seconds = (last - self.started).total_seconds() if last else 0.0
         return max(seconds, self.attempt.prepared_s)
+
+
+def _clock_s(attempts: Iterable[_Past], until: datetime) -> float:
+    """Seconds before a moment in which at least one of the attempts was at work."""
+    seconds, last = 0.0, datetime.min.replace(tzinfo=UTC)
+    for past in sorted(attempts, key=lambda past: past.started):
+        ended = min(past.started + timedelta(seconds=past.wall_s), until)
+        seconds += max(0.0, (ended - max(past.started, last)).total_seconds())
+        last = max(ended, last)
+    return seconds
 
 
 def _moment(text: str) -> datetime:

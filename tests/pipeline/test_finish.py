@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -81,6 +82,24 @@ def test_scores_that_are_taken_over_count_when_the_ledger_that_knew_them_is_gone
         counted = from_text(again.distribution.counts)
         assert counted.num_rows == pytest.approx(again.scored, abs=20), "a bin has whole rows"
         assert again.distribution.num_values == pytest.approx(again.scored, abs=2)
+
+
+def test_an_attempt_beside_the_one_that_publishes_is_paid_and_makes_no_night_longer(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("night_cases.finish_run", crash)
+        with pytest.raises(KeyboardInterrupt):
+            score_night(job, DATE, SumRunner())
+    (note,) = Path(job.output.uri, job.name, "_runs").glob("*/attempts/*.json")
+    note.write_text(json.dumps({**json.loads(note.read_text()), "prepared_s": 3600.0}))
+    report = score_night(job, DATE, SumRunner())
+    assert report.wall_s < 600
+    assert report.examples_per_sec == pytest.approx(NUM_ROWS / report.wall_s)
+    assert report.cost.usd > report.cost.price.usd_per_hour
 
 
 def test_who_loses_the_race_does_all_that_follows_a_publication(

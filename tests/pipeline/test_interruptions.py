@@ -58,7 +58,13 @@ def earlier(ledger: Ledger, *attempts: Attempt) -> EarlierAttempts:
 def test_a_first_attempt_replays_nothing(ledger: Ledger) -> None:
     found = earlier(ledger, attempt("a", 0))
     assert found == EarlierAttempts(
-        num_interruptions=0, rows_replayed=0, is_exact=True, wall_s=0, build_s=0, score_s=0
+        num_interruptions=0,
+        rows_replayed=0,
+        is_exact=True,
+        wall_s=0,
+        clock_s=0,
+        build_s=0,
+        score_s=0,
     )
 
 
@@ -113,6 +119,16 @@ def test_a_process_beside_the_one_that_publishes_is_no_interruption(ledger: Ledg
     ledger.commit(shard(0), parts(), "a")
     found = earlier(ledger, attempt("a", -100), attempt("b", -50))
     assert (found.num_interruptions, found.rows_replayed) == (0, 0)
+
+
+def test_seconds_in_which_several_work_are_paid_for_each_and_counted_once(ledger: Ledger) -> None:
+    attempts = attempt("a", -100), attempt("b", -80), attempt("c", -40), attempt("d", 20)
+    for one, ended in zip(attempts, (-50, -60, 60, 90), strict=True):
+        ledger.end(one, end(ended, rows_begun=0))
+    current = attempt("e", 0)
+    found = earlier(ledger, *attempts, current)
+    assert found.wall_s == pytest.approx(50 + 20 + 100 + 70)
+    assert found.clock_s == pytest.approx(50 + 40)  # from then on the current one is at work
 
 
 def test_the_end_of_an_attempt_is_kept_beside_it_and_is_no_attempt(ledger: Ledger) -> None:
