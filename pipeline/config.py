@@ -89,14 +89,14 @@ class LimitsSection(Section):
     """So many rows may be quarantined whatever their share: for small dates."""
     min_rows: Annotated[int, Field(ge=0)] = 0
     """Rows that a date has at least; with fewer, something is missing upstream."""
-    max_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_usd: Annotated[float, Field(gt=0)] | None = None
     """What a date may cost, all attempts together; scoring stops when it is spent. Null: anything.
     What is scored by then stays; with a higher limit the same command goes on."""
     drift_rows: Annotated[int, Field(ge=0)] | None = None
     """Rows whose published answers are compared with fp32's, each night whose engine comes from the
     store; below `engine.gate.min_agreement` by more than chance, nothing is published. Null: 32,
     or from 100,000 rows on a 3,000th of them, at most 512. 0: none."""
-    max_psi: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.25
+    max_psi: Annotated[float, Field(ge=0)] | None = 0.25
     """Population stability index of a night's scores against those of the last seven nights of the
     same model, besides what chance explains. Above 0.25 is a major shift by the usual reading
     (Siddiqi, Credit Risk Scorecards, 2006). Null: only reported."""
@@ -114,11 +114,11 @@ class AlertsSection(Section):
 
     max_rate_fall: Share | None = 0.2
     """Examples per second, engine build left out: 0.2 is a fifth slower."""
-    max_cost_rise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.25
+    max_cost_rise: Annotated[float, Field(ge=0)] | None = 0.25
     """Dollars per 100,000 rows: 0.25 is a quarter dearer."""
     max_quarantine_rise: Share | None = 0.001
     """Share of quarantined rows: 0.001 is one more row of a thousand."""
-    max_psi: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.1
+    max_psi: Annotated[float, Field(ge=0)] | None = 0.1
     """Population stability index of the scores besides what chance explains; above 0.1 is a minor
     shift by the usual reading. `limits.max_psi` stops publication."""
     max_price_age_days: Annotated[int, Field(ge=0)] | None = 180
@@ -203,7 +203,7 @@ class WindowSection(Section):
     """Such as `Europe/Zurich`."""
     days_after: Annotated[int, Field(ge=0)] = 1
     """1: yesterday's rows are due this morning."""
-    max_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_hours: Annotated[float, Field(gt=0)] | None = None
     """Hours that a night may take from the start of its first attempt. With a deadline as well,
     what comes first counts."""
 

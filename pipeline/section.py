@@ -11,6 +11,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(pydantic.BaseModel):
-    """Base of all sections: immutable, and unknown keys are refused."""
+    """Base of all sections: immutable; unknown keys are refused, and numbers without end."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -117,6 +117,26 @@ def test_a_share_above_one_is_refused(tmp_path: Path) -> None:
     assert "limits.max_quarantined: 1.5; input should be less than or equal to 1." in said
 
 
+@pytest.mark.parametrize("number", [".inf", ".nan"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "cost.usd_per_hour",
+        "input.features.fill_missing",
+        "lanes.hang_s",
+        "lanes.memory_gib",
+        "engine.gate.max_divergence",
+        "limits.max_psi",
+    ],
+)
+def test_numbers_are_finite(tmp_path: Path, key: str, number: str) -> None:
+    assert f"{key}: {number[1:]}; input should be" in complaint(tmp_path, GOOD, f"{key}={number}")
+
+
+def test_a_mean_is_finite(tmp_path: Path) -> None:
+    assert "model.mean.1: inf" in complaint(tmp_path, GOOD, "model.mean=[1, .inf, 1]")
+
+
 def test_both_kinds_of_input_or_none_are_refused(tmp_path: Path) -> None:
     both = complaint(tmp_path, GOOD, "input.images={column: image}")
     assert "expected exactly one of `images` and `features`" in both
