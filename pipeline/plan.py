@@ -234,6 +234,8 @@ def _feature_columns(job: Job, schema: pa.Schema, where: str) -> tuple[str, ...]
     columns: list[str] = []
     for pattern in job.input.features.columns:
         found = [name for name in schema.names if fnmatch.fnmatchcase(name, pattern)]
+        if pattern in schema.names:  # `f[0]` is a name, and as a glob it is f0
+            found = [pattern]
         if not found:
             raise _missing_column(pattern, schema, where, "input.features.columns")
         columns += [name for name in found if name not in columns]

@@ -108,6 +108,13 @@ def test_feature_globs_expand_in_the_order_of_the_schema(tmp_path: Path) -> None
     assert plan.num_features == 3
 
 
+def test_a_column_that_is_named_is_no_glob_whatever_its_name(tmp_path: Path) -> None:
+    table = pa.table({"user_id": [1], "f0": [0.0], "f1": [0.0], "f[0]": [1.0], "f[1]": [1.0]})
+    write_input(tmp_path / "in", table)
+    job = a_job(job_data(tmp_path), input={"features": {"columns": ["f[1]", "f[0]", "f[01]"]}})
+    assert a_plan(job).feature_columns == ("f[1]", "f[0]", "f0", "f1")
+
+
 def test_a_fixed_size_list_counts_its_values(tmp_path: Path) -> None:
     lists = pa.array([[1.0, 2.0, 3.0]], pa.list_(pa.float32(), 3))
     write_input(tmp_path / "in", pa.table({"user_id": [1], "f": lists}))
