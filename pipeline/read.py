@@ -210,7 +210,7 @@ def sample_rows(
     Damaged groups are left out, and those that promise more than `max_group_bytes`.
 
     Raises:
-        InputError: No group can be read.
+        InputError: No group can be read, or files have columns that cannot be one.
     """
     rng = np.random.default_rng(seed)
     groups = [(shard.file, group) for shard in plan.shards for group in shard.row_groups]
@@ -234,7 +234,13 @@ def sample_rows(
             f"{source.uri}: no row group can be read ({one_line(damaged)}); expected intact "
             "Parquet pages. Write the files again."
         )
-    table = pa.concat_tables(sampled)
+    try:
+        table = pa.concat_tables(sampled, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{source.uri}: {one_line(error)}; expected columns that are alike in all files. "
+            "Write the files again."
+        ) from None
     return table.take(rng.permutation(len(table))[:num_rows])
 
 

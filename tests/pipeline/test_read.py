@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pipeline_cases import DATE, a_job, a_plan, job_data, users, write_input
@@ -291,3 +292,27 @@ def test_a_sample_comes_from_everywhere_and_is_the_same_each_time(job: Job) -> N
 def test_a_sample_larger_than_the_input_is_all_of_it(job: Job) -> None:
     sample = sample_rows(a_plan(job), open_storage(job.input.uri), ["user_id"], 10_000, seed=0)
     assert np.array_equal(np.sort(sample["user_id"].to_numpy()), np.arange(83))
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.int32(), pa.int64(), pa.float16()])
+def test_a_sample_may_come_from_files_with_numbers_of_other_widths(
+    job: Job, kind: pa.DataType
+) -> None:
+    table = users(20, first=83)
+    not_null = pa.schema([pa.field(each.name, each.type, nullable=False) for each in table.schema])
+    write_input(Path(job.input.uri), table.cast(not_null), name="c.parquet")
+    table = users(20, first=103)
+    table = table.set_column(1, "f0", table["f0"].cast(kind))
+    write_input(Path(job.input.uri), table, name="d.parquet")
+    source = open_storage(job.input.uri)
+    sample = sample_rows(a_plan(job), source, ["user_id", "f0"], 10_000, seed=0)
+    assert sorted(sample["f0"].cast(pa.int64()).to_pylist()) == list(range(123))
+
+
+def test_a_sample_of_columns_that_cannot_be_one_says_so(job: Job) -> None:
+    table = users(20).append_column("label", pa.array(["yes"] * 20))
+    write_input(Path(job.input.uri), table, name="a.parquet")
+    table = users(20).append_column("label", pa.array([1] * 20))
+    write_input(Path(job.input.uri), table, name="b.parquet")
+    with pytest.raises(InputError, match=r"Field label has .+; expected columns that are alike"):
+        sample_rows(a_plan(job), open_storage(job.input.uri), ["label"], 100, seed=0)
