@@ -18,7 +18,7 @@ from typing import BinaryIO, Concatenate, ParamSpec, TypeVar, cast
 
 import pyarrow as pa
 
-from pipeline.errors import StorageError
+from pipeline.errors import InputError, StorageError
 from pipeline.paths import checked
 from pipeline.storage import MANIFEST, STAGING_PREFIX, SUCCESS, FileInfo, UnfinishedUpload
 from pipeline.store_errors import named
@@ -58,12 +58,36 @@ class LocalStorage:
     def list_files(self, prefix: str) -> list[FileInfo]:
         # Plain strings: with a Path for each file a ledger of 100,000 takes seconds to list.
         found = []
-        for parent, _, names in os.walk(self._full(prefix), onerror=_unless_missing):
+        top = self._full(prefix)
+        for parent, folders, names in os.walk(top, onerror=_unless_missing, followlinks=True):
+            for folder in folders:
+                _refuse_loop(os.path.join(parent, folder))
             for name in names:
                 path = os.path.join(parent, name)
-                with suppress(FileNotFoundError):  # somebody's temporary file, gone since
-                    found.append(self._info(path, os.stat(path)))
+                status = self._status(path)
+                if status is not None:
+                    found.append(self._info(path, status))
         return sorted(found, key=lambda info: info.path)
+
+    def _status(self, path: str) -> os.stat_result | None:
+        """None for somebody's temporary file, which is gone since.
+
+        Raises:
+            InputError: A link that leads nowhere: where it should lead to may be rows of the night.
+        """
+        try:
+            return os.stat(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
+        parts = path.removeprefix(str(self._root)).split("/")
+        is_hidden = any(part.startswith(("_", ".")) for part in parts)  # as editors' locks are
+        if os.path.islink(path) and not is_hidden:
+            raise InputError(
+                f"{path}: a link to {os.readlink(path)}, which is not there; expected a file or a "
+                "folder. Mount what it leads to, or remove the link."
+            )
+        return None
 
     @_named
     def list_folders(self, prefix: str) -> list[str]:
@@ -272,6 +296,18 @@ def _unless_missing(error: OSError) -> None:
     """Without it a folder that cannot be read would be listed as an empty one."""
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         raise error
+
+
+def _refuse_loop(folder: str) -> None:
+    """Raise InputError for a link to a folder that it lies in: a listing would never end."""
+    if not os.path.islink(folder):
+        return
+    target = Path(os.path.realpath(folder))
+    if any(Path(os.path.realpath(above)).is_relative_to(target) for above in Path(folder).parents):
+        raise InputError(
+            f"{folder}: a link to {target}, in which it lies itself; expected folders without "
+            "loops. Remove the link."
+        )
 
 
 def _sync_folder(folder: Path) -> None:
