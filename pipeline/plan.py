@@ -99,8 +99,20 @@ def partition_of(job: Job, date: str) -> str:
 
 
 def input_files(job: Job, date: str, source: Storage) -> list[FileInfo]:
-    """The Parquet files of one date; none of them is opened."""
-    return [info for info in source.list_files(partition_of(job, date)) if is_data(info.path)]
+    """The Parquet files of one date; none of them is opened.
+
+    Raises:
+        InputError: A name that is no text: Arrow opens none, and no record could tell of it.
+    """
+    infos = [info for info in source.list_files(partition_of(job, date)) if is_data(info.path)]
+    for path in (info.path for info in infos):
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{source.uri}: a file named {path!a}; expected names in UTF-8. Rename it."
+            ) from None
+    return infos
 
 
 def make_plan(job: Job, date: str, source: Storage) -> Plan:

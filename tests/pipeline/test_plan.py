@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,22 @@ def test_all_files_of_the_date_are_planned_and_no_others(tmp_path: Path) -> None
     names = [file.path.removeprefix(f"dt={DATE}/") for file in plan.files]
     assert names == ["a.parquet", "b.parquet", "d.pq", "sub/c.parq"]
     assert plan.num_rows == 20
+
+
+def test_rows_behind_links_are_planned(tmp_path: Path) -> None:
+    write_input(tmp_path / "in", users(5), name="a.parquet")
+    write_input(tmp_path / "volume", users(7), folder="hour=1")
+    (tmp_path / "in" / f"dt={DATE}" / "hour=1").symlink_to(tmp_path / "volume" / "hour=1")
+    assert a_plan(a_job(job_data(tmp_path))).num_rows == 12
+    (tmp_path / "volume").rename(tmp_path / "unmounted")
+    assert "which is not there; expected a file" in planning_fails(a_job(job_data(tmp_path)))
+
+
+def test_a_name_that_is_no_text_is_told_in_ascii(tmp_path: Path) -> None:
+    path = write_input(tmp_path / "in", users(5))
+    os.rename(path, os.fsencode(path.parent) + b"/\xff.parquet")
+    said = planning_fails(a_job(job_data(tmp_path)))
+    assert f"a file named 'dt={DATE}/\\udcff.parquet'; expected names in UTF-8" in said
 
 
 def test_without_a_partition_the_whole_folder_is_planned(tmp_path: Path) -> None:
