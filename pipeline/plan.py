@@ -214,6 +214,7 @@ def _columns_of(job: Job, footers: Sequence[Footer], root: str) -> tuple[tuple[s
     for footer in footers:
         alike.setdefault(id(footer.schema), []).append(footer)
     fitting: tuple[tuple[str, ...], int] | None = None
+    copied: pa.Schema | None = None
     wrong: list[Footer] = []
     error: ConfigError | None = None
     for files in alike.values():
@@ -225,6 +226,8 @@ def _columns_of(job: Job, footers: Sequence[Footer], root: str) -> tuple[tuple[s
             width = _num_features(schema, columns)
             if fitting and width != fitting[1]:
                 raise ConfigError(f"{where}: {width} features; expected {fitting[1]}.")
+            copied = copied or schema
+            _check_alike(job, schema, copied, where)
         except ConfigError as found:
             wrong, error = wrong + files, error or found
         else:
@@ -283,6 +286,30 @@ def _check_columns(job: Job, features: tuple[str, ...], schema: pa.Schema, where
                 f"{where}: column `{name}` is {kind}; expected numbers, or one column of "
                 "fixed-size lists. Check `input.features.columns`."
             )
+
+
+def _check_alike(job: Job, schema: pa.Schema, first: pa.Schema, where: str) -> None:
+    """Parts have the columns of their files, and readers take all parts of a date for one table."""
+    for name in job.input.passthrough:
+        kind, expected = schema.field(name).type, first.field(name).type
+        if _as_stored(kind) != _as_stored(expected):
+            raise ConfigError(
+                f"{where}: column `{name}` is {kind}; expected {expected}, as in other files of "
+                "the date, because of `input.passthrough`."
+            )
+
+
+def _as_stored(kind: pa.DataType) -> pa.DataType:
+    """One type for those that Parquet keeps alike."""
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_as_stored(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _as_stored(field.type)) for field in kind])
+    return kind
 
 
 def _missing_column(name: str, schema: pa.Schema, where: str, key: str) -> ConfigError:

@@ -307,6 +307,62 @@ def test_which_of_the_files_is_wrong_is_told_wherever_it_comes(tmp_path: Path, o
     assert "1 of 3 files is like this" in said
 
 
+def two_files(root: Path, one: pa.DataType, other: pa.DataType) -> None:
+    for name, kind in (("a.parquet", one), ("b.parquet", other), ("c.parquet", one)):
+        table = users(5)
+        write_input(root / "in", table.append_column("id", pa.nulls(5, kind)), name=name)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.int64(), pa.string()),
+        (pa.int64(), pa.int32()),
+        (pa.timestamp("us"), pa.timestamp("ms")),
+        (pa.list_(pa.int64()), pa.list_(pa.string())),
+        (pa.struct([("a", pa.int64())]), pa.struct([("b", pa.int64())])),
+    ],
+)
+def test_columns_of_a_part_have_one_type_in_all_files(
+    tmp_path: Path, one: pa.DataType, other: pa.DataType
+) -> None:
+    two_files(tmp_path, one, other)
+    job = a_job(job_data(tmp_path), input={"passthrough": ["user_id", "id"]})
+    said = planning_fails(job, ConfigError)
+    assert "b.parquet: column `id` is " in said
+    assert "as in other files of the date, because of `input.passthrough`. 1 of 3 files" in said
+    assert a_plan(a_job(job_data(tmp_path))).num_rows == 15, "nobody reads it"
+
+
+NOT_NULL = pa.field("item", pa.string_view(), nullable=False)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.string(), pa.large_string()),
+        (pa.string_view(), pa.large_string()),
+        (pa.binary(), pa.large_binary()),
+        (pa.list_(pa.string()), pa.large_list(NOT_NULL)),
+        (pa.struct([("a", pa.string())]), pa.struct([("a", pa.large_string())])),
+    ],
+)
+def test_types_that_parquet_keeps_alike_are_one(
+    tmp_path: Path, one: pa.DataType, other: pa.DataType
+) -> None:
+    two_files(tmp_path, one, other)
+    job = a_job(job_data(tmp_path), input={"passthrough": ["user_id", "id"]})
+    assert a_plan(job).num_rows == 15
+
+
+def test_a_column_that_is_never_null_is_like_one_that_may_be(tmp_path: Path) -> None:
+    table = users(5)
+    not_null = pa.schema([pa.field(each.name, each.type, nullable=False) for each in table.schema])
+    write_input(tmp_path / "in", table, name="a.parquet")
+    write_input(tmp_path / "in", table.cast(not_null), name="b.parquet")
+    assert a_plan(a_job(job_data(tmp_path))).num_rows == 10
+
+
 def test_when_no_file_fits_it_is_the_job_that_is_wrong(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.parquet"):
         write_input(tmp_path / "in", users(5), name=name)
