@@ -10,7 +10,7 @@ import pydantic
 from pydantic import AfterValidator, Field
 
 from pipeline.config_engine import EngineSection, ModelSection
-from pipeline.paths import stays_below
+from pipeline.paths import is_listed_below, stays_below
 from pipeline.section import Section, Share
 
 OUTPUT_COLUMNS = {
@@ -338,6 +338,20 @@ class Job(Section):
             )
         if len(set(names)) < len(names):
             raise ValueError("input.passthrough: a column twice; expected each once")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _input_without_output(self) -> Job:
+        read = f"{self.input.uri.rstrip('/')}/{self.input.partition or ''}"
+        written = {"output.uri": f"{self.output.uri.rstrip('/')}/{self.name}/dt={{date}}"}
+        if isinstance(self.output.delta, str):
+            written["output.delta"] = f"{self.output.delta.rstrip('/')}/dt={{date}}"
+        for key, address in written.items():
+            if is_listed_below(address, read):
+                raise ValueError(
+                    f"{key}: below what `input` reads, which takes yesterday's scores for rows; "
+                    "expected a folder elsewhere, or one that begins with `_`"
+                )
         return self
 
     @property

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import os
+
 from pipeline.errors import StorageError
 
 
 def stays_below(path: str) -> bool:
     """Whether a relative path with `/` leads nowhere but below its root, links aside."""
     return not path.startswith("/") and ".." not in path.split("/")
+
+
+def is_listed_below(address: str, folder: str) -> bool:
+    """Whether data at one address, local or `s3://`, are in a listing of the folder at another."""
+    inner, outer = (
+        text.rstrip("/") if "://" in text else os.path.abspath(text).rstrip("/")
+        for text in (address.removeprefix("file://"), folder.removeprefix("file://"))
+    )
+    below = f"{inner}/".removeprefix(f"{outer}/")
+    is_hidden = any(part.startswith(("_", ".")) for part in below.split("/"))
+    return below != f"{inner}/" and not is_hidden
 
 
 def checked(path: str, uri: str) -> str:

@@ -150,6 +150,59 @@ def test_a_partition_without_a_date_is_refused(tmp_path: Path) -> None:
     assert load(tmp_path, GOOD, "input.partition=null").input.partition is None
 
 
+@pytest.mark.parametrize(
+    ("read", "partition", "written"),
+    [
+        ("in", "null", "in/scores"),
+        ("in", "null", "in"),
+        ("in/", "null", "./in/../in/"),
+        ("file:///data/in", "null", "/data/in/scores"),
+        ("/", "null", "/scores"),
+        ("s3://lake/in", "null", "s3://lake/in/scores"),
+        ("s3://lake", "null", "s3://lake/scores/"),
+        ("in", "users/dt={date}", "in"),
+        ("in", "dt={date}", "in/dt={date}"),
+    ],
+)
+def test_what_is_written_is_not_read_the_next_night(
+    tmp_path: Path, read: str, partition: str, written: str
+) -> None:
+    said = complaint(
+        tmp_path,
+        GOOD,
+        *(f"input.uri={read}", f"input.partition={partition}", f"output.uri={written}"),
+    )
+    assert "output.uri: below what `input` reads" in said
+
+
+def test_copies_for_delta_are_not_read_either(tmp_path: Path) -> None:
+    said = complaint(tmp_path, GOOD, "input.partition=null", "output.delta=in/table")
+    assert "output.delta: below what `input` reads" in said
+
+
+@pytest.mark.parametrize(
+    ("read", "partition", "written"),
+    [
+        ("in", "dt={date}", "in"),
+        ("in", "dt={date}", "in/scores"),
+        ("in", "null", "in-scores"),
+        ("in", "null", "in/_scores"),
+        ("in/rows", "null", "in"),
+        ("s3://lake/in", "null", "s3://lake/in2"),
+        ("s3://lake/in", "null", "in"),
+        ("in", "null", "s3://lake/in"),
+    ],
+)
+def test_an_output_that_is_not_read_may_be_beside_or_below(
+    tmp_path: Path, read: str, partition: str, written: str
+) -> None:
+    load(
+        tmp_path,
+        GOOD,
+        *(f"input.uri={read}", f"input.partition={partition}", f"output.uri={written}"),
+    )
+
+
 def test_a_passthrough_column_cannot_have_the_name_of_an_output(tmp_path: Path) -> None:
     said = complaint(tmp_path, GOOD, "input.passthrough=[user_id, score]")
     assert "`score`" in said
