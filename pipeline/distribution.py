@@ -187,17 +187,23 @@ def shifts(past: Scores, found: Scores) -> dict[str, Shift]:
 
 
 def _tenths(bins: Mapping[int, float]) -> list[int]:
-    """The last bin of each tenth of the rows but the last; a bin that holds several counts once."""
+    """The last bin of each tenth of the rows.
+
+    A bin that holds a tenth or more is a group of its own, however much of the past it is; what
+    lies beyond the past's last bin is another.
+    """
     finite = sorted(bins.keys() - {NOT_FINITE})
     total = sum(bins[key] for key in finite)
-    edges: list[int] = []
+    edges = set(finite[-1:])
     below, tenth = 0.0, 1
-    for key in finite[:-1]:
+    for key in finite:
+        if bins[key] >= total / NUM_TENTHS:
+            edges |= {key - 1, key}
         below += bins[key]
         if below >= total * tenth / NUM_TENTHS:
-            edges.append(key)
+            edges.add(key)
             tenth = math.floor(below / total * NUM_TENTHS) + 1
-    return edges
+    return sorted(edges)
 
 
 def _grouped(bins: Mapping[int, float], edges: Sequence[int]) -> dict[int, float]:

@@ -152,6 +152,38 @@ def test_a_value_that_half_of_the_rows_have_is_one_group() -> None:
     assert other.psi == pytest.approx(0.3 * math.log(1.6) - 0.3 * math.log(0.4), rel=0.1)
 
 
+ALMOST_ALL = np.r_[np.linspace(0.01, 0.5, 900), np.ones(9_100)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (np.zeros(10_000), np.full(10_000, 0.9)),
+        (np.full(10_000, 0.5), np.full(10_000, 0.001)),
+        (np.full(10_000, 0.5), np.full(10_000, -0.5)),
+        (ALMOST_ALL, np.linspace(0.01, 0.5, 10_000)),
+        (-ALMOST_ALL, -np.linspace(0.01, 0.5, 10_000)),
+        (np.repeat([0.1, 0.9], [500, 9_500]), np.full(10_000, 0.1)),
+        (np.repeat([0.1, 0.9], [9_500, 500]), np.full(10_000, 0.9)),
+    ],
+)
+def test_scores_that_leave_a_value_which_nearly_all_had_are_a_major_shift(
+    before: np.ndarray, after: np.ndarray
+) -> None:
+    past = add([night(before)] * 7)
+    assert past is not None
+    moved, same = (shifts(past, night(each))["scores"] for each in (after, before))
+    assert moved.psi - moved.chance > 1
+    assert same.psi == pytest.approx(0, abs=1e-4)
+
+
+def test_scores_beyond_all_of_the_past_are_a_shift() -> None:
+    values = normal(10_000, 5)
+    beyond = np.where(np.arange(10_000) % 12, normal(10_000, 6), 1e9)
+    moved = shifts(night(values), night(beyond))["scores"]
+    assert moved.psi - moved.chance > 0.25
+
+
 def test_a_class_that_was_never_seen_is_a_shift() -> None:
     rng = np.random.default_rng(0)
     known, new = rng.integers(0, 10, 4_000), rng.integers(0, 10, 4_000)
