@@ -127,6 +127,10 @@ class _PatientS3(s3fs.S3FileSystem):  # type: ignore[misc]
                 return reply
             await asyncio.sleep(pause_s)
 
+    async def _expand_path(self, path: str | list[str], **_: Any) -> list[str]:
+        # Ours are names, not patterns, even with `[` or `*`: what a pattern finds is another's.
+        return [path] if isinstance(path, str) else path
+
 
 async def _read_all(body: Any) -> bytes:
     try:

@@ -157,6 +157,21 @@ def test_many_files_come_in_the_order_asked_for(storage: Storage) -> None:
     assert storage.read_many(["c", "a", "b"]) == [b"ccc", b"aaa", b"bbb"]
 
 
+@pytest.mark.parametrize("name", ["team[1]", "team*", "team?", "a b+c%20 ü"])
+def test_names_are_no_patterns(uri: str, name: str) -> None:
+    beside, storage = open_storage(f"{uri}/team1"), open_storage(f"{uri}/{name}")
+    for each in (beside, storage):
+        for path in ("a/one", "a/t*", "a/two"):
+            assert each.create(path, each.uri.encode())
+    assert storage.read_many(["a/one", "a/t*"]) == [storage.uri.encode()] * 2
+    assert [info.path for info in storage.list_files("a")] == ["a/one", "a/t*", "a/two"]
+    storage.copy({"b/t*": "a/t*"})
+    storage.delete_many(["a/t*"])
+    assert [info.path for info in storage.list_files("")] == ["a/one", "a/two", "b/t*"]
+    assert storage.publish({"part": "a/one"}, b"{}", "dt=1")
+    assert len(beside.list_files("")) == 3
+
+
 def test_an_open_file_can_be_read_from_anywhere(storage: Storage) -> None:
     storage.create("file", bytes(range(256)))
     with storage.open("file") as file:
