@@ -134,7 +134,9 @@ def _check_names(folder: str, manifest: Row) -> None:
 def _check_listing(folder: str, parts: list[Row]) -> None:
     """Readers list *.parquet: exactly the parts must be there."""
     filesystem, path = filesystem_of(folder)
-    found = {name.rpartition("/")[2] for name in filesystem.glob(f"{path}/*.parquet")}
+    # No glob: the folder's own name may have brackets.
+    listed = (name.rpartition("/")[2] for name in filesystem.ls(path, detail=False))
+    found = {name for name in listed if name.endswith(".parquet")}
     named = {part["part"]["path"] for part in parts}
     if found != named:
         odd = sorted(found ^ named)
