@@ -112,12 +112,22 @@ def _is_scored(block: ScoredBlock) -> Array:
 
 
 def _scored_rows(block: ScoredBlock, layout: OutputLayout) -> pa.RecordBatch:
-    columns = dict(zip(block.passthrough.schema.names, block.passthrough.columns, strict=True))
+    copied = map(_without_view, block.passthrough.columns)
+    columns = dict(zip(block.passthrough.schema.names, copied, strict=True))
     columns |= _output_columns(block.outputs, layout)
     rows = pa.RecordBatch.from_pydict(columns)
     if not block.bad_rows:
         return rows
     return rows.filter(pa.array(_is_scored(block).tolist()))
+
+
+def _without_view(column: pa.Array) -> pa.Array:
+    """Arrow cannot filter views (26.0); Parquet has one type for both."""
+    if pa.types.is_string_view(column.type):
+        return column.cast(pa.large_string())
+    if pa.types.is_binary_view(column.type):
+        return column.cast(pa.large_binary())
+    return column
 
 
 def _output_columns(outputs: tuple[Array, ...], layout: OutputLayout) -> dict[str, pa.Array]:

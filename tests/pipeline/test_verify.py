@@ -68,6 +68,8 @@ def test_what_was_published_is_verified(folder: Path) -> None:
         ("tags", pa.array([["x"], [], None] * 20)),
         ("vector", pa.array([[1.0, float("nan")]] * NUM_ROWS, pa.list_(pa.float32(), 2))),
         ("wide", pa.array(["a"] * NUM_ROWS, pa.large_string())),
+        ("view", pa.array(["a", "b", None] * 20, pa.string_view())),
+        ("bytes", pa.array([b"a", b"b", None] * 20, pa.binary_view())),
         ("when", pa.array(range(NUM_ROWS), pa.timestamp("ns", "UTC"))),
         ("nothing", pa.nulls(NUM_ROWS)),
     ],
@@ -77,8 +79,8 @@ def test_columns_of_all_kinds_are_verified(
 ) -> None:
     folder = night(tmp_path, a_report(), ["user_id", name], **{name: values})
     assert verify(folder)["rows"] == NUM_ROWS
-    changed = values.take(pa.array([*range(1, NUM_ROWS), 0]))
     if name in ("weight", "kind", "tags", "when"):
+        changed = values.take(pa.array([*range(1, NUM_ROWS), 0]))
         rewrite(
             folder,
             0,
@@ -87,6 +89,25 @@ def test_columns_of_all_kinds_are_verified(
             ),
         )
         assert f"its user_id, {name} are not those of" in refused(folder)
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_verified(
+    tmp_path: Path, a_report: Callable[..., RunReport]
+) -> None:
+    folder = night(tmp_path / "team[1]*", a_report(), ["user_id"])
+    assert verify(folder)["rows"] == NUM_ROWS
+    (folder / "more.parquet").write_bytes(b"")
+    assert "['more.parquet'] is only in the folder" in refused(folder)
+
+
+def test_views_that_were_changed_are_found(
+    tmp_path: Path, a_report: Callable[..., RunReport]
+) -> None:
+    values = pa.array(["a", "b", None] * 20)
+    folder = night(tmp_path, a_report(), ["user_id", "v"], v=values.cast(pa.string_view()))
+    changed = pa.array(["b", "a", None] * 20, pa.large_string())
+    rewrite(folder, 0, lambda table: table.set_column(1, "v", changed.slice(0, len(table))))
+    assert "its user_id, v are not those of" in refused(folder)
 
 
 def test_columns_that_may_not_be_null_are_verified(
