@@ -21,7 +21,7 @@ from engines.keys import BUILDER_REVISION, KEYED_PACKAGES, digest, digest_bytes
 from engines.keys import runtime_version as version_of
 from engines.manifest import REFERENCE, EngineManifest, StoredEngine
 from engines.model import ModelSpec, fingerprint_model
-from engines.runner import Array
+from engines.runner import LOGITS, Array
 from engines.store import EngineStore
 from engines.tensorrt_build import BuilderSettings
 
@@ -270,6 +270,7 @@ class _Build:
             created_at=datetime.datetime.now(datetime.UTC).isoformat(),
             probe=choice.probe,
             reference_batch=choice.reference.input.shape[0],
+            num_classes=next((s.shape[-1] for s in candidate.outputs if s.name == LOGITS), 0),
         )
 
 

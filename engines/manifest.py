@@ -87,6 +87,8 @@ class EngineManifest:
     reference_batch: int = 0
     """Rows of a batch of the fp32 graph that is kept beside it; see engines/reference.py. 0: none
     is."""
+    num_classes: int = 0
+    """Of the model. 0: it gives scores, or an earlier version of the program built the engine."""
 
     @property
     def files(self) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from engines.build import (
 from engines.devices import Device
 from engines.gate import GateSpec
 from engines.load import open_runner
-from engines.manifest import StoredEngine
+from engines.manifest import EngineManifest, StoredEngine
 from engines.model import FeatureInput, ImageInput, ModelSpec
 from engines.store import EngineStore, StoreOptions
 from engines.tensorrt_build import BuilderSettings
@@ -193,14 +193,21 @@ def load_class_names(names: str | None) -> tuple[str, ...]:
     """Names of the classes, from a text file or a `module:callable`; empty for None.
 
     Raises:
-        ConfigError: The file is missing, or the callable is not there.
+        ConfigError: The file is missing or no text, or the callable is not there.
     """
     if names is None:
         return ()
     module, separator, function = names.partition(":")
     if not separator:
         try:
-            return tuple(Path(names).read_text(encoding="utf-8").splitlines())
+            text = Path(names).read_text(encoding="utf-8").rstrip("\n")
+            # Not splitlines: a name may have U+2028 or a form feed in it.
+            return tuple(text.split("\n")) if text else ()
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"model.class_names: {names}: not UTF-8 (byte {error.start}); expected a text file "
+                "with one name a line. Save it as UTF-8."
+            ) from None
         except OSError as error:
             raise ConfigError(
                 f"model.class_names: {names}: {error.strerror}; expected a text file with one "
@@ -212,3 +219,13 @@ def load_class_names(names: str | None) -> tuple[str, ...]:
         raise ConfigError(
             f"model.class_names: {names}: {error}; expected module:callable that returns names."
         ) from None
+
+
+def check_class_names(job: Job, names: Sequence[str], engine: EngineManifest) -> None:
+    """Raise ConfigError unless each class of an engine has one of the names that the job gives."""
+    expected = engine.num_classes
+    if job.model.class_names is not None and expected and len(names) != expected:
+        raise ConfigError(
+            f"model.class_names: {job.model.class_names}: {len(names):,} names; expected "
+            f"{expected:,}, one for each class of the model."
+        )

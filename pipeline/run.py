@@ -16,7 +16,7 @@ from engines.manifest import EngineManifest
 from engines.model import fingerprint_model
 from pipeline.block_size import rows_at_risk
 from pipeline.config import Job
-from pipeline.engine import load_class_names, request_for
+from pipeline.engine import check_class_names, load_class_names, request_for
 from pipeline.engine_pin import EnginePin, common_of
 from pipeline.guards import Guards, NightWatch, lost_files
 from pipeline.interruptions import earlier_attempts
@@ -70,6 +70,7 @@ class PreparedRun:
     plan: Plan
     resolved: ResolvedEngine
     pin: EnginePin
+    class_names: tuple[str, ...]
     engines: dict[str, ResolvedEngine]
     """By key, those that score in this attempt: `resolved`, and with several kinds of devices those
     that come in mid-run."""
@@ -137,6 +138,7 @@ def prepare_run(
     probe(output, f"{job.name}/_runs")
     output.check_free(published_folder(job.name, date))
     resolved = get_engine(job, plan, request, fingerprint, say)
+    check_class_names(job, class_names, resolved.engine.manifest)
     clock.prepared = time.monotonic()
     version = replaces.version + 1 if replaces else 1
     pin = EnginePin(
@@ -160,6 +162,7 @@ def prepare_run(
         plan=plan,
         resolved=resolved,
         pin=pin,
+        class_names=class_names,
         engines={resolved.engine.key: resolved},
         ledger=ledger,
         attempt=attempt,
@@ -242,7 +245,7 @@ def lane_setup(run: PreparedRun, device: LaneDevice, num_lanes: int) -> LaneSetu
     job, plan, manifest = run.job, run.plan, run.resolved.engine.manifest
     layout = OutputLayout(
         head=job.model.head,
-        class_names=load_class_names(job.model.class_names),
+        class_names=run.class_names,
         compression=job.output.compression,
         metadata={
             "run_id": run.ledger.run_id,

@@ -53,6 +53,7 @@ def test_every_candidate_is_measured_and_the_fastest_that_passes_is_chosen(
     assert manifest.accuracy == best.accuracy
     assert manifest.reason in said[0][-1]
     assert [spec.name for spec in manifest.outputs] == ["class_id", "probability"]  # no logits
+    assert manifest.num_classes == 5
 
 
 def test_an_engine_normalises_and_picks_classes_as_numpy_does(
