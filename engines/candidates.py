@@ -9,10 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from engines.calibrate import Feeds, Method, ScaleTable, calibrate, feeds_of
 from engines.devices import Device, WeightBits
 from engines.export import fixed_batch, load_core, name_nodes
+from engines.gate import UNANSWERED, answered
 from engines.model import ImageInput, ModelSpec, input_spec
+from engines.probing import open_session
 from engines.runner import LOGITS, Array, TensorSpec
 from engines.tensorrt_build import BuilderSettings
 
@@ -120,7 +124,7 @@ class CandidateFactory:
         weight_bits: WeightBits = 8,
     ) -> None:
         self._spec = spec
-        self._calibration = calibration
+        self._rows = calibration
         self._method = method
         self._folder = folder
         self.say = say
@@ -140,9 +144,24 @@ class CandidateFactory:
         return core
 
     @cached_property
+    def calibration(self) -> Array:
+        """The calibration rows that fp32 has an answer to: one without would leave no range.
+
+        Raises:
+            AccuracyError: There is no such row.
+        """
+        session, score = open_session(self.core), self.core.graph.output[0].name
+        feeds = feeds_of(self.core, self._spec, self._rows)
+        answers = np.concatenate([session.run([score], feed)[0] for feed in feeds()])
+        known = answered({score: answers[: len(self._rows)]})
+        if not known.all():
+            log.warning("%d of %d calibration rows: %s", (~known).sum(), len(known), UNANSWERED)
+        return self._rows[known]
+
+    @cached_property
     def feeds(self) -> Feeds:
-        """The calibration rows as `core` takes them."""
-        return feeds_of(self.core, self._spec, self._calibration)
+        """Those rows as `core` takes them."""
+        return feeds_of(self.core, self._spec, self.calibration)
 
     def _rounding(self, weight_bits: WeightBits) -> Rounding:
         """Of all layers' weights."""
@@ -156,7 +175,7 @@ class CandidateFactory:
     @cached_property
     def scales(self) -> ScaleTable:
         """Ranges of all tensors: the source of every int8 graph's scales."""
-        self.say(f"calibrating int8 ({self._method}) with {len(self._calibration):,} rows")
+        self.say(f"calibrating int8 ({self._method}) with {len(self.calibration):,} rows")
         return calibrate(self.core, self.feeds, self._method)
 
     def make(
@@ -216,7 +235,7 @@ class CandidateFactory:
         from engines.sensitivity import rank_layers
 
         bits = self._weight_bits
-        feeds = feeds_of(self.core, self._spec, self._calibration[:num_rows])
+        feeds = feeds_of(self.core, self._spec, self.calibration[:num_rows])
         ranked = rank_layers(self.core, self._rounding(bits), self.scales, feeds, bits)
         return [name for name, _ in ranked]
 

@@ -10,6 +10,7 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
+from engines.errors import AccuracyError
 from engines.metrics import explained_variance, task_metric
 from engines.model import Head
 from engines.runner import Array, Runner
@@ -17,6 +18,8 @@ from engines.runner import Array, Runner
 Floats = npt.NDArray[np.float64]
 ROUNDING = 1e-9
 """Of differences between two metrics."""
+UNANSWERED = "left out: fp32 has no finite answer to them"
+"""Said of rows."""
 RACE_ROUNDS = 5
 RACE_S = 0.25
 """Seconds for each runner in each round."""
@@ -86,17 +89,45 @@ Answers = dict[str, Array]
 """An engine's outputs by name, one entry a row."""
 
 
+def answered(reference: Answers) -> npt.NDArray[np.bool_]:
+    """Which rows fp32 has a finite answer to: bool [rows].
+
+    A zero under a logarithm is the row's fault: there is nothing to compare with, nor to round.
+
+    Raises:
+        AccuracyError: It has one to none.
+    """
+    known = np.logical_and.reduce([finite_rows(array) for array in reference.values()])
+    if not known.any():
+        raise AccuracyError(
+            f"fp32: a finite answer to none of {len(known)} rows; expected some to compare with. "
+            "Look at the model and the rows."
+        )
+    return np.asarray(known)
+
+
+def finite_rows(array: Array) -> npt.NDArray[np.bool_]:
+    """Which rows hold finite values only: bool [rows], of an array [rows, ...]."""
+    return np.asarray(np.isfinite(array).reshape(len(array), -1).all(axis=1))
+
+
 def compare(
     head: Head, reference: Answers, found: Answers, labels: Array | None = None
 ) -> Accuracy:
-    """Judge answers against the reference's.
+    """Judge answers against the reference's, on the rows that it has an answer to.
 
     Args:
         head: The model's head.
         reference: Answers of fp32, with `logits` [rows, C] for classes.
         found: Answers of the engine.
         labels: float64 [rows], NaN where a row has none; None: no label column.
+
+    Raises:
+        AccuracyError: The reference has a finite answer to no row.
     """
+    known = answered(reference)
+    reference, found = ({k: v[known] for k, v in each.items()} for each in (reference, found))
+    labels = None if labels is None else labels[known]
     if head == "classes":
         accuracy = _compare_classes(reference, found)
     else:

@@ -16,7 +16,16 @@ from engines.candidates import Candidate, CandidateFactory, batch_size_for
 from engines.devices import Cpu, Device, this_cpu
 from engines.errors import AccuracyError, ModelError, OutOfDeviceMemoryError
 from engines.export import fixed_batch
-from engines.gate import Accuracy, Answers, GateSpec, compare, race, run_rows
+from engines.gate import (
+    UNANSWERED,
+    Accuracy,
+    Answers,
+    GateSpec,
+    answered,
+    compare,
+    race,
+    run_rows,
+)
 from engines.load import make_runner, probe_answer
 from engines.manifest import Rung
 from engines.model import ModelSpec, shown
@@ -122,7 +131,7 @@ class Ladder:
 
         Raises:
             ModelError: The model cannot be exported, or does not fit its description.
-            AccuracyError: No candidate passes.
+            AccuracyError: No candidate passes, or fp32 itself has no answer to any row.
         """
         wanted = batch_size_for(self._spec, self._device, batch_size, self._factory.core)
         cpu = this_cpu(self._device.num_threads)
@@ -130,10 +139,10 @@ class Ladder:
         fp32, reference = reference_answers(
             self._factory, self._held_out.rows, reference_batch, cpu
         )
-        rungs = RUNGS[self._device.kind]
-        self._factory.say(
-            f"measuring {len(rungs)} candidates on {len(self._held_out.rows):,} held-out rows"
-        )
+        known, rungs = answered(reference), RUNGS[self._device.kind]
+        if not known.all():
+            log.warning("%d of %d held-out rows: %s", (~known).sum(), len(known), UNANSWERED)
+        self._factory.say(f"measuring {len(rungs)} candidates on {known.sum():,} held-out rows")
         for runtime, precision in rungs:
             self._climb_to(_Step(runtime=runtime, precision=precision), wanted, reference)
         self._mix(wanted, reference)

@@ -73,7 +73,7 @@ class EngineManifest:
     calibration_rows: int
     calibration_seed: int
     calibration_sha256: str
-    """Of the rows that the scales were taken from."""
+    """Of these rows; no scale was taken from those that fp32 has no finite answer to."""
     calibration_method: str
     gate: GateSpec
     accuracy: Accuracy

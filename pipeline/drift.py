@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from engines.errors import EngineError
+from engines.gate import Answers, finite_rows
 from engines.manifest import StoredEngine
 from engines.reference import fp32_answers, has_reference
 from pipeline.blocks import Array
@@ -60,8 +61,16 @@ def measure_drift(engine: StoredEngine, sampler: Callable[[], Sampled | None]) -
         return Drift(rows=0, note=str(error))
     if "score" in fp32:
         return _compare_scores(fp32["score"], sampled)
-    same = fp32["class_id"][:, 0] == sampled.answers["class_id"]
-    difference = fp32["probability"][:, 0].astype(np.float64) - sampled.answers["probability"]
+    return _compare_classes(fp32, sampled)
+
+
+def _compare_classes(fp32: Answers, sampled: Sampled) -> Drift:
+    known = finite_rows(fp32["probability"])  # where fp32 has no answer there is none to compare
+    if not known.any():
+        return Drift(rows=0, note="fp32 has no finite answer to these rows")
+    same = (fp32["class_id"][:, 0] == sampled.answers["class_id"])[known]
+    found = sampled.answers["probability"][known]
+    difference = fp32["probability"][known, 0].astype(np.float64) - found
     return Drift(
         rows=len(same),
         agreement=float(np.mean(same & np.isfinite(difference))),
@@ -76,7 +85,7 @@ def _compare_scores(expected: Array, sampled: Sampled) -> Drift:
     may be alike by chance.
     """
     found = sampled.answers["score"].astype(np.float64)
-    known = np.isfinite(expected).all(axis=1)  # where fp32 has no answer there is none to compare
+    known = finite_rows(expected)  # as above
     expected, found = expected[known].astype(np.float64), found[known]
     if len(expected) < MIN_SCORES:
         few = f"{len(expected)} rows are too few to judge by: at least {MIN_SCORES}"

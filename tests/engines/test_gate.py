@@ -10,6 +10,7 @@ import pytest
 from scipy.special import rel_entr, softmax
 from sklearn.metrics.pairwise import paired_cosine_distances
 
+from engines.errors import AccuracyError
 from engines.gate import Accuracy, Answers, GateSpec, compare, run_rows
 from engines.runner import Array, Outputs, TensorSpec
 
@@ -128,10 +129,9 @@ def test_constant_scores_agree_only_when_they_are_equal(value: float, expected: 
 
 
 @pytest.mark.parametrize("wrong", [NAN, INF, -INF])
-@pytest.mark.parametrize("both", [True, False], ids=["in fp32 too", "in the engine"])
-def test_scores_that_are_not_finite_pass_no_gate(wrong: float, both: bool) -> None:
+def test_scores_that_are_not_finite_pass_no_gate(wrong: float) -> None:
     good, bad = scores([0.0, 1.0, 2.0]), scores([0.0, 1.0, wrong])
-    judged = compare("scores", bad if both else good, bad, np.array([0.0, 1.0, 1.0]))
+    judged = compare("scores", good, bad, np.array([0.0, 1.0, 1.0]))
     assert "answers that are not finite" in judged.failures(LAX)
     assert judged.agreement == 0.0
 
@@ -147,6 +147,31 @@ def test_classes_with_an_answer_that_is_not_finite_pass_no_gate(place: str, wron
     judged = compare("classes", good, bad, np.zeros(40))
     assert "answers that are not finite" in judged.failures(LAX)
     assert (judged.agreement, judged.cosine) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("wrong", [NAN, INF, -INF])
+@pytest.mark.parametrize("found", [NAN, 7.0], ids=["nor the engine", "but the engine"])
+def test_a_row_that_fp32_has_no_answer_to_is_not_judged(wrong: float, found: float) -> None:
+    fp32 = scores([0.0, 1.0, wrong, 0.5], [3.0, 4.0, 5.0, 6.0])
+    engine = scores([0.0, 1.0, found, 0.5], [3.0, 4.0, 5.0, 6.0])
+    judged = compare("scores", fp32, engine, np.array([0.0, 1.0, 1.0, 0.0]))
+    assert (judged.num_rows, judged.agreement, judged.metric) == (3, 1.0, 1.0)
+    assert judged.failures(GateSpec()) == ()
+
+
+def test_classes_of_a_row_that_fp32_has_no_logits_for_are_not_judged() -> None:
+    logits = some_logits(1)
+    logits[3, 2] = NAN
+    with np.errstate(invalid="ignore"):
+        answers = classes(logits)
+    judged = compare("classes", answers, answers, np.zeros(40))
+    assert (judged.num_rows, judged.agreement) == (39, 1.0)
+    assert judged.failures(GateSpec()) == ()
+
+
+def test_where_fp32_has_no_answer_at_all_there_is_nothing_to_judge_by() -> None:
+    with pytest.raises(AccuracyError, match="a finite answer to none of 2 rows"):
+        compare("scores", scores([NAN, INF]), scores([1.0, 2.0]))
 
 
 @pytest.mark.parametrize(("num_lost", "passes"), [(1, True), (3, False)])

@@ -59,6 +59,10 @@ def logarithm() -> onnx.ModelProto:
     return make_model(nodes, linear_weights(), ["batch", 4])
 
 
+def positive_rows(num_rows: int, seed: int) -> Array:
+    return np.abs(feature_rows(num_rows, seed)) + np.float32(0.1)
+
+
 def test_where_int8_misses_the_gate_fp32_is_chosen_and_the_reason_says_so(tmp_path: Path) -> None:
     def rows(num_rows: int, seed: int) -> Array:
         values = feature_rows(num_rows, seed)
@@ -88,20 +92,43 @@ def test_where_int8_cannot_be_made_fp32_is_chosen(
     assert "openvino int8: left out" in caplog.text
 
 
-# The quantiser and the judge meet the NaN that this test is about.
-@pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")
 def test_a_model_that_answers_nan_gets_no_engine(tmp_path: Path) -> None:
-    with pytest.raises(AccuracyError, match="all finite"):
-        build(tmp_path, logarithm())
+    with pytest.raises(AccuracyError, match="fp32: a finite answer to none of 64 rows"):
+        build(tmp_path, logarithm(), lambda num_rows, seed: -positive_rows(num_rows, seed))
     assert local_store(tmp_path / "store").list() == []
 
 
-def test_an_engine_whose_probe_is_nan_opens_all_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", [0, -1], ids=["to calibrate with", "held out"])
+def test_one_row_that_fp32_has_no_answer_to_costs_no_rung(
+    tmp_path: Path, where: int, caplog: pytest.LogCaptureFixture
+) -> None:
     def rows(num_rows: int, seed: int) -> Array:
-        return np.abs(feature_rows(num_rows, seed)) + 0.1
+        values = positive_rows(num_rows, seed)
+        values[where, 0] = 0
+        return values
 
+    manifest = build(tmp_path, logarithm(), rows).manifest
+    assert [(rung.passed, rung.error) for rung in manifest.rungs] == [(True, None)] * 4
+    assert manifest.accuracy.num_rows == (64 if where == 0 else 63)
+    said = "1 of 32 calibration rows" if where == 0 else "1 of 64 held-out rows"
+    assert f"{said}: left out" in caplog.text
+
+
+def test_calibration_rows_without_any_answer_cost_int8_alone(tmp_path: Path) -> None:
+    def rows(num_rows: int, seed: int) -> Array:
+        values = positive_rows(num_rows, seed)
+        values[:32] *= -1
+        return values
+
+    manifest = build(tmp_path, logarithm(), rows).manifest
+    assert manifest.precision == "fp32"
+    assert manifest.rungs[0].error is not None
+    assert "a finite answer to none of 32 rows" in manifest.rungs[0].error
+
+
+def test_an_engine_whose_probe_is_nan_opens_all_the_same(tmp_path: Path) -> None:
     # Only fp32 agrees to the last bit; int8 would turn the NaN into a number.
-    engine = build(tmp_path, logarithm(), rows, min_agreement=1.0)
+    engine = build(tmp_path, logarithm(), positive_rows, min_agreement=1.0)
     assert np.isnan(engine.manifest.probe).any()
     with open_runner(engine) as runner:
         (scores,) = next(iter(runner.infer([np.ones((4, 8), np.float32)])))

@@ -30,7 +30,7 @@ WITHOUT_VNNI = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
 def factory_of(net: Net, weight_bits: WeightBits) -> CandidateFactory:
     return CandidateFactory(
         net.spec,
-        net.factory._calibration,
+        net.factory.calibration,
         "max",
         net.folder,
         lambda _: None,

@@ -253,6 +253,19 @@ def test_classes_agree_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (measured.agreement, measured.mean_abs_diff) == (0.0, None)
 
 
+def test_classes_are_compared_where_fp32_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, probabilities = np.arange(40) % 7, np.full(40, 0.5, np.float32)
+    unknown = np.where(np.arange(40) < 10, np.nan, probabilities)
+    engine = fp32(monkeypatch, class_id=ids[:, None], probability=unknown[:, None])
+    found = np.where(np.arange(40) < 10, 99, ids)
+    measured = measure_drift(engine, committed(class_id=found, probability=probabilities))
+    assert (measured.rows, measured.agreement) == (30, 1.0)
+    engine = fp32(monkeypatch, class_id=ids[:, None], probability=np.full((40, 1), np.nan))
+    measured = measure_drift(engine, committed(class_id=found, probability=probabilities))
+    assert (measured.rows, measured.agreement) == (0, None)
+    assert "no finite answer" in measured.note
+
+
 def test_the_worst_column_of_scores_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(0).normal(size=(64, 2))
     engine = fp32(monkeypatch, score=scores)
