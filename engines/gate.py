@@ -195,7 +195,7 @@ def _difference(expected: Array, found: Array) -> Floats:
 def _explained(expected: Array, found: Array) -> float:
     if np.ptp(expected) == 0:  # no variance to explain: constant scores agree or do not
         return 1.0 if np.allclose(expected, found, rtol=1e-2) else 0.0
-    return explained_variance(expected, found)
+    return float(explained_variance(expected, found))
 
 
 def run_rows(runner: Runner, rows: Array) -> Answers:

@@ -11,6 +11,7 @@ import numpy as np
 from engines.errors import EngineError
 from engines.gate import Answers, finite_rows
 from engines.manifest import StoredEngine
+from engines.metrics import explained_variance
 from engines.reference import fp32_answers, has_reference
 from pipeline.blocks import Array
 from pipeline.config import Job
@@ -84,21 +85,18 @@ def _compare_scores(expected: Array, sampled: Sampled) -> Drift:
     The variance is that of the rows, or of all scores of their parts where it is larger: a few rows
     may be alike by chance.
     """
-    found = sampled.answers["score"].astype(np.float64)
+    found = sampled.answers["score"]
     known = finite_rows(expected)  # as above
-    expected, found = expected[known].astype(np.float64), found[known]
+    expected, found = expected[known], found[known]
     if len(expected) < MIN_SCORES:
         few = f"{len(expected)} rows are too few to judge by: at least {MIN_SCORES}"
         return Drift(rows=len(expected), note=few)
-    variance = np.maximum(expected.var(axis=0), sampled.variance)
-    if not (expected.var(axis=0) > 0).all():
+    if not np.ptp(expected, axis=0).all():
         return Drift(rows=len(expected), note="the scores of these rows do not vary")
-    errors = np.mean(np.square(found - expected), axis=0)
-    explained = np.where(np.isfinite(errors), 1 - errors / variance, 0.0).min()
     return Drift(
         rows=len(expected),
-        agreement=float(max(explained, 0.0)),
-        mean_abs_diff=_mean(np.abs(found - expected)),
+        agreement=float(explained_variance(expected, found, sampled.variance).min()),
+        mean_abs_diff=_mean(np.abs(found - expected.astype(np.float64))),
     )
 
 

@@ -128,6 +128,16 @@ def test_constant_scores_agree_only_when_they_are_equal(value: float, expected: 
     assert found.agreement == expected
 
 
+def test_a_column_that_varies_by_rounding_alone_does_not_decide() -> None:
+    rng = np.random.default_rng(0)
+    live = rng.random(200).tolist()
+    dead, other = (1 - 3e-7 * rng.random(200) for _ in range(2))
+    found = compare("scores", scores(live, dead.tolist()), scores(live, other.tolist()))
+    assert found.failures(GateSpec(min_agreement=0.99)) == ()
+    gone = compare("scores", scores(live, dead.tolist()), scores(live, [0.0] * 200))
+    assert gone.agreement == 0.0
+
+
 @pytest.mark.parametrize("wrong", [NAN, INF, -INF])
 def test_scores_that_are_not_finite_pass_no_gate(wrong: float) -> None:
     good, bad = scores([0.0, 1.0, 2.0]), scores([0.0, 1.0, wrong])

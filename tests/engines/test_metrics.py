@@ -39,6 +39,33 @@ def test_explained_variance_is_r_squared_but_never_below_zero(noise: float) -> N
     assert explained_variance(expected, found) == pytest.approx(wanted, abs=1e-9)
 
 
+@pytest.mark.parametrize(("magnitude", "wrong"), [(1.0, 1e-4), (1e5, 10.0), (1e-9, 1e-13)])
+def test_what_varies_by_rounding_alone_is_explained_by_what_rounds_otherwise(
+    magnitude: float, wrong: float
+) -> None:
+    rng = np.random.default_rng(0)
+
+    def rounded() -> Array:
+        noise = 1 + 3e-7 * rng.standard_normal(300)
+        return np.asarray(magnitude * noise, np.float32)
+
+    expected = rounded()
+    assert explained_variance(expected, rounded()) > 0.99
+    assert explained_variance(expected, expected + np.float32(wrong)) == 0.0
+
+
+def test_zeros_are_explained_by_zeros_alone() -> None:
+    expected, found = np.zeros((9, 3)), np.zeros((9, 3))
+    found[4, 1], found[5, 2] = 1e-30, NAN
+    assert explained_variance(expected, found).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_variance_seen_elsewhere_counts_where_it_is_larger() -> None:
+    expected = np.array([[0.0, 0.0], [2.0, 20.0]])
+    found = explained_variance(expected, expected + 2, np.array([16.0, 1.0]))
+    assert found.tolist() == [0.75, 0.96]
+
+
 def test_accuracy_of_classes_is_that_of_the_best_one() -> None:
     rng = np.random.default_rng(1)
     labels, best = rng.integers(0, 4, (2, 200))

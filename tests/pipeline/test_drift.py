@@ -292,6 +292,13 @@ def test_rows_that_are_alike_are_judged_by_the_variance_of_their_parts(
     assert measured.agreement == pytest.approx(0, abs=0.3)
 
 
+def test_scores_that_vary_by_rounding_alone_stop_no_night(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    scores, found = (np.float32(1 - 3e-7 * rng.random((64, 1))) for _ in range(2))
+    measured = measure_drift(fp32(monkeypatch, score=scores), committed(score=found))
+    assert measured.agreement == pytest.approx(1.0, abs=0.01)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_scores_that_are_not_finite_explain_nothing(
     monkeypatch: pytest.MonkeyPatch, value: float
