@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import AccuracyError
-from engines.metrics import explained_variance, task_metric
+from engines.metrics import BY_CHANCE, explained_variance, task_metric
 from engines.model import Head
 from engines.runner import Array, Runner
 
@@ -56,7 +56,7 @@ class Accuracy:
     """Mean Kullback-Leibler divergence of a row's probabilities from fp32's, nats; None for
     scores."""
     metric_name: str | None = None
-    """`accuracy`, `AUC` or `R2`; None without labels."""
+    """`accuracy`, `AUC` or `R2`; None without labels, or where fp32's is no better than chance."""
     metric: float | None = None
     reference_metric: float | None = None
     """The same metric of fp32."""
@@ -135,8 +135,8 @@ def compare(
     if labels is None or not np.isfinite(accuracy.max_abs_diff):
         return accuracy
     ours, theirs = (task_metric(head, answers, labels) for answers in (found, reference))
-    if ours is None or theirs is None:
-        return accuracy
+    if ours is None or theirs is None or theirs[1] <= BY_CHANCE[theirs[0]]:
+        return accuracy  # where fp32 knows nothing, nothing can be lost
     return replace(accuracy, metric_name=ours[0], metric=ours[1], reference_metric=theirs[1])
 
 

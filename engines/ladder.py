@@ -139,15 +139,32 @@ class Ladder:
         fp32, reference = reference_answers(
             self._factory, self._held_out.rows, reference_batch, cpu
         )
+        self._look_at(reference)
         known, rungs = answered(reference), RUNGS[self._device.kind]
-        if not known.all():
-            log.warning("%d of %d held-out rows: %s", (~known).sum(), len(known), UNANSWERED)
         self._factory.say(f"measuring {len(rungs)} candidates on {known.sum():,} held-out rows")
         for runtime, precision in rungs:
             self._climb_to(_Step(runtime=runtime, precision=precision), wanted, reference)
         self._mix(wanted, reference)
         self._race()
         return self._choose(fp32)
+
+    def _look_at(self, reference: Answers) -> None:
+        """Say once what of fp32's answers cannot be judged by.
+
+        Raises:
+            AccuracyError: All of them.
+        """
+        known, labels = answered(reference), self._held_out.labels
+        if not known.all():
+            log.warning("%d of %d held-out rows: %s", (~known).sum(), len(known), UNANSWERED)
+        if labels is None:
+            return
+        if compare(self._spec.head, reference, reference, labels).metric is None:
+            log.warning(
+                "labels (%s): fp32 tells them no better than chance, so that the task's metric is "
+                "not judged; expected labels of what the model answers.",
+                self._gate.label,
+            )
 
     def _runner(self, candidate: Candidate, device: Device) -> Runner:
         return make_runner(

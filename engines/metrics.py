@@ -10,8 +10,10 @@ from engines.runner import Array
 Floats = npt.NDArray[np.float64]
 
 ROUNDING = 1e-5
-"""Of the largest score: float32 runtimes that are right differ by a few tenths of it, so that a
-column which varies less holds nothing but rounding."""
+"""Of the largest score: float32 runtimes that are right differ by less than a tenth of it. A column
+that varies less holds nothing but rounding."""
+BY_CHANCE = {"accuracy": 0.0, "AUC": 0.5, "R2": 0.0}
+"""What answers reach that know nothing of the labels."""
 
 
 def task_metric(head: str, outputs: dict[str, Array], labels: Floats) -> tuple[str, float] | None:
@@ -19,8 +21,8 @@ def task_metric(head: str, outputs: dict[str, Array], labels: Floats) -> tuple[s
 
     Args:
         head: `classes`: share of rows whose best class is the label. `scores`: area under the ROC
-            curve when all labels are 0 or 1, explained variance (R squared) otherwise, both of
-            the first score.
+            curve when labels have two values, of which the larger is positive; explained variance
+            (R squared) otherwise; both of the first score.
         outputs: The engine's outputs by name.
         labels: [rows]; rows whose label is NaN are left out.
 
@@ -35,8 +37,8 @@ def task_metric(head: str, outputs: dict[str, Array], labels: Floats) -> tuple[s
     if len(labels) == 0 or np.ptp(labels) == 0:
         return None
     scores = outputs["score"][known, 0].astype(np.float64)
-    if np.isin(labels, (0, 1)).all():
-        return "AUC", roc_auc(scores, labels == 1)
+    if np.isin(labels, (labels.min(), labels.max())).all():
+        return "AUC", roc_auc(scores, labels == labels.max())
     return "R2", float(explained_variance(labels, scores))
 
 

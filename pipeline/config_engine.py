@@ -55,7 +55,7 @@ class GateSection(Section):
     """Mean Kullback-Leibler divergence of a row's probabilities from fp32's, nats (classes)."""
     label: str | None = None
     """Column with the true class index, or with the target of a score. With it the task's own
-    metric must hold too: accuracy, AUC (labels 0 and 1) or R2."""
+    metric must hold too: accuracy, AUC (two labels) or R2."""
     max_metric_loss: Share = 0.005
     """What that metric may lose against fp32: 0.005 is half a point."""
 

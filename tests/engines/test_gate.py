@@ -214,16 +214,27 @@ def test_scores_that_lose_the_tasks_metric_do_not_pass() -> None:
 
 def test_an_engine_that_is_better_at_the_task_than_fp32_passes() -> None:
     expected = some_logits(1)
-    better = expected.argmin(axis=1)
+    better = np.where(np.arange(40) < 10, expected.argmax(axis=1), expected.argmin(axis=1))
     found = np.eye(6, dtype=np.float32)[better]
     judged = compare("classes", classes(expected), classes(found), better.astype(np.float64))
-    assert judged.metric_loss == -1.0
+    assert judged.metric_loss == -0.75
     assert judged.failures(LAX) == ()
 
 
 def test_labels_that_say_nothing_leave_the_metric_out() -> None:
     answers = classes(some_logits(1))
     judged = compare("classes", answers, answers, np.full(40, NAN))
+    assert (judged.metric_name, judged.metric, judged.metric_loss) == (None, None, 0.0)
+
+
+@pytest.mark.parametrize("labels", ["another scale", "turned round", "another class"])
+def test_where_fp32_is_no_better_than_chance_the_metric_says_nothing(labels: str) -> None:
+    values = np.linspace(0.1, 0.9, 40)
+    answers, head = scores(values.tolist()), "scores"
+    if labels == "another class":
+        answers, head = classes(np.tile(np.float32([1, 0]), (40, 1))), "classes"
+    wrong = {"another scale": 1000 * values, "turned round": values < 0.5}
+    judged = compare(head, answers, answers, np.float64(wrong.get(labels, np.ones(40))))
     assert (judged.metric_name, judged.metric, judged.metric_loss) == (None, None, 0.0)
 
 

@@ -230,6 +230,18 @@ def test_int8_that_loses_the_tasks_metric_is_not_chosen(
     assert "openvino int8 missed the gate: accuracy loss 0.0250 > 0.005" in choice.reason
 
 
+def test_labels_that_fp32_itself_does_not_tell_are_said_and_not_judged(
+    tmp_path: Path, opened: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = make_net("mlp", tmp_path)
+    labels = np.linspace(1e6, 2e6, len(net.held_out.rows))
+    mislabelled = replace(net, held_out=replace(net.held_out, labels=labels))
+    choice = climb(mislabelled, opened, replace(SCORES, label="target"))
+    assert choice.rung.accuracy is not None
+    assert choice.rung.accuracy.metric is None
+    assert caplog.text.count("labels (target): fp32 tells them no better than chance") == 1
+
+
 def test_runners_stay_open_until_the_stack_is_closed(tmp_path: Path) -> None:
     left: list[str] = []
 

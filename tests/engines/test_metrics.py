@@ -75,8 +75,14 @@ def test_accuracy_of_classes_is_that_of_the_best_one() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "name"),
-    [([0, 1, 1, 0, 1], "AUC"), ([0, 1, 2, 0, 1], "R2"), ([0.5, 1, 1, 0, 1], "R2")],
-    ids=["0 and 1", "counts", "a share"],
+    [
+        ([0, 1, 1, 0, 1], "AUC"),
+        ([-1, 1, 1, -1, 1], "AUC"),
+        ([2, 1, 1, 2, 1], "AUC"),
+        ([0, 1, 2, 0, 1], "R2"),
+        ([0.5, 1, 1, 0, 1], "R2"),
+    ],
+    ids=["0 and 1", "-1 and 1", "1 and 2", "counts", "a share"],
 )
 def test_the_metric_of_scores_follows_from_the_labels(labels: list[float], name: str) -> None:
     scores = {"score": np.array([[0.1], [0.9], [0.3], [0.4], [0.8]], np.float32)}
