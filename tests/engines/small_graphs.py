@@ -53,6 +53,20 @@ def linear(num_outputs: int = 4, **options: object) -> onnx.ModelProto:
     return make_model([gemm()], linear_weights(num_outputs), shape, **options)  # type: ignore[arg-type]
 
 
+def embedding(num_ids: int) -> onnx.ModelProto:
+    """The first feature is an id: its row of a table is added to a Gemm of all features."""
+    table = np.random.default_rng(3).standard_normal((num_ids, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["x", "first"], ["c"], axis=1),
+        helper.make_node("Cast", ["c"], ["id"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "id"], ["e"]),
+        gemm("x", "g"),
+        helper.make_node("Add", ["e", "g"], ["y"]),
+    ]
+    arrays = linear_weights() | {"first": np.array(0), "table": table}
+    return make_model(nodes, arrays, ["batch", 4])
+
+
 def conv_net(seed: int = 0) -> onnx.ModelProto:
     """Conv, depthwise conv, 1x1 conv, pool, Gemm: float32 [batch, 3, 12, 12] -> [batch, 5]."""
     rng = np.random.default_rng(seed)

@@ -27,7 +27,15 @@ from engines.load import make_runner, open_runner
 from engines.manifest import StoredEngine
 from engines.model import FeatureInput, ImageInput
 from engines.runner import Array
-from tests.engines.small_graphs import features, gemm, linear, linear_weights, make_model, save
+from tests.engines.small_graphs import (
+    embedding,
+    features,
+    gemm,
+    linear,
+    linear_weights,
+    make_model,
+    save,
+)
 from tests.engines.small_models import feature_rows, request_for
 from tests.engines.small_stores import local_store
 
@@ -127,12 +135,31 @@ def test_calibration_rows_without_any_answer_cost_int8_alone(tmp_path: Path) -> 
 
 
 def test_an_engine_whose_probe_is_nan_opens_all_the_same(tmp_path: Path) -> None:
+    def rows(num_rows: int, seed: int) -> Array:
+        return positive_rows(num_rows, seed) + np.float32(1)
+
+    nodes = [helper.make_node("Sub", ["x", "one"], ["d"]), helper.make_node("Log", ["d"], ["l"])]
+    arrays = linear_weights() | {"one": np.float32([1])}
+    model = make_model([*nodes, gemm("l")], arrays, ["batch", 4])
     # Only fp32 agrees to the last bit; int8 would turn the NaN into a number.
-    engine = build(tmp_path, logarithm(), positive_rows, min_agreement=1.0)
+    engine = build(tmp_path, model, rows, min_agreement=1.0)
     assert np.isnan(engine.manifest.probe).any()
     with open_runner(engine) as runner:
-        (scores,) = next(iter(runner.infer([np.ones((4, 8), np.float32)])))
+        (scores,) = next(iter(runner.infer([np.full((4, 8), 2, np.float32)])))
     assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("num_ids", [1, 2, 3])
+def test_the_probe_stays_within_the_smallest_tables(tmp_path: Path, num_ids: int) -> None:
+    def rows(num_rows: int, seed: int) -> Array:
+        values = feature_rows(num_rows, seed)
+        values[:, 0] = np.arange(num_rows) % num_ids
+        return values
+
+    engine = build(tmp_path, embedding(num_ids), rows)
+    assert [rung.error for rung in engine.manifest.rungs[:4]] == [None] * 4
+    with open_runner(engine):
+        pass
 
 
 @pytest.mark.parametrize(
