@@ -305,9 +305,12 @@ class CandidateFactory:
         from engines.tensorrt_build import build_plan
 
         self.say(f"building {candidate.name} in batches of {candidate.input.shape[0]}")
+        settings = self._settings
+        if candidate.precision == "fp32":  # TF32 has no more digits than fp16
+            settings = replace(settings, tf32=False)
         built = build_plan(
             candidate.graph.read_bytes(),
-            self._settings,
+            settings,
             timing_cache=self._timing_cache,
             say=self.say,
         )

@@ -1,8 +1,8 @@
 """The ladder: every candidate of a device judged against fp32 and raced; the fastest safe one wins.
 
 From the top: int8; int8 but for the layers that cannot bear it (mixed), looked for only when int8
-misses the gate; then fp16 on a GPU or fp32 on a CPU. Nothing that misses the gate is chosen, and
-nothing that is slower than a rung of higher precision.
+misses the gate; then fp16 on a GPU; then fp32. Nothing that misses the gate is chosen, and nothing
+that is slower than a rung of higher precision.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ RUNGS = {
         ("openvino", "fp32"),
         ("onnxruntime", "fp32"),
     ),
-    "gpu": (("tensorrt", "int8"), ("tensorrt", "fp16"), ("torch", "fp16")),
+    "gpu": (
+        ("tensorrt", "int8"),
+        ("tensorrt", "fp16"),
+        ("torch", "fp16"),
+        ("tensorrt", "fp32"),  # fp16 rounds the rows too: ids above 2,048, and incomes
+    ),
 }
 REFERENCE = ("onnxruntime", "fp32")
 """What all are compared with, on the CPU; on a CPU a candidate itself."""

@@ -17,20 +17,21 @@ from engines.candidates import CPU_BATCH_FEATURES, Candidate, CandidateFactory
 from engines.devices import Device, this_cpu
 from engines.errors import AccuracyError, BuildError, OutOfDeviceMemoryError
 from engines.gate import Answers, GateSpec, run_rows
-from engines.ladder import FEWER_BITS, RUNGS, Choice, Ladder
+from engines.ladder import FEWER_BITS, RUNGS, Choice, HeldOut, Ladder
 from engines.manifest import Rung
 from engines.model import ModelSpec
 from engines.onnxrt import OnnxrtRunner
 from engines.runner import Array, Runner, TensorSpec
 from tests.engines.fitted_nets import Net, make_net
 from tests.engines.small_devices import H200
-from tests.engines.small_graphs import hard_to_round, mlp, save
+from tests.engines.small_graphs import embedding, hard_to_round, mlp, save
 from tests.engines.small_models import feature_rows
 
 GPU = dataclasses.replace(H200, num_threads=2)
 CPU = this_cpu(2)
 SCORES = GateSpec(min_agreement=0.98)
 SPEEDS = {"int8": 1000.0, "mixed": 800.0, "fp16": 600.0, "fp32": 400.0}
+GPU_RUNGS = ["tensorrt int8", "tensorrt fp16", "torch fp16", "tensorrt fp32"]
 Race = Callable[[dict[str, Runner], Array], dict[str, float]]
 
 
@@ -301,12 +302,12 @@ def gpu_net(folder: Path, model: onnx.ModelProto | None = None) -> tuple[Net, Gp
 
 
 @pytest.mark.usefixtures("on_gpu")
-def test_a_gpus_rungs_are_tensorrt_int8_then_fp16_then_torch_fp16(
+def test_a_gpus_rungs_are_tensorrt_int8_then_fp16_then_torch_fp16_then_fp32(
     tmp_path: Path, opened: ExitStack
 ) -> None:
     net, factory = gpu_net(tmp_path)
     choice = climb(net, opened, device=GPU)
-    assert factory.asked == ["tensorrt int8", "tensorrt fp16", "torch fp16"]
+    assert factory.asked == GPU_RUNGS
     assert [rung.name for rung in choice.rungs] == factory.asked
     assert choice.rung.name == "tensorrt int8"
 
@@ -315,7 +316,7 @@ def test_a_gpus_rungs_are_tensorrt_int8_then_fp16_then_torch_fp16(
 def test_on_a_gpu_too_the_worst_layer_stays_in_float(tmp_path: Path, opened: ExitStack) -> None:
     net, factory = gpu_net(tmp_path, hard_to_round("input"))
     choice = climb(net, opened, device=GPU)
-    assert factory.asked == ["tensorrt int8", "tensorrt fp16", "torch fp16", "tensorrt mixed"]
+    assert factory.asked == [*GPU_RUNGS, "tensorrt mixed"]
     assert (choice.rung.name, choice.rung.float_layers) == ("tensorrt mixed", ("g3",))
 
 
@@ -324,11 +325,34 @@ def test_a_gpu_where_tensorrt_fails_is_left_with_torch(tmp_path: Path, opened: E
     net, factory = gpu_net(tmp_path)
     factory.refuses = ("tensorrt",)
     choice = climb(net, opened, device=GPU)
-    assert factory.asked == ["tensorrt int8", "tensorrt fp16", "torch fp16"]
+    assert factory.asked == GPU_RUNGS
     assert choice.rung.name == "torch fp16"
     refused = "BuildError: tensorrt: not installed; expected version 11."
-    assert [rung.error for rung in choice.rungs] == [refused, refused, None]
+    assert [rung.error for rung in choice.rungs] == [refused, refused, None, refused]
     assert f"tensorrt int8 failed: {refused}" in choice.reason
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_where_fp16_cannot_tell_the_rows_apart_fp32_scores_on_a_gpu_too(
+    tmp_path: Path, opened: ExitStack
+) -> None:
+    """Ids above 2,048: every other one is a neighbour's in fp16, and all of them in int8."""
+
+    def ids(num_rows: int, seed: int) -> Array:
+        rows = feature_rows(num_rows, seed)
+        rows[:, 0] = np.random.default_rng(seed).integers(0, 5000, num_rows)
+        return rows
+
+    usual, _ = gpu_net(tmp_path, embedding(5000))
+    factory = GpuFactory(usual.spec, ids(128, seed=1), "max", usual.folder)
+    held_out = HeldOut(rows=ids(200, seed=2), labels=None)
+    choice = climb(replace(usual, factory=factory, held_out=held_out), opened, device=GPU)
+    assert choice.rung.name == "tensorrt fp32"
+    rungs = by_name(choice)
+    for name in GPU_RUNGS[:-1]:
+        assert rungs[name].failures, name
+    assert rungs["tensorrt fp32"].accuracy is not None
+    assert rungs["tensorrt fp32"].accuracy.agreement == 1.0
 
 
 @pytest.mark.usefixtures("on_gpu")

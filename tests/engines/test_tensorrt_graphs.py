@@ -19,13 +19,14 @@ from engines.graph import wrap
 from engines.ladder import HeldOut
 from engines.model import ImageInput, ModelSpec
 from engines.runner import Array
-from engines.tensorrt_build import BuilderSettings, Toolkit, build_plan, rtx_toolkit
+from engines.tensorrt_build import BuilderSettings, BuiltPlan, Toolkit, build_plan, rtx_toolkit
 from tests.engines.fitted_nets import BATCH, Net, kinds_of, make_net, num_classes_seen
 
 FAST = BuilderSettings(optimization_level=0)
 GATES = {
     "int8": GateSpec(),
     "fp16": GateSpec(min_agreement=0.995, min_cosine=0.999, max_divergence=1e-3),
+    "fp32": GateSpec(min_agreement=1.0, min_cosine=1 - 1e-12, max_divergence=0.0),
 }
 SMALL = ["conv", "resnet", "mlp"]
 
@@ -48,7 +49,7 @@ def compiled(net: Net, core: onnx.ModelProto, toolkit: Toolkit) -> bytes:
     return built.plan
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_small_nets_graphs_are_compiled_and_pass_the_gate(
     nets: dict[str, Net], toolkit: Toolkit, kind: str, precision: str
@@ -59,7 +60,22 @@ def test_a_small_nets_graphs_are_compiled_and_pass_the_gate(
     found = net.answers(core)
     judged = net.judge(found)
     assert judged.failures(GATES[precision]) == ()
-    assert judged.max_abs_diff > 0
+    assert (judged.max_abs_diff > 0) is (precision != "fp32")
+
+
+@pytest.mark.parametrize("precision", GATES)
+def test_only_fp32_is_built_without_tf32(
+    nets: dict[str, Net], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def build(_: bytes, settings: BuilderSettings, **__: object) -> BuiltPlan:
+        asked.append(settings.tf32)
+        return BuiltPlan(plan=b"", timing_cache=b"", inspector=None, build_s=0.0, warnings=())
+
+    monkeypatch.setattr("engines.tensorrt_build.build_plan", build)
+    assert nets["mlp"].factory.make("tensorrt", precision, BATCH).precision == precision
+    assert asked == [precision != "fp32"]
 
 
 def test_a_mixed_graph_is_compiled_and_passes_the_gate(
