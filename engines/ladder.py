@@ -7,6 +7,7 @@ that is slower than a rung of higher precision.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -52,6 +53,8 @@ REFERENCE = ("onnxruntime", "fp32")
 MOST_SHRUNK = 16
 """A batch that is so much smaller is no remedy for a lack of memory: a build takes minutes."""
 FEWER_BITS = "weights of 7 bits: without VNNI, sums of products with 8 are cut off"
+SHORT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE})
+"""Errors of a machine that may be well again tomorrow; an engine is for all nights."""
 RANKING_ROWS = 16
 """Calibration rows on which layers are ranked; the order is all that is wanted of them."""
 
@@ -194,6 +197,7 @@ class Ladder:
                 log.warning("%s: %s", step.name, step.note)
                 batch_size //= 2
             except Exception as error:  # a runtime may refuse a graph in its own way
+                raise_if_short(error)
                 step.error = shown(error)
                 log.warning("%s: left out: %s", step.name, step.error)
                 return
@@ -227,6 +231,7 @@ class Ladder:
                 with self._runner(step.candidate, self._device) as runner:
                     step.rows_per_s = race({step.name: runner}, rows)[step.name]
             except Exception as error:  # as above
+                raise_if_short(error)
                 step.accuracy, step.error = None, shown(error)
 
     def _passes(self, step: _Step) -> bool:
@@ -242,6 +247,7 @@ class Ladder:
         try:
             layers = self._find_float_layers(reference) or ()
         except Exception as error:  # a graph that cannot be made or run must not end the climb
+            raise_if_short(error)
             problem = shown(error)
         for step in int8:
             mixed = _Step(runtime=step.runtime, precision="mixed", float_layers=layers)
@@ -305,6 +311,17 @@ class Ladder:
         )
 
 
+def raise_if_short(error: Exception) -> None:
+    """Raise an error that says nothing of the candidate, or it would be left out for good.
+
+    Raises:
+        MemoryError: There is too little memory just now.
+        OSError: A disk is full or fails, or too many files are open.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SHORT):
+        raise error
+
+
 def reference_answers(
     factory: CandidateFactory, rows: Array, batch_size: int, cpu: Cpu
 ) -> tuple[Candidate, Answers]:
@@ -321,6 +338,7 @@ def reference_answers(
     except ModelError:
         raise
     except Exception as error:  # the runtime may raise anything
+        raise_if_short(error)
         raise AccuracyError(
             f"{' '.join(REFERENCE)}: {shown(error)}; expected it to run, to compare with."
         ) from error

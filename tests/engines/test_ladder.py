@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -140,6 +141,28 @@ def test_a_search_for_float_layers_that_breaks_leaves_fp32(
     choice = climb(net_of(hard_to_round("input"), tmp_path), opened)
     assert choice.rung.name == "openvino fp32"
     assert by_name(choice)["openvino mixed"].error == "NotImplementedError: no such operator"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EMFILE, "m"), MemoryError()],
+    ids=["disk", "files", "memory"],
+)
+@pytest.mark.parametrize("where", ["quantize.quantize", "sensitivity.rank_layers", "ladder.race"])
+def test_a_machine_that_is_short_of_something_decides_for_no_rung(
+    error: Exception,
+    where: str,
+    tmp_path: Path,
+    opened: ExitStack,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"engines.{where}", fail)
+    with pytest.raises(type(error)) as raised:
+        climb(net_of(hard_to_round("input"), tmp_path), opened)
+    assert raised.value is error
 
 
 def test_int8_that_passes_but_is_slower_is_not_chosen(
