@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engines.devices import Device
-from engines.errors import EngineError
+from engines.errors import EngineError, ModelError
 from engines.gate import GateSpec
 from engines.keys import BUILDER_REVISION, KEYED_PACKAGES, digest, digest_bytes
 from engines.keys import runtime_version as version_of
@@ -157,7 +157,7 @@ def resolve_engine(  # the last two are rarely given
         force: Build even when there is one.
 
     Raises:
-        ModelError: The model is wrong.
+        ModelError: The model is wrong, or changed meanwhile.
         AccuracyError: No candidate works, or none passes the gate.
     """
     fingerprint = fingerprint or fingerprint_model(request.model)
@@ -211,8 +211,21 @@ class _Build:
             attachments = factory.attachments_of(choice.candidate)
             attachments[REFERENCE] = choice.reference.graph.read_bytes()
             manifest = self._manifest(choice, artifact, attachments, calibration)
+        self._check_model()
         self._say(f"engine {manifest.key[:12]}: {manifest.reason}")
         return store.publish(manifest, artifact, attachments)
+
+    def _check_model(self) -> None:
+        """It was read again after its fingerprint was taken, minutes later maybe.
+
+        Raises:
+            ModelError: It may have been another one by then.
+        """
+        if fingerprint_model(self._request.model) != self._fingerprint:
+            raise ModelError(
+                f"model {self._request.model.source}: changed while its engine was built; expected "
+                "the one that the build began with. Run again."
+            )
 
     def _split(self, source: RowSource) -> tuple[Array, HeldOut]:
         """Calibration rows, and others that are held out for the gate."""

@@ -196,6 +196,22 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
         fingerprint_model(features_spec(tmp_path / "none.onnx"))
 
 
+def test_a_model_that_changes_while_its_engine_is_built_gets_none(
+    store: EngineStore, tmp_path: Path
+) -> None:
+    path = write_features_model(tmp_path / "model.onnx")
+    request = request_for(features_spec(path))
+
+    def release(num_rows: int, seed: int) -> Sample:
+        write_features_model(path, seed=2)
+        return feature_sample(num_rows, seed)
+
+    with pytest.raises(ModelError, match=r"model\.onnx: changed while its engine was built"):
+        resolve_engine(request, store, release, quiet)
+    assert store.list() == []
+    assert resolve_engine(request, store, feature_sample, quiet).built
+
+
 def test_a_file_that_is_no_onnx_is_named(store: EngineStore, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_text("hello")
