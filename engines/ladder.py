@@ -18,6 +18,7 @@ from engines.devices import Cpu, Device, this_cpu
 from engines.errors import AccuracyError, ModelError, OutOfDeviceMemoryError
 from engines.export import fixed_batch
 from engines.gate import (
+    MIN_ROWS,
     UNANSWERED,
     Accuracy,
     Answers,
@@ -53,6 +54,8 @@ REFERENCE = ("onnxruntime", "fp32")
 MOST_SHRUNK = 16
 """A batch that is so much smaller is no remedy for a lack of memory: a build takes minutes."""
 FEWER_BITS = "weights of 7 bits: without VNNI, sums of products with 8 are cut off"
+TOO_FEW = f"expected {MIN_ROWS} to judge int8 by. Later, `score engine build --force` builds again"
+"""An engine serves all nights, also those with more rows."""
 SHORT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE})
 """Errors of a machine that may be well again tomorrow; an engine is for all nights."""
 RANKING_ROWS = 16
@@ -132,7 +135,7 @@ class Ladder:
         self._steps: list[_Step] = []
 
     def climb(self, batch_size: int | None) -> Choice:
-        """Try every rung, and choose.
+        """Try every rung, and choose; int8 only where there are rows enough to judge it by.
 
         Args:
             batch_size: Rows of a batch; None: what suits the device.
@@ -140,6 +143,7 @@ class Ladder:
         Raises:
             ModelError: The model cannot be exported, or does not fit its description.
             AccuracyError: No candidate passes, or fp32 itself has no answer to any row.
+            MemoryError, OSError: The machine is short of something just now.
         """
         wanted = batch_size_for(self._spec, self._device, batch_size, self._factory.core)
         cpu = this_cpu(self._device.num_threads)
@@ -147,32 +151,36 @@ class Ladder:
         fp32, reference = reference_answers(
             self._factory, self._held_out.rows, reference_batch, cpu
         )
-        self._look_at(reference)
-        known, rungs = answered(reference), RUNGS[self._device.kind]
-        self._factory.say(f"measuring {len(rungs)} candidates on {known.sum():,} held-out rows")
+        num_rows, rungs = self._look_at(reference), RUNGS[self._device.kind]
+        self._factory.say(f"measuring {len(rungs)} candidates on {num_rows:,} held-out rows")
         for runtime, precision in rungs:
-            self._climb_to(_Step(runtime=runtime, precision=precision), wanted, reference)
+            step = _Step(runtime=runtime, precision=precision)
+            if precision == "int8" and num_rows < MIN_ROWS:
+                step.error = f"{num_rows} held-out rows; {TOO_FEW}"
+                self._steps.append(step)
+            else:
+                self._climb_to(step, wanted, reference)
         self._mix(wanted, reference)
         self._race()
         return self._choose(fp32)
 
-    def _look_at(self, reference: Answers) -> None:
-        """Say once what of fp32's answers cannot be judged by.
+    def _look_at(self, reference: Answers) -> int:
+        """Count the rows that can be judged by, and say once what cannot.
 
         Raises:
-            AccuracyError: All of them.
+            AccuracyError: There is no such row.
         """
         known, labels = answered(reference), self._held_out.labels
         if not known.all():
             log.warning("%d of %d held-out rows: %s", (~known).sum(), len(known), UNANSWERED)
-        if labels is None:
-            return
-        if compare(self._spec.head, reference, reference, labels).metric is None:
+        against_itself = compare(self._spec.head, reference, reference, labels)
+        if labels is not None and against_itself.metric is None:
             log.warning(
                 "labels (%s): fp32 tells them no better than chance, so that the task's metric is "
                 "not judged; expected labels of what the model answers.",
                 self._gate.label,
             )
+        return against_itself.num_rows
 
     def _runner(self, candidate: Candidate, device: Device) -> Runner:
         return make_runner(

@@ -13,7 +13,7 @@ import pytest
 from engines.build import Sample, request_key, resolve_engine
 from engines.devices import this_cpu
 from engines.errors import AccuracyError, ModelError
-from engines.gate import run_rows
+from engines.gate import MIN_ROWS, run_rows
 from engines.load import open_runner
 from engines.model import FeatureInput, ImageInput, fingerprint_model
 from engines.store import EngineStore
@@ -117,13 +117,22 @@ def test_calibration_and_held_out_rows_are_drawn_once_and_disjoint(
     assert (manifest.calibration_rows, manifest.accuracy.num_rows) == (32, 64)
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 15])
-def test_an_input_with_few_rows_still_gets_an_engine(
-    store: EngineStore, tmp_path: Path, num_rows: int
+@pytest.mark.parametrize(("num_rows", "num_judged"), [(1, 1), (2, 1), (10, 7), (11, 8)])
+def test_an_input_with_few_rows_still_gets_an_engine_but_no_int8(
+    store: EngineStore, tmp_path: Path, num_rows: int, num_judged: int
 ) -> None:
     request = request_for(features_spec(write_features_model(tmp_path / "model.onnx")))
     sample = feature_sample(num_rows, seed=1)
-    assert resolve_engine(request, store, lambda *_: sample, quiet).engine.manifest.accuracy
+    manifest = resolve_engine(request, store, lambda *_: sample, quiet).engine.manifest
+    assert manifest.accuracy.num_rows == num_judged
+    errors = [rung.error for rung in manifest.rungs if rung.precision == "int8"]
+    if num_judged >= MIN_ROWS:
+        assert errors == [None, None]
+        return
+    assert manifest.precision == "fp32"
+    said = f"{num_judged} held-out rows; expected 8 to judge int8 by"
+    assert [str(error).startswith(said) for error in errors] == [True, True]
+    assert f"openvino int8 failed: {said}" in manifest.reason
 
 
 def test_a_candidate_that_fails_is_a_rung_with_its_error(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.gate import MIN_ROWS
 from pipeline.config import Job
 from pipeline.errors import ConfigError
 from pipeline.job_file import load_job, parse_date
@@ -55,6 +56,15 @@ def test_shards_of_images_are_smaller(tmp_path: Path) -> None:
     text = GOOD.replace('features:\n    columns: ["f*"]', "images: {column: image}")
     assert load(tmp_path, text).shard_rows == 1_024
     assert load(tmp_path, text, "lanes.shard_rows=7").shard_rows == 7
+
+
+@pytest.mark.parametrize("section", ["calibration", "gate"])
+def test_a_job_may_not_ask_for_fewer_rows_than_int8_is_judged_by(
+    tmp_path: Path, section: str
+) -> None:
+    asked = f"engine.{section}.rows="
+    assert load(tmp_path, GOOD, f"{asked}{MIN_ROWS}")
+    assert "rows" in complaint(tmp_path, GOOD, f"{asked}{MIN_ROWS - 1}")
 
 
 def test_an_unknown_key_is_named_with_its_line_and_the_likely_one(tmp_path: Path) -> None:
