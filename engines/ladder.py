@@ -1,8 +1,8 @@
 """The ladder: every candidate of a device judged against fp32 and raced; the fastest safe one wins.
 
 From the top: int8; int8 but for the layers that cannot bear it (mixed), looked for only when int8
-misses the gate; then fp16 on a GPU; then fp32. Nothing that misses the gate is chosen, and nothing
-that is slower than a rung of higher precision.
+misses the gate; then fp16 on a GPU, and fp32 on a CPU or where nothing else passes. Nothing that
+misses the gate is chosen, and nothing that is slower than a rung of higher precision.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ RUNGS = {
         ("tensorrt", "int8"),
         ("tensorrt", "fp16"),
         ("torch", "fp16"),
-        ("tensorrt", "fp32"),  # fp16 rounds the rows too: ids above 2,048, and incomes
     ),
 }
+LAST_RUNG = {"gpu": ("tensorrt", "fp32")}
+"""Tried where nothing else passes: fp16 rounds the rows too, ids above 2,048 and incomes, say."""
 REFERENCE = ("onnxruntime", "fp32")
 """What all are compared with, on the CPU; on a CPU a candidate itself."""
 MOST_SHRUNK = 16
@@ -161,6 +162,9 @@ class Ladder:
             else:
                 self._climb_to(step, wanted, reference)
         self._mix(wanted, reference)
+        if self._device.kind in LAST_RUNG and not any(map(self._passes, self._steps)):
+            runtime, precision = LAST_RUNG[self._device.kind]
+            self._climb_to(_Step(runtime=runtime, precision=precision), wanted, reference)
         self._race()
         return self._choose(fp32)
 
