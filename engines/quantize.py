@@ -22,6 +22,7 @@ from onnxruntime.quantization.calibrate import (
 from engines.calibrate import ScaleTable
 from engines.devices import WeightBits
 from engines.round_weights import Rounding, with_rounding
+from engines.tensor_uses import uses
 
 Placement = Literal["tensorrt", "cpu"]
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -92,6 +93,7 @@ def quantize(
         _free_one_leg_of_adds(model.graph)
     else:
         _free_the_head(model.graph)
+    _drop_unread(model.graph)
     return model
 
 
@@ -122,7 +124,7 @@ def _as_tensors_data(table: ScaleTable) -> TensorsData:
 
 
 def _free_one_leg_of_adds(graph: onnx.GraphProto) -> None:
-    """Bypass the Q/DQ pair on one weighted leg of every residual Add, which fuses with it.
+    """Let one weighted leg of every residual Add, which fuses with it, bypass its Q/DQ pair.
 
     The other leg, the skip, keeps its pair: TensorRT then reads int8 there. Where no leg comes
     from a weighted layer both keep theirs.
@@ -135,16 +137,14 @@ def _free_one_leg_of_adds(graph: onnx.GraphProto) -> None:
             dequantize = producer.get(name)
             if dequantize is None or dequantize.op_type != "DequantizeLinear":
                 continue
-            quantize_node = producer[dequantize.input[0]]
-            source = quantize_node.input[0]
+            if dequantize.input[0] not in producer:  # a constant that the model has in int8
+                continue
+            source = producer[dequantize.input[0]].input[0]
             is_weighted = source in producer and producer[source].op_type in WEIGHTED_OPS
             # A constant leg is the bias of a MatMul: float, like every bias.
             if source in constants or (is_weighted and not is_free):
                 is_free = is_free or is_weighted
                 add.input[position] = source
-                graph.node.remove(dequantize)  # the pair is this Add's own
-                graph.node.remove(quantize_node)
-    _drop_unused_constants(graph)
 
 
 def _free_the_head(graph: onnx.GraphProto) -> None:
@@ -174,12 +174,21 @@ def _free_the_head(graph: onnx.GraphProto) -> None:
             source, result = result, source
         for node in readers.get(result, []):
             node.input[:] = [source if name == result else name for name in node.input]
-    _drop_unused_constants(graph)
 
 
-def _drop_unused_constants(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove Q/DQ pairs and constants that no node reads any more.
+
+    Not each where its one reader is led past it: Adds share constants, and a pair is read by the
+    nodes beside a quantised one too.
+    """
+    for operator in ("DequantizeLinear", "QuantizeLinear"):
+        read = uses(graph)
+        for node in [node for node in graph.node if node.op_type == operator]:
+            if node.output[0] not in read:
+                graph.node.remove(node)
+    read = uses(graph)
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)
 
 
