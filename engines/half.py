@@ -30,6 +30,10 @@ def to_half(core: onnx.ModelProto) -> onnx.ModelProto:
             copy, max_finite_val=LARGEST_HALF, keep_io_types=True, op_block_list=blocked
         )
     )
-    half.topological_sort()  # the converter appends its casts at the end
+    # The converter writes the cast of a tensor once for each node that reads it, all at the end.
+    nodes = {tuple(node.output): node for node in half.model.graph.node}
+    del half.model.graph.node[:]
+    half.model.graph.node.extend(nodes.values())
+    half.topological_sort()
     result: onnx.ModelProto = half.model
     return result

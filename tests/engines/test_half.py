@@ -70,6 +70,24 @@ def test_sums_and_exponentials_are_computed_in_float32() -> None:
     np.testing.assert_allclose(found, expected, rtol=0.02)
 
 
+def test_nodes_in_float32_may_read_the_same_tensors() -> None:
+    """As LayerNormalizations do where a model runs one block twice, or all are without weights."""
+    arrays = linear_weights() | {"ones": np.ones(8, np.float32)}
+    nodes = [
+        helper.make_node("Mul", ["x", "ones"], ["m"], name="m"),
+        helper.make_node("LayerNormalization", ["m", "ones"], ["n1"], name="n1"),
+        helper.make_node("LayerNormalization", ["m", "ones"], ["n2"], name="n2"),
+        helper.make_node("Add", ["n1", "n2"], ["a"], name="a"),
+        helper.make_node("Gemm", ["a", "w", "b"], ["y"], name="y", transB=1),
+    ]
+    core = onnx.shape_inference.infer_shapes(make_model(nodes, arrays, ["batch", 4]))
+    half, rows = to_half(core), feature_rows(50, seed=1)
+    onnx.checker.check_model(half, full_check=True)
+    assert kinds_of(half).count("Cast") == 6, "rows, m, ones, n1, n2 and the answers"
+    (expected,), (found,) = (run_graph(graph, rows) for graph in (core, half))
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
 def test_weights_outside_of_the_range_of_float16_are_clipped_to_it() -> None:
     """Infinite ones would make every answer NaN; what is lost is for the gate to judge."""
     weights = linear_weights()
