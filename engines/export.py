@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.errors import ModelError
+from engines.gemms import make_gemms_plain
 from engines.model import ModelSpec, load_torch_model, shown
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 
 def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Fold constants and infer shapes: the quantiser needs both."""
+    """Fold constants, infer shapes and make Gemms plain, as the quantiser needs it."""
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -164,4 +165,6 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         raw, simple = Path(folder, "raw.onnx"), Path(folder, "simple.onnx")
         onnx.save(model, raw)
         quant_pre_process(raw, simple, skip_symbolic_shape=True)
-        return onnx.load(simple)
+        core = onnx.load(simple)
+    make_gemms_plain(core.graph)
+    return core

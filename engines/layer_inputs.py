@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,10 @@ import numpy.typing as npt
 
 from engines.calibrate import Feeds
 from engines.export import fixed_batch
+from engines.gemms import is_plain
 from engines.probing import open_session, with_outputs
 from engines.runner import Array
+from engines.tensor_uses import uses
 
 if TYPE_CHECKING:
     import onnx
@@ -83,14 +84,8 @@ class Layer:
         """Whether its weights make up for each other's rounding."""
         self.bias: Array | None = None
         """[outputs]; None where it has none that could hold a correction."""
-        if len(node.input) > 2 and node.input[2] in own and not self._is_scaled:
-            bias = numpy_helper.to_array(constants[node.input[2]])
-            self.bias = bias if bias.ndim == 1 else None
-
-    @property
-    def _is_scaled(self) -> bool:
-        """Whether it adds something else than its bias, to something else than its products."""
-        return any(self._options.get(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+        if len(node.input) > 2 and node.input[2] in own:
+            self.bias = numpy_helper.to_array(constants[node.input[2]])
 
     @property
     def weight(self) -> Floats:
@@ -152,14 +147,16 @@ class Layer:
 def layers_of(core: onnx.ModelProto) -> list[Layer]:
     """Layers with constant weights, in the graph's order."""
     constants = {tensor.name: tensor for tensor in core.graph.initializer}
-    uses = Counter(name for node in core.graph.node for name in node.input)
-    own = {name for name in constants if uses[name] == 1}
+    read = uses(core.graph)
+    own = {name for name in constants if read[name] == 1}
     return [Layer(node, constants, own) for node in core.graph.node if _is_product(node, constants)]
 
 
 def _is_product(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
     """Whether it multiplies what it gets with constant float32 weights, an output at a time."""
     if node.op_type not in ("Conv", "Gemm", "MatMul") or _attributes(node).get("transA"):
+        return False
+    if not is_plain(node, constants):
         return False
     source, weight = node.input[:2]
     if source in constants or weight not in constants:

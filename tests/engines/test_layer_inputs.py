@@ -123,11 +123,14 @@ def test_weights_go_back_as_they_came(core: onnx.ModelProto) -> None:
         np.testing.assert_array_equal(layer.as_constant(layer.weight), weight)
 
 
-@pytest.mark.parametrize("case", ["transposed", "constant input", "transposed conv", "float64"])
+@pytest.mark.parametrize(
+    "case", ["transposed", "constant input", "transposed conv", "float64", "scaled"]
+)
 def test_layers_that_are_no_such_product_are_left_out(case: str) -> None:
     weights = linear_weights() | {"k": normal(3, 8), "t": normal(8, 4, 1)}
     weights["d"] = normal(8, 4).astype(np.float64)
     nodes = {
+        "scaled": [helper.make_node("Gemm", ["x", "w"], ["y"], transB=1, alpha=0.5)],
         "float64": [helper.make_node("MatMul", ["x", "d"], ["y"])],
         "transposed": [helper.make_node("Gemm", ["x", "w"], ["y"], transA=1)],
         "constant input": [helper.make_node("MatMul", ["k", "x"], ["y"])],

@@ -246,12 +246,11 @@ def test_inputs_of_any_size_beside_each_other_can_be_rounded_for(num_rows: int) 
     assert np.isfinite(rounded.bias).all()
 
 
-@pytest.mark.parametrize("case", ["no bias", "scaled", "shared"])
+@pytest.mark.parametrize("case", ["no bias", "shared"])
 def test_a_bias_that_cannot_hold_a_correction_is_left_alone(case: str) -> None:
     weights = linear_weights()
     nodes = {
         "no bias": [helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)],
-        "scaled": [gemm(alpha=0.5)],
         "shared": [
             gemm(target="p"),
             helper.make_node("Gemm", ["x", "w2", "b"], ["q"], transB=1),
