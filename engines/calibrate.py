@@ -99,7 +99,7 @@ def calibrate(core: onnx.ModelProto, feeds: Feeds, method: Method) -> ScaleTable
     Raises:
         ModelError: A tensor is not finite on the calibration rows.
     """
-    tensors = _activations(core)
+    tensors = activations(core)
     num_rows, lows, highs = _extremes(core, tensors, feeds)
     if method == "max":
         ranges = dict(zip(tensors, zip(lows, highs, strict=True), strict=True))
@@ -118,8 +118,8 @@ def calibrate(core: onnx.ModelProto, feeds: Feeds, method: Method) -> ScaleTable
     return ScaleTable(method=method, num_rows=num_rows, ranges=ranges)
 
 
-def _activations(core: onnx.ModelProto) -> list[str]:
-    """Float tensors that nodes make, and the graph's input."""
+def activations(core: onnx.ModelProto) -> list[str]:
+    """Float tensors that nodes make, and the graph's input: those that have a range if finite."""
     constants = {tensor.name for tensor in core.graph.initializer}
     entries = (*core.graph.input, *core.graph.value_info, *core.graph.output)
     floats = {entry.name for entry in entries if entry.type.tensor_type.elem_type == 1}

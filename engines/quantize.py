@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +20,17 @@ from onnxruntime.quantization.calibrate import (
     save_tensors_data,
 )
 
-from engines.calibrate import ScaleTable
+from engines.calibrate import ScaleTable, activations
 from engines.devices import WeightBits
+from engines.gemms import is_plain
 from engines.round_weights import Rounding, with_rounding
 from engines.tensor_uses import uses
 
 Placement = Literal["tensorrt", "cpu"]
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 TENSORRT_OPS = (*WEIGHTED_OPS, "Add", "MaxPool", "GlobalAveragePool", "AveragePool")
+REMOVED_OPS = ("Relu", "Clip")
+"""The quantiser does so where a zero point of uint8 cuts off what they would."""
 SYMMETRIC_ENOUGH = 0.75
 """Smaller side of a range against its larger one: at most 12 % of the levels are wasted."""
 TENSORRT_OPTIONS = {
@@ -63,6 +67,7 @@ def quantize(
         float_layers: Names of nodes that stay in float.
         weight_bits: 7: int8 weights use half of their range; see `engines.devices.Cpu`.
     """
+    in_float = {*float_layers, *_unfit_nodes(core), *_unmeasured_nodes(core, table)}
     with tempfile.TemporaryDirectory() as folder, _quiet():
         ranges, target = Path(folder, "ranges.json"), Path(folder, "int8.onnx")
         save_tensors_data(_as_tensors_data(table), ranges)
@@ -77,18 +82,19 @@ def quantize(
                 "extra_options": TENSORRT_OPTIONS,
             }
         quantize_static(
-            with_rounding(core, rounding, float_layers),
+            with_rounding(core, rounding, in_float),
             target,
             None,
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=weight_bits == 7,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(float_layers),
+            nodes_to_exclude=list(in_float if placement == "tensorrt" else in_float | _head(core)),
             calibration_cache_path=ranges,
             **options,
         )
         model = onnx.load(target)
+    _restore_constants(model.graph, core.graph, in_float)
     if placement == "tensorrt":
         _free_one_leg_of_adds(model.graph)
     else:
@@ -104,15 +110,73 @@ def _symmetric_input(core: onnx.ModelProto, table: ScaleTable) -> dict[str, Any]
     took 12 % of EfficientNet-Lite0's time.
     """
     (name,) = {entry.name for entry in core.graph.input} - {t.name for t in core.graph.initializer}
-    low, high = table.ranges[name]
+    low, high = table.ranges.get(name, (0.0, np.inf))
     if min(-low, high) < SYMMETRIC_ENOUGH * max(-low, high):
         return {}
     return {name: [{"quant_type": QuantType.QInt8, "symmetric": True}]}
 
 
 def quantizable_layers(core: onnx.ModelProto) -> list[str]:
-    """Names of the nodes with weights, in the graph's order."""
-    return [node.name for node in core.graph.node if node.op_type in WEIGHTED_OPS]
+    """Names of the nodes with weights that int8 can hold, in the graph's order."""
+    unfit = _unfit_nodes(core)
+    weighted = [node.name for node in core.graph.node if node.op_type in WEIGHTED_OPS]
+    return [name for name in weighted if name not in unfit]
+
+
+def channel_axis(node: onnx.NodeProto) -> int:
+    """Of a weight's axes, the one along which each channel has a scale of its own."""
+    is_turned = any(entry.name == "transB" and entry.i for entry in node.attribute)
+    return {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}.get(node.op_type, 0 if is_turned else 1)
+
+
+def _unfit_nodes(core: onnx.ModelProto) -> set[str]:
+    """Names of the nodes that the quantiser would get wrong, or make a graph of that does not run.
+
+    These are Gemms that could not be made plain, nodes that read a layer's weight along another
+    axis, such as the table of an embedding, grouped transposed convolutions with a bias, and what
+    an activation gives to a branch: the quantiser may remove it, and looks into no branch.
+    """
+    constants = {tensor.name: tensor for tensor in core.graph.initializer}
+    direct = Counter(name for node in core.graph.node for name in node.input)
+    for_branches = (uses(core.graph) - direct).keys() - {e.name for e in core.graph.output}
+    axes: dict[str, int] = {}
+    for node in core.graph.node:
+        if node.op_type in WEIGHTED_OPS and node.input[1] in constants:
+            axes.setdefault(node.input[1], channel_axis(node) % len(constants[node.input[1]].dims))
+    return {
+        node.name
+        for node in core.graph.node
+        if not is_plain(node, constants)
+        or _is_grouped_with_bias(node)
+        or (node.op_type in REMOVED_OPS and node.output[0] in for_branches)
+        or any(axes.get(name, axis) != axis for name, axis in _read_along(node, constants))
+    }
+
+
+def _read_along(
+    node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]
+) -> Iterator[tuple[str, int | None]]:
+    """Constants that a node reads, and along which axis each has its scales; None: it has one."""
+    for position, name in enumerate(node.input):
+        if name in constants:
+            is_weight = position == 1 and node.op_type in WEIGHTED_OPS
+            yield name, channel_axis(node) % len(constants[name].dims) if is_weight else None
+
+
+def _is_grouped_with_bias(node: onnx.NodeProto) -> bool:
+    """Whether it has more biases than its weights have channels."""
+    is_grouped = any(entry.name == "group" and entry.i > 1 for entry in node.attribute)
+    return node.op_type == "ConvTranspose" and is_grouped and len(node.input) > 2
+
+
+def _unmeasured_nodes(core: onnx.ModelProto, table: ScaleTable) -> set[str]:
+    """Names of the nodes beside a tensor that has no range."""
+    unmeasured = set(activations(core)) - table.ranges.keys()
+    return {
+        node.name
+        for node in core.graph.node
+        if not unmeasured.isdisjoint([*node.input, *node.output])
+    }
 
 
 def _as_tensors_data(table: ScaleTable) -> TensorsData:
@@ -121,6 +185,22 @@ def _as_tensors_data(table: ScaleTable) -> TensorsData:
         for name, (low, high) in table.ranges.items()
     }
     return TensorsData(CalibrationMethod.MinMax, data)
+
+
+def _restore_constants(
+    graph: onnx.GraphProto, original: onnx.GraphProto, names: Collection[str]
+) -> None:
+    """Let nodes in float read constants as they were: the quantiser rounds one for all readers."""
+    constants = {tensor.name: tensor for tensor in original.initializer}
+    inputs = {node.name: node.input for node in original.node if node.name in names}
+    for node in graph.node:
+        for position, name in enumerate(inputs.get(node.name, ())):
+            if name in constants:
+                node.input[position] = name
+    known = {tensor.name for tensor in graph.initializer}
+    known.update(name for node in graph.node for name in node.output)
+    missing = constants.keys() & uses(graph).keys() - known
+    graph.initializer.extend(constants[name] for name in sorted(missing))
 
 
 def _free_one_leg_of_adds(graph: onnx.GraphProto) -> None:
@@ -147,24 +227,43 @@ def _free_one_leg_of_adds(graph: onnx.GraphProto) -> None:
                 add.input[position] = source
 
 
+def _head(core: onnx.ModelProto) -> set[str]:
+    """Names of the nodes behind the last weighted layer.
+
+    The quantiser removes a Relu or Clip before a pair that does its work; there is none here.
+    """
+    behind = _behind_all_layers(core.graph)
+    return behind - {node.name for node in core.graph.node if node.op_type in WEIGHTED_OPS}
+
+
+def _behind_all_layers(graph: onnx.GraphProto) -> set[str]:
+    """Names of the nodes whose results no layer with weights depends on."""
+    readers, behind = _readers(graph), set()
+    for node in reversed(graph.node):  # a graph's nodes are in topological order
+        followers = [reader for name in node.output for reader in readers.get(name, [])]
+        if all(f.name in behind and f.op_type not in WEIGHTED_OPS for f in followers):
+            behind.add(node.name)
+    return behind
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
 def _free_the_head(graph: onnx.GraphProto) -> None:
     """Bypass every Q/DQ pair behind the last weighted layer: nobody reads int8 there.
 
     The quantiser leaves no output out; a score would have 256 values, and users would tie.
     """
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    before_a_layer: set[str] = set()
-    for node in reversed(graph.node):  # a graph's nodes are in topological order
-        followers = [reader for name in node.output for reader in readers.get(name, [])]
-        if any(f.op_type in WEIGHTED_OPS or f.name in before_a_layer for f in followers):
-            before_a_layer.add(node.name)
+    readers, behind = _readers(graph), _behind_all_layers(graph)
     producer = {output: node for node in graph.node for output in node.output}
     outputs = {entry.name for entry in graph.output}
     pairs = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in producer]
-    for dequantize in [node for node in pairs if node.name not in before_a_layer]:
+    for dequantize in [node for node in pairs if node.name in behind]:
         quantize_node = producer[dequantize.input[0]]
         source, result = quantize_node.input[0], dequantize.output[0]
         graph.node.remove(dequantize)

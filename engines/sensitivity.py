@@ -17,12 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 from engines.calibrate import Feeds, ScaleTable
 from engines.devices import WeightBits
 from engines.probing import open_session
-from engines.quantize import quantizable_layers
+from engines.quantize import channel_axis, quantizable_layers
 from engines.round_weights import Rounding, nearest
 
 PREFIX = "nightscore_switch_"
 SWITCHES = f"{PREFIX}all"
-CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
 
 
 def rank_layers(
@@ -125,8 +124,7 @@ class _Board:
         weight = self._array(node.input[1])
         rounded = self._rounding.get(node.name)
         if rounded is None or rounded.weight is None:
-            axis = CHANNEL_AXIS.get(node.op_type, 0 if _is_transposed(node) else 1) % weight.ndim
-            change = nearest(weight, axis, self._weight_bits) - weight
+            change = nearest(weight, channel_axis(node) % weight.ndim, self._weight_bits) - weight
         else:
             change = rounded.weight - weight
         nodes += self._switched_constant(node, 1, change, name)
@@ -169,7 +167,3 @@ class _Board:
     def _constant(self, name: str, array: npt.NDArray[np.generic]) -> str:
         self._graph.initializer.append(numpy_helper.from_array(array, name))
         return name
-
-
-def _is_transposed(node: onnx.NodeProto) -> bool:
-    return any(entry.name == "transB" and entry.i for entry in node.attribute)
