@@ -96,16 +96,18 @@ def calibrate(core: onnx.ModelProto, feeds: Feeds, method: Method) -> ScaleTable
             magnitude. `entropy` clips where the clipped and rounded distribution is nearest to
             the real one.
 
+    Returns:
+        No range for a tensor with infinite values, such as scores behind a mask, if the answers
+        are finite nevertheless.
+
     Raises:
-        ModelError: A tensor is not finite on the calibration rows.
+        ModelError: A tensor is NaN on the calibration rows, or the answers are not finite.
     """
-    tensors = activations(core)
-    num_rows, lows, highs = _extremes(core, tensors, feeds)
-    if method == "max":
-        ranges = dict(zip(tensors, zip(lows, highs, strict=True), strict=True))
-    else:
-        largest = np.maximum(np.abs(lows), np.abs(highs))
-        histograms = _histograms(core, tensors, largest, feeds)
+    num_rows, extremes = _extremes(core, activations(core), feeds)
+    ranges = extremes
+    if method != "max":
+        largest = np.array([max(-low, high) for low, high in extremes.values()])
+        histograms = _histograms(core, list(extremes), largest, feeds)
         pick = percentile_bin if method == "percentile" else entropy_bin
         limits = [
             (pick(histogram) + 1) / NUM_BINS * top
@@ -113,7 +115,7 @@ def calibrate(core: onnx.ModelProto, feeds: Feeds, method: Method) -> ScaleTable
         ]
         ranges = {
             name: (float(max(low, -limit)), float(min(high, limit)))
-            for name, low, high, limit in zip(tensors, lows, highs, limits, strict=True)
+            for (name, (low, high)), limit in zip(extremes.items(), limits, strict=True)
         }
     return ScaleTable(method=method, num_rows=num_rows, ranges=ranges)
 
@@ -130,7 +132,8 @@ def activations(core: onnx.ModelProto) -> list[str]:
 
 def _extremes(
     core: onnx.ModelProto, tensors: Sequence[str], feeds: Feeds
-) -> tuple[int, list[float], list[float]]:
+) -> tuple[int, dict[str, tuple[float, float]]]:
+    """Number of rows, and lowest and highest value of each tensor that is finite."""
     wanted = [(kind, name) for kind in ("ReduceMin", "ReduceMax") for name in tensors]
     probed, names = with_reductions(core, wanted)
     session = open_session(probed)
@@ -140,13 +143,18 @@ def _extremes(
         low = np.minimum(low, values[: len(tensors)])
         high = np.maximum(high, values[len(tensors) :])
         num_rows += len(next(iter(feed.values())))
-    for name, bottom, top in zip(tensors, low, high, strict=True):
-        if not np.isfinite([bottom, top]).all():
-            raise ModelError(
-                f"tensor {name}: {bottom} to {top} on the calibration rows; expected finite "
-                "values. Look at the model and the rows."
-            )
-    return num_rows, low.tolist(), high.tolist()
+    extremes = dict(zip(tensors, zip(low.tolist(), high.tolist(), strict=True), strict=True))
+    infinite = [name for name, both in extremes.items() if not np.isfinite(both).all()]
+    wrong = [name for name in infinite if np.isnan(extremes[name]).any()]
+    if not wrong and core.graph.output[0].name in infinite:
+        wrong = infinite
+    if wrong:
+        bottom, top = extremes[wrong[0]]
+        raise ModelError(
+            f"tensor {wrong[0]}: {bottom} to {top} on the calibration rows; expected finite "
+            "values. Look at the model and the rows."
+        )
+    return num_rows, {name: both for name, both in extremes.items() if name not in infinite}
 
 
 def _histograms(

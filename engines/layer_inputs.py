@@ -169,7 +169,7 @@ def _is_product(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto])
 def measured(
     core: onnx.ModelProto, layers: Sequence[Layer], feeds: Feeds
 ) -> Iterator[tuple[Layer, Moments]]:
-    """Each layer with the moments of its inputs in the float graph.
+    """Each layer with the moments of its inputs in the float graph, if these are finite.
 
     Args:
         core: Float graph.
@@ -188,9 +188,12 @@ def measured(
             num_rows = len(next(iter(feed.values())))
             for layer in some:
                 samples = layer.samples(values[layer.source], num_rows, rng)
-                sums[layer.name].add(samples, with_products=layer.rounds_together)
+                with np.errstate(invalid="ignore"):  # masks are infinite
+                    sums[layer.name].add(samples, with_products=layer.rounds_together)
         for layer in some:
-            yield layer, sums.pop(layer.name).moments()
+            moments = sums.pop(layer.name).moments()
+            if np.isfinite(moments.mean).all():
+                yield layer, moments
 
 
 class _Sums:

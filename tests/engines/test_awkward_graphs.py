@@ -265,3 +265,28 @@ def test_an_activation_behind_the_last_layer_is_kept(
     int8 = case.int8(placement)
     assert kinds_of(int8)[-3:] == ["Gemm", activation, "ReduceMean"]
     case.assert_answers_alike(int8)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_mask_costs_the_nodes_beside_it_and_no_layer_else(
+    placement: Placement, tmp_path: Path
+) -> None:
+    """As scores of causal attention have it; a layer that reads infinite values is float, too."""
+    mask = np.where(np.arange(16) < 12, 0, -np.inf).astype(np.float32)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1"], ["h"], name="g1"),
+        helper.make_node("Add", ["h", "mask"], ["masked"], name="masked"),
+        helper.make_node("Softmax", ["masked"], ["s"], name="s"),
+        helper.make_node("Gemm", ["s", "w2"], ["z"], name="g2"),
+        helper.make_node("MatMul", ["masked", "w3"], ["m"], name="m"),
+        helper.make_node("Sigmoid", ["m"], ["gate"], name="gate"),
+        helper.make_node("Mul", ["z", "gate"], ["y"], name="y"),
+    ]
+    arrays = {"w1": normal(8, 16), "mask": mask, "w2": normal(16, 4), "w3": abs(normal(16, 4))}
+    arrays["w3"][:, 1::2] *= -1
+    case = Case(make_model(nodes, arrays, ["batch", 4]), tmp_path)
+    int8 = case.int8(placement)
+    case.assert_answers_alike(int8)
+    for name in ("g1", "g2"):
+        assert rounded_for(int8, named(int8, name)) == [True, True]
+    assert rounded_for(int8, named(int8, "m")) == [False, False]

@@ -227,6 +227,20 @@ def test_a_tensor_that_is_not_finite_is_named(node: str, shown: str, method: Met
         calibrate(inferred(core), whole(rows, 6), method)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tensor_that_a_mask_makes_infinite_has_no_range(method: Method) -> None:
+    mask = np.where(np.arange(8) < 4, 0, -np.inf).astype(np.float32)
+    nodes = [
+        helper.make_node("Add", ["x", "mask"], ["masked"]),
+        helper.make_node("Softmax", ["masked"], ["s"]),
+        gemm("s"),
+    ]
+    core = inferred(make_model(nodes, linear_weights() | {"mask": mask}, ["batch", 4]))
+    table = calibrate(core, whole(feature_rows(20, seed=1), 6), method)
+    assert set(table.ranges) == {"x", "s", "y"}
+    assert np.isfinite(list(table.ranges.values())).all()
+
+
 def test_a_table_reads_back_from_its_json_to_the_last_bit() -> None:
     core = inferred(mlp((8, 16, 4)))
     table = calibrate(core, whole(feature_rows(40, seed=1)), "entropy")
