@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import importlib
 import inspect
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from engines.content import Contents, own_attributes, without_addresses
 from engines.errors import ModelError
 from engines.keys import digest
 from engines.runner import TensorSpec
@@ -155,34 +155,29 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _hash_torch(spec: ModelSpec) -> str:
     model = load_torch_model(spec.source)
-    # An address in a representation would be another one in the next process.
-    hasher = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode())
-    # Buffers that are not persistent are no part of the state.
-    tensors = dict(model.named_buffers(remove_duplicate=False)) | model.state_dict()
-    for name, tensor in tensors.items():
-        array = tensor.detach().cpu().contiguous()
-        hasher.update(f"{name}:{array.dtype}:{tuple(array.shape)}".encode())
-        hasher.update(array.flatten().view(_byte_type()).numpy().data)
-    for name, value in _plain_attributes(model):
-        hasher.update(f"{name}={value}".encode())
+    hasher = hashlib.sha256(without_addresses(repr(model)).encode())
+    contents = Contents()
+    name = "its state"
+    try:
+        for name, value in _named_contents(model):
+            hasher.update(f"{name}={contents.digest(value)}\n".encode())
+    except Exception as error:  # torch and the user's code may raise anything
+        raise ModelError(
+            f"model {spec.source}: {name}: {shown(error)}; expected dense tensors that hold "
+            "their values. Return a model whose weights are loaded."
+        ) from error
     for source in _sources(model, spec.source.partition(":")[0]):
         hasher.update(source.encode())
     return hasher.hexdigest()
 
 
-def _plain_attributes(model: torch.nn.Module) -> Iterator[tuple[str, str]]:
-    """Numbers, texts and arrays that layers keep as plain attributes: exporters bake them in."""
-    import numpy as np
-    import torch
-
+def _named_contents(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """All that decides what a model answers but its code: exporters bake plain attributes in."""
+    yield from model.named_buffers(remove_duplicate=False)  # some are no part of the state
+    yield from model.state_dict(keep_vars=True).items()
     for layer_name, layer in model.named_modules():
-        for name, value in sorted(vars(layer).items()):
-            if isinstance(value, torch.Tensor):
-                value = value.detach().cpu().float().numpy()
-            if isinstance(value, np.ndarray):
-                value = (value.shape, str(value.dtype), hashlib.sha256(value.tobytes()).hexdigest())
-            if isinstance(value, (bool, int, float, str, tuple)):
-                yield f"{layer_name}.{name}", re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+        for name, value in sorted(own_attributes(layer).items()):
+            yield f"{layer_name}.{name}", value
 
 
 def _sources(model: torch.nn.Module, module: str) -> list[str]:
@@ -195,12 +190,6 @@ def _sources(model: torch.nn.Module, module: str) -> list[str]:
         except (ImportError, OSError, TypeError):  # compiled: its name has to do
             sources.append(name)
     return sources
-
-
-def _byte_type() -> torch.dtype:
-    import torch
-
-    return torch.uint8
 
 
 def shown(error: BaseException) -> str:
