@@ -55,13 +55,23 @@ def wrap(core: onnx.ModelProto, spec: ModelSpec, batch_size: int) -> onnx.ModelP
 
 def _renamed(core: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which no tensor of the model has a name that the wrapped graph gives away."""
-    ours = {INPUT, "score", "class_id", "probability", LOGITS}
-    theirs = {name for node in core.graph.node for name in (*node.input, *node.output)}
-    if ours.isdisjoint(theirs):
-        model = onnx.ModelProto()
-        model.CopyFrom(core)
-        return model
-    return onnx.compose.add_prefix(core, f"{PREFIX}model_")
+    model = onnx.ModelProto()
+    model.CopyFrom(core)
+    _rename(model.graph, {INPUT, "score", "class_id", "probability", LOGITS})
+    return model
+
+
+def _rename(graph: onnx.GraphProto, taken: set[str]) -> None:
+    """Rename in branches and loops too: they read tensors of the graph around them."""
+    for tensor in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        if tensor.name in taken:
+            tensor.name = f"{PREFIX}model_{tensor.name}"
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [f"{PREFIX}model_{name}" if name in taken else name for name in names]
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _rename(inner, taken)
 
 
 def _head_error(spec: ModelSpec, found: str) -> ModelError:

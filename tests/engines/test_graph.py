@@ -11,6 +11,7 @@ from engines.errors import ModelError
 from engines.export import fixed_batch, load_core
 from engines.graph import output_specs, wrap
 from engines.model import FeatureInput, Head, ImageInput, ModelSpec
+from engines.runner import LOGITS
 from tests.engines.small_graphs import (
     features,
     gemm,
@@ -84,6 +85,40 @@ def test_a_model_may_use_the_names_that_the_engine_uses(
         np.testing.assert_allclose(outputs[0], expected, atol=1e-5)
     else:
         np.testing.assert_array_equal(outputs[0][:, 0], expected.argmax(axis=1))
+
+
+def branching(name: str) -> onnx.ModelProto:
+    """Reads a tensor of its own in both branches, and gives it a name inside of one, too."""
+
+    def branch(target: str, operator: str) -> onnx.GraphProto:
+        nodes = [helper.make_node(operator, [name], [target])]
+        out = helper.make_tensor_value_info(target, TensorProto.FLOAT, None)
+        return helper.make_graph(nodes, target, [], [out])
+
+    nodes = [
+        gemm(target=name),
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Greater", ["sum", "low"], ["is_high"]),
+        helper.make_node(
+            "If",
+            ["is_high"],
+            ["y"],
+            then_branch=branch("class_id" if name == LOGITS else LOGITS, "Identity"),
+            else_branch=branch("other", "Neg"),
+        ),
+    ]
+    arrays = {**linear_weights(), "low": np.array(-1e9, np.float32)}
+    return make_model(nodes, arrays, ["b", 4])
+
+
+@pytest.mark.parametrize("name", ["logits", "rows", "score"])
+@pytest.mark.parametrize("head", ["scores", "classes"])
+def test_the_names_that_the_engine_uses_may_be_those_of_tensors_that_branches_read(
+    tmp_path: Path, name: str, head: Head
+) -> None:
+    spec = features(save(branching(name), tmp_path / "m.onnx"), head)
+    outputs = run_graph(wrap(load_core(spec), spec, batch_size=4), ROWS)
+    np.testing.assert_allclose(outputs[-1], linear_answers(), atol=1e-5)
 
 
 def one_number() -> onnx.ModelProto:
