@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from engines.errors import ModelError
 from engines.gemms import make_gemms_plain
 from engines.model import ModelSpec, load_torch_model, shown
+from engines.probing import open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -26,10 +27,10 @@ MIN_OPSET = 13
 
 
 def load_core(spec: ModelSpec) -> onnx.ModelProto:
-    """The model as ONNX, float32 in and out, checked against its description.
+    """The model as ONNX, one float32 input and output, checked against its description.
 
     Raises:
-        ModelError: It cannot be loaded or exported, or has another input than described.
+        ModelError: It cannot be loaded or exported, or has another input or output than described.
     """
     if spec.is_torch:
         try:
@@ -45,6 +46,7 @@ def load_core(spec: ModelSpec) -> onnx.ModelProto:
         core = _load_onnx(Path(spec.source))
     _check_input(core, spec)
     try:
+        open_session(core)  # what simplifies swallows what it fails with
         return _simplify(core)
     except Exception as error:  # ONNX Runtime may raise anything
         raise ModelError(
@@ -56,7 +58,7 @@ def export_torch(model: torch.nn.Module, row_shape: tuple[int, ...]) -> onnx.Mod
     """Export with torch's dynamo exporter and a dynamic batch.
 
     Args:
-        model: Takes float32 [batch, *row_shape].
+        model: Takes float32 [batch, *row_shape] once its weights are float32, which they become.
         row_shape: Shape of one row.
     """
     import torch
@@ -64,7 +66,7 @@ def export_torch(model: torch.nn.Module, row_shape: tuple[int, ...]) -> onnx.Mod
     example = torch.zeros((2, *row_shape))
     with _quiet():
         program = torch.onnx.export(
-            model.eval(),
+            model.float().eval(),
             (example,),
             input_names=["input"],
             output_names=["output"],

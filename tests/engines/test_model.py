@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from engines.demo_models import NUM_FEATURES, imagenet_classes, ranking_mlp
 from engines.errors import ModelError
@@ -233,3 +233,39 @@ def test_a_file_with_operators_of_other_domains_only_is_no_crash(tmp_path: Path)
     onnx.save(model, path)
     spec = ModelSpec(source=str(path), input=FeatureInput(num_features=8), head="scores")
     assert [n.op_type for n in load_core(spec).graph.node] == ["LinearRegressor"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.usefixtures("code")
+def test_a_torch_model_of_other_floats_is_exported_in_float32(
+    monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    import torch
+
+    import their_model  # type: ignore[import-not-found]
+
+    made = their_model.net
+    monkeypatch.setattr(their_model, "net", lambda: made().to(getattr(torch, dtype)))
+    core = load_core(torch_spec("net"))
+    rows = np.random.default_rng(0).standard_normal((7, 4), dtype=np.float32)
+    with torch.no_grad():
+        expected = their_model.net().float()(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose(run_graph(core, rows)[0], expected, atol=1e-5)
+
+
+def test_a_graph_that_onnx_runtime_refuses_is_named(tmp_path: Path) -> None:
+    three = numpy_helper.from_array(np.ones(3, np.float32), "three")
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "three"], ["y"])],
+        "mismatch",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        [three],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    path = save(model, tmp_path / "m.onnx")
+    with pytest.raises(
+        ModelError, match=r"m\.onnx: .*expected a graph that ONNX Runtime"
+    ) as caught:
+        load_core(features(path))
+    assert "\n" not in str(caught.value)
