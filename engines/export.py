@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.answer import keep_answer
 from engines.errors import ModelError
 from engines.gemms import make_gemms_plain
 from engines.model import ModelSpec, load_torch_model, shown
@@ -45,6 +46,7 @@ def load_core(spec: ModelSpec) -> onnx.ModelProto:
     else:
         core = _load_onnx(Path(spec.source))
     _check_input(core, spec)
+    keep_answer(core, spec)
     try:
         open_session(core)  # what simplifies swallows what it fails with
         return _simplify(core)

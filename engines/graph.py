@@ -6,8 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.errors import ModelError
-from engines.model import INPUT, ImageInput, ModelSpec, input_spec
+from engines.model import INPUT, MIN_CLASSES, ImageInput, ModelSpec, head_error, input_spec
 from engines.runner import LOGITS, Array, TensorSpec
 
 MIN_IR_VERSION = 8
@@ -20,7 +19,7 @@ def wrap(core: onnx.ModelProto, spec: ModelSpec, batch_size: int) -> onnx.ModelP
     """Add normalisation before the model and its head after it, and fix the batch.
 
     Args:
-        core: Float graph, one input and at least one output (the first is used).
+        core: Float graph of one input and one output.
         spec: The model's description.
         batch_size: Rows of every batch.
 
@@ -38,6 +37,10 @@ def wrap(core: onnx.ModelProto, spec: ModelSpec, batch_size: int) -> onnx.ModelP
     before = _preprocessing(graph, spec, model_input)
     after = _head(graph, spec, graph.output[0].name)
     nodes = [*before, *graph.node, *after]
+    answer = onnx.ValueInfoProto()
+    answer.CopyFrom(graph.output[0])
+    for batch in answer.type.tensor_type.shape.dim[:1]:
+        batch.dim_value = batch_size
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
     graph.node.extend(nodes)
     rows = input_spec(spec, batch_size)
@@ -46,10 +49,10 @@ def wrap(core: onnx.ModelProto, spec: ModelSpec, batch_size: int) -> onnx.ModelP
     for name, dtype in _output_types(spec):
         graph.output.append(helper.make_tensor_value_info(name, kinds[dtype], None))
     try:
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        model = _inferred(model, answer)
         onnx.checker.check_model(model)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
-        raise _head_error(spec, "its output does not fit") from error
+        raise head_error(spec, "does not fit") from error
     return model
 
 
@@ -74,12 +77,19 @@ def _rename(graph: onnx.GraphProto, taken: set[str]) -> None:
                 _rename(inner, taken)
 
 
-def _head_error(spec: ModelSpec, found: str) -> ModelError:
-    wanted = f"logits [batch, C], C >= {spec.top_k}" if spec.head == "classes" else "scores"
-    return ModelError(
-        f"model {spec.source}: {found}; expected float32 {wanted}. Check `model.head` and "
-        "`model.top_k`."
-    )
+def _inferred(model: onnx.ModelProto, answer: onnx.ValueInfoProto) -> onnx.ModelProto:
+    """With shapes; what the model says of its output, which may be wrong, where onnx knows none."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    if all(map(_width, inferred.graph.output)):
+        return inferred
+    model.graph.value_info.append(answer)
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+
+
+def _width(output: onnx.ValueInfoProto) -> int:
+    """Of [batch, n]; 0 for another or unknown shape."""
+    dims = output.type.tensor_type.shape.dim
+    return dims[1].dim_value if len(dims) == 2 else 0
 
 
 def output_specs(model: onnx.ModelProto, spec: ModelSpec) -> tuple[TensorSpec, ...]:
@@ -88,13 +98,15 @@ def output_specs(model: onnx.ModelProto, spec: ModelSpec) -> tuple[TensorSpec, .
     Raises:
         ModelError: The head does not fit the model's output.
     """
-    inferred = {entry.name: entry.type.tensor_type.shape.dim for entry in model.graph.output}
+    widths = {entry.name: _width(entry) for entry in model.graph.output}
     batch_size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     specs = []
     for name, dtype in _output_types(spec):
-        width = inferred[name][1].dim_value if len(inferred[name]) == 2 else 0
+        width = widths[name]
         if not width:
-            raise _head_error(spec, "its output cannot be read as [batch, n]")
+            raise head_error(spec, "cannot be read as [batch, n]")
+        if name == LOGITS and width < MIN_CLASSES:
+            raise head_error(spec, f"has shape [batch, {width}]")
         specs.append(TensorSpec(name=name, dtype=dtype, shape=(batch_size, width)))
     return tuple(specs)
 

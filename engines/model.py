@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 INPUT = "rows"
 """Name of every engine's input."""
 Head = Literal["classes", "scores"]
+MIN_CLASSES = 2
+"""The softmax of one logit is 1, whatever the row."""
 LOCATION = "location"
 """Key under which a tensor of an ONNX file names the file that holds its data."""
 
@@ -83,8 +85,8 @@ class ModelSpec:
     """An ONNX file, or `module:callable` that returns a `torch.nn.Module`."""
     input: ImageInput | FeatureInput
     head: Head
-    """`classes`: logits [b, C] -> class_id int32 [b, k], probability float32 [b, k].
-    `scores`: output [b] or [b, m] -> score float32 [b, m]."""
+    """`classes`: logits [b, C], or their softmax -> class_id int32 [b, k], probability float32
+    [b, k]. `scores`: output [b] or [b, m] -> score float32 [b, m]."""
     top_k: int = 1
 
     @property
@@ -97,6 +99,16 @@ def input_spec(spec: ModelSpec, batch_size: int) -> TensorSpec:
     """The input of an engine of the model."""
     shape = (batch_size, *spec.input.row_shape)
     return TensorSpec(name=INPUT, dtype=spec.input.dtype, shape=shape)
+
+
+def head_error(spec: ModelSpec, found: str) -> ModelError:
+    """What to raise when the head does not fit the model's output, of which something was found."""
+    least = max(spec.top_k, MIN_CLASSES)
+    wanted, hint = "scores [batch, m]", "Check `model.head`."
+    if spec.head == "classes":
+        wanted = f"logits [batch, C], C >= {least}"
+        hint = "Check `model.top_k`, or set `model.head: scores`."
+    return ModelError(f"model {spec.source}: its output {found}; expected float32 {wanted}. {hint}")
 
 
 def fingerprint_model(spec: ModelSpec) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.answer import first_float
 from engines.errors import ModelError
 from engines.model import shown
 
@@ -21,9 +22,9 @@ class OnnxFacts:
     row_shape: tuple[int | None, ...]
     """Of one row of the input, without the batch; None: the graph takes any."""
     output_shape: tuple[int | None, ...]
-    """Of one row of the first output; empty: one number a row, or the graph does not say."""
+    """Of one row of the first float32 output; empty: one number a row, or it is not said."""
     last_operator: str
-    """That makes the first output, such as `Gemm` or `Softmax`."""
+    """That makes this output, such as `Gemm` or `Softmax`."""
 
 
 def read_onnx_facts(path: str) -> OnnxFacts:
@@ -47,7 +48,7 @@ def read_onnx_facts(path: str) -> OnnxFacts:
     if len(inputs) != 1 or not graph.output:
         names = ", ".join(entry.name for entry in inputs) or "none"
         raise ModelError(f"model {path}: inputs {names}; expected exactly one, and an output.")
-    output = graph.output[0]
+    output = first_float(graph) or graph.output[0]
     makers = [node.op_type for node in graph.node if output.name in node.output]
     return OnnxFacts(
         input_name=inputs[0].name,

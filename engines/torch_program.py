@@ -14,11 +14,19 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from engines.errors import EngineCorruptError, ModelError
-from engines.model import ImageInput, ModelSpec, input_spec, load_torch_model, shown
-from engines.runner import TensorSpec
+from engines.model import (
+    MIN_CLASSES,
+    ImageInput,
+    ModelSpec,
+    head_error,
+    input_spec,
+    load_torch_model,
+    shown,
+)
+from engines.runner import LOGITS, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +40,7 @@ _HARMLESS = re.compile(
 """Members of an archive that hold JSON, raw tensor bytes or a few characters."""
 _SAMPLE_INPUTS = "data/sample_inputs/model.pt"
 """A pickle, unless it is empty: `save_program` leaves it so."""
-_OUTPUTS = {"classes": ("class_id", "probability", "logits"), "scores": ("score",)}
+_OUTPUTS = {"classes": ("class_id", "probability", LOGITS), "scores": ("score",)}
 
 
 def save_program(
@@ -69,6 +77,8 @@ def save_program(
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(wrapped, (example,), strict=False)
+            if spec.head == "classes":
+                _take_logits(program)
             program.example_inputs = None  # they would be pickled
             outputs = _outputs(program, spec)
             torch.export.save(program, path)
@@ -103,28 +113,52 @@ def _wrapped(model: torch.nn.Module, spec: ModelSpec, precision: str) -> torch.n
         def forward(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
             if is_image:
                 rows = (rows.permute(0, 3, 1, 2).to(torch.float32) - self.mean) * self.factor
-            answer = self.model(rows.to(dtype))
-            while not isinstance(answer, torch.Tensor):  # of several outputs the first is used
-                answer = next(iter(answer.values() if isinstance(answer, dict) else answer))
+            answer = next(_floats(self.model(rows.to(dtype))), None)
+            if answer is None:
+                raise head_error(spec, "is no float tensor")
             _check_head(spec, tuple(answer.shape))
             answer = answer.to(torch.float32)
             if spec.head == "scores":
                 return {"score": answer.reshape(answer.shape[0], -1)}
             probability, index = torch.softmax(answer, dim=1).topk(spec.top_k, dim=1)
             class_id = index.to(torch.int32)
-            return {"class_id": class_id, "probability": probability, "logits": answer}
+            return {"class_id": class_id, "probability": probability, LOGITS: answer}
 
     return Wrapped().eval()
 
 
+def _floats(answer: Any) -> Iterator[torch.Tensor]:
+    """Of several outputs the first of them is used, as `engines.answer` does for ONNX."""
+    import torch
+
+    if isinstance(answer, torch.Tensor):
+        yield from [answer] if answer.is_floating_point() else []
+    elif isinstance(answer, (dict, list, tuple)):
+        for part in answer.values() if isinstance(answer, dict) else answer:
+            yield from _floats(part)
+
+
 def _check_head(spec: ModelSpec, shape: tuple[int, ...]) -> None:
     classes = spec.head == "classes"
-    if (len(shape) != 2 or shape[1] < spec.top_k) if classes else not shape:
-        wanted = f"logits [batch, C], C >= {spec.top_k}" if classes else "scores [batch, m]"
-        raise ModelError(
-            f"model {spec.source}: its output has shape {shape}; expected float32 {wanted}. "
-            "Check `model.head` and `model.top_k`."
-        )
+    least = max(spec.top_k, MIN_CLASSES)
+    if (len(shape) != 2 or shape[1] < least) if classes else not shape:
+        raise head_error(spec, f"has shape {shape}")
+
+
+def _take_logits(program: torch.export.ExportedProgram) -> None:
+    """Of a model that ends in Softmax take what that reads, as `engines.answer` does for ONNX."""
+    import torch
+
+    (answers,) = program.graph.output_node().args
+    node = answers[_OUTPUTS["classes"].index(LOGITS)]
+    while node.target == torch.ops.aten.to.dtype:
+        node = node.args[0]
+    if node.target == torch.ops.aten.softmax.int and node.args[1] in (-1, 1):
+        # In place, as the node's name may be that of an output.
+        node.target = torch.ops.aten.to.dtype
+        node.args = (node.args[0], node.meta["val"].dtype)
+        node.kwargs = {}
+        program.graph_module.recompile()
 
 
 def _outputs(program: torch.export.ExportedProgram, spec: ModelSpec) -> tuple[TensorSpec, ...]:

@@ -13,6 +13,7 @@ import yaml
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from engines.answer import CLASSIFIERS
 from engines.onnx_facts import OnnxFacts, read_onnx_facts
 from pipeline.errors import ConfigError
 from pipeline.job_file import load_job
@@ -22,7 +23,8 @@ from pipeline.storage import open_storage
 IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 """What most torchvision and timm models were trained with, on values from 0 to 255."""
 DEFAULT_SIDE = 224
-PROBABILITIES = ("Softmax", "Sigmoid")
+NO_LOGITS = ("Sigmoid", *CLASSIFIERS)
+"""What the head for classes cannot take; of a Softmax it takes what that reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,10 +211,10 @@ def _model_lines(
 
 
 def _head_lines(is_images: bool, model: OnnxFacts | None, checks: list[str]) -> Iterator[str]:
-    """`classes` for logits of several classes, `scores` for anything else."""
+    """`classes` for logits of several classes or their softmax, `scores` for anything else."""
     outputs = model.output_shape[-1] if model and model.output_shape else None
     several = outputs != 1 if is_images else bool(outputs and outputs > 1)
-    is_done = model is not None and model.last_operator in PROBABILITIES
+    is_done = model is not None and model.last_operator in NO_LOGITS
     if several and not is_done:
         yield f"  head: classes                      # {outputs or 'several'} logits: softmax, best"
         yield "  # class_names: classes.txt         # one name a line"

@@ -133,15 +133,20 @@ def labels() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(
-    ("model", "head", "top_k"),
-    [(one_number(), "classes", 1), (labels(), "scores", 1), (linear(), "classes", 5)],
-    ids=["one number is no logits", "labels are no scores", "more classes than there are"],
+    ("model", "head", "top_k", "said"),
+    [
+        (one_number(), "classes", 1, r"does not fit; .*set `model\.head: scores`"),
+        (labels(), "scores", 1, r"is y \(INT64\); expected a float32 tensor"),
+        (linear(), "classes", 5, r"C >= 5\. Check `model\.top_k`"),
+        (linear(1), "classes", 1, r"\[batch, 1\]; .*C >= 2.*set `model\.head: scores`"),
+    ],
+    ids=["one number is no logits", "labels are no scores", "too few classes", "one logit"],
 )
 def test_a_head_that_does_not_fit_is_refused(
-    tmp_path: Path, model: onnx.ModelProto, head: Head, top_k: int
+    tmp_path: Path, model: onnx.ModelProto, head: Head, top_k: int, said: str
 ) -> None:
     spec = features(save(model, tmp_path / "m.onnx"), head, top_k)
-    with pytest.raises(ModelError, match=r"its output .*Check `model\.head`"):
+    with pytest.raises(ModelError, match=f"its output .*{said}"):
         output_specs(wrap(load_core(spec), spec, batch_size=4), spec)
 
 

@@ -39,6 +39,20 @@ def test_sides_that_the_graph_leaves_open_are_none(tmp_path: Path) -> None:
     assert (facts.output_shape, facts.last_operator) == ((3, None, 64), "Relu")
 
 
+def test_labels_before_the_scores_are_no_output_to_look_at(tmp_path: Path) -> None:
+    rows = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3])
+    label = helper.make_tensor_value_info("label", TensorProto.INT64, ["b"])
+    shares = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 3])
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["y"]),
+        helper.make_node("ArgMax", ["y"], ["label"], axis=1, keepdims=0),
+    ]
+    graph = helper.make_graph(nodes, "g", [rows], [label, shares])
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    facts = read_onnx_facts(str(tmp_path / "m.onnx"))
+    assert (facts.output_shape, facts.last_operator) == ((3,), "Softmax")
+
+
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"none\.onnx: No such file"):
         read_onnx_facts(str(tmp_path / "none.onnx"))

@@ -80,6 +80,55 @@ def test_a_model_of_one_score_a_row_gives_a_column(tmp_path: Path) -> None:
     np.testing.assert_allclose(scores[:, 0], expected, atol=1e-6)
 
 
+class EndsInSoftmax(torch.nn.Module):
+    """Gives labels first, as some do."""
+
+    def __init__(self, num_classes: int = 5) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.linear = torch.nn.Linear(NUM_FEATURES, num_classes)
+
+    def forward(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        shares = self.linear(rows).softmax(dim=-1)
+        return {"label": shares.argmax(dim=1), "shares": shares}
+
+
+def sure_model() -> torch.nn.Module:
+    return EndsInSoftmax().half()
+
+
+def one_class_model() -> torch.nn.Module:
+    return EndsInSoftmax(num_classes=1)
+
+
+def classes_of(name: str) -> ModelSpec:
+    source = FeatureInput(num_features=NUM_FEATURES)
+    return ModelSpec(source=f"{HERE}:{name}", input=source, head="classes", top_k=1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_model_that_ends_in_softmax_keeps_its_probabilities_in_every_graph(
+    tmp_path: Path, precision: TorchPrecision
+) -> None:
+    spec, rows = classes_of("sure_model"), feature_rows(BATCH, seed=1)
+    with torch.no_grad():
+        expected = sure_model().float()(torch.from_numpy(rows))["shares"].amax(dim=1, keepdim=True)
+    with open_program(spec, tmp_path / "p.pt2", EAGER, precision) as runner:
+        found = run_rows(runner, rows)
+    np.testing.assert_allclose(found["probability"], expected, atol=2e-3)
+    factory = CandidateFactory(spec, rows, "max", tmp_path, lambda _: None)
+    candidate = factory.make("onnxruntime", "fp32", BATCH)
+    session = onnxruntime.InferenceSession(candidate.graph)
+    probability, logits = session.run(["probability", "logits"], {"rows": rows})
+    np.testing.assert_allclose(probability, expected, atol=1e-5)
+    np.testing.assert_allclose(found["logits"], logits, atol=1e-2)
+
+
+def test_one_logit_is_refused_for_classes(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"\(4, 1\); expected .*C >= 2.*`model\.head: scores`"):
+        save_program(classes_of("one_class_model"), BATCH, tmp_path / "p.pt2")
+
+
 def test_all_eager_modes_and_half_precision_agree_with_fp32(tmp_path: Path) -> None:
     rows = image_rows(8, seed=2)
     answers = []
