@@ -23,7 +23,7 @@ class ModelSection(Section):
     std: Rgb = (255.0, 255.0, 255.0)
     """As above: what training used, times 255 where it counted from 0 to 1."""
     head: Literal["classes", "scores"] = "classes"
-    """`classes`: the best k by the softmax of several logits; a model may end in that Softmax itself.
+    """`classes`: the best k by the softmax of several logits, which may be in the model already.
     `scores`: the output as it is."""
     top_k: Annotated[int, Field(ge=1, le=100)] = 1
     """Classes of each row that are written; above 1 `top_class_ids` and `top_probabilities` too."""

@@ -240,9 +240,8 @@ def test_a_file_with_operators_of_other_domains_only_is_no_crash(tmp_path: Path)
 def test_a_torch_model_of_other_floats_is_exported_in_float32(
     monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    import torch
-
     import their_model  # type: ignore[import-not-found]
+    import torch
 
     made = their_model.net
     monkeypatch.setattr(their_model, "net", lambda: made().to(getattr(torch, dtype)))
