@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from engines.errors import ModelError
 from engines.model import ModelSpec
+from engines.tensor_uses import drop_unread
 
 if TYPE_CHECKING:
     import onnx
@@ -48,7 +48,7 @@ def keep_answer(model: onnx.ModelProto, spec: ModelSpec) -> None:
         _take_logits(graph, answer, spec)
     del graph.output[:]
     graph.output.append(answer)
-    _drop_unread(graph)
+    drop_unread(graph)
 
 
 def first_float(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
@@ -82,26 +82,3 @@ def _take_logits(graph: onnx.GraphProto, answer: onnx.ValueInfoProto, spec: Mode
             answer.name = maker.input[0]
         else:
             reader.input[0] = maker.input[0]
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    wanted = {entry.name for entry in graph.output}
-    kept = []
-    for node in reversed(graph.node):  # they are in order
-        if not wanted.isdisjoint(node.output):
-            kept.append(node)
-            wanted.update(_read_by(node))
-    nodes = kept[::-1]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that a node reads, in its branches too."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            for inner_node in inner.node:
-                yield from _read_by(inner_node)
-            # A branch may hand on a tensor of the graph around it.
-            yield from (entry.name for entry in inner.output)

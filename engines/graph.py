@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.model import INPUT, MIN_CLASSES, ImageInput, ModelSpec, head_error, input_spec
 from engines.runner import LOGITS, Array, TensorSpec
+from engines.tensor_uses import inner_graphs
 
 MIN_IR_VERSION = 8
 """Older files list their constants as inputs too, which a wrapped graph does not."""
@@ -72,9 +73,8 @@ def _rename(graph: onnx.GraphProto, taken: set[str]) -> None:
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [f"{PREFIX}model_{name}" if name in taken else name for name in names]
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                _rename(inner, taken)
+        for inner in inner_graphs(node):
+            _rename(inner, taken)
 
 
 def _inferred(model: onnx.ModelProto, answer: onnx.ValueInfoProto) -> onnx.ModelProto:

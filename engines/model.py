@@ -16,6 +16,7 @@ from engines.content import Contents, own_attributes, without_addresses
 from engines.errors import ModelError
 from engines.keys import digest
 from engines.runner import TensorSpec
+from engines.tensor_uses import inner_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -158,10 +159,9 @@ def _external_files(path: Path) -> list[str]:
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """All constants, those in branches and loops too."""
     yield from graph.initializer
-    for attribute in (entry for node in graph.node for entry in node.attribute):
-        if attribute.HasField("t"):
-            yield attribute.t
-        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+    for node in graph.node:
+        yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
+        for inner in inner_graphs(node):
             yield from _tensors(inner)
 
 

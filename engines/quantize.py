@@ -24,7 +24,7 @@ from engines.calibrate import ScaleTable, activations
 from engines.devices import WeightBits
 from engines.gemms import is_plain
 from engines.round_weights import Rounding, with_rounding
-from engines.tensor_uses import uses
+from engines.tensor_uses import drop_unread, uses
 
 Placement = Literal["tensorrt", "cpu"]
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -99,7 +99,8 @@ def quantize(
         _free_one_leg_of_adds(model.graph)
     else:
         _free_the_head(model.graph)
-    _drop_unread(model.graph)
+    # Pairs past which their readers are led; Adds share some, and their constants.
+    drop_unread(model.graph)
     return model
 
 
@@ -273,22 +274,6 @@ def _free_the_head(graph: onnx.GraphProto) -> None:
             source, result = result, source
         for node in readers.get(result, []):
             node.input[:] = [source if name == result else name for name in node.input]
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Remove Q/DQ pairs and constants that no node reads any more.
-
-    Not each where its one reader is led past it: Adds share constants, and a pair is read by the
-    nodes beside a quantised one too.
-    """
-    for operator in ("DequantizeLinear", "QuantizeLinear"):
-        read = uses(graph)
-        for node in [node for node in graph.node if node.op_type == operator]:
-            if node.output[0] not in read:
-                graph.node.remove(node)
-    read = uses(graph)
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)
 
 
 @contextmanager
