@@ -129,7 +129,7 @@ class Meter:
 
     def _last_night(self) -> str:
         """The lines about the last published night, as they are in the file."""
-        if self._path is None or not self._path.exists():
+        if self._path is None:
             return ""
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -108,16 +108,20 @@ def test_everything_is_told_on(job: Job) -> None:
     assert told.calls[1][1] == (10, 2)
 
 
-def test_a_folder_that_is_not_there_costs_one_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("no/users.prom", "No such file"), (f"{'n' * 300}.prom", "File name too long")],
+)
+def test_a_file_that_cannot_be_there_costs_one_warning(
+    name: str, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = a_job(job_data(tmp_path), metrics={"textfile": str(tmp_path / "no" / "users.prom")})
+    job = a_job(job_data(tmp_path), metrics={"textfile": str(tmp_path / name)})
     with Meter(job.name, job.metrics, Told(), period_s=0) as meter:
         meter.start(10, 0)
         meter.update(times(1))
         meter.publish(REPORT)
     assert len(caplog.messages) == 1
-    assert "No such file" in caplog.text
+    assert why in caplog.text
 
 
 def test_a_file_of_another_program_is_replaced(job: Job, path: Path) -> None:
