@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
         raise ConfigError(f"{path}{line}: {problem}; expected YAML.") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: {type(data).__name__}; expected a mapping such as `name: ...`.")
+    _refuse_repeats(path, root)
     for override in overrides:
         _apply_override(data, override)
     _refuse_secrets(path, root, data)
@@ -86,6 +87,34 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         section[last] = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"{where}: the value is not YAML.") from None
+
+
+def _refuse_repeats(path: str, root: yaml.Node | None) -> None:
+    """PyYAML keeps the last of two equal keys: the guards of the first would be gone unseen."""
+    for section in _sections(root):
+        lines: dict[tuple[str, str], int] = {}
+        for name, _ in section.value:
+            key, line = (name.tag, name.value), name.start_mark.line + 1
+            if key in lines:
+                raise ConfigError(
+                    f"{path}, line {line}: {name.value}: a second time, first in line {lines[key]}"
+                    "; expected each key once. Put both into one."
+                )
+            lines[key] = line
+
+
+def _sections(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
+    """Every mapping once, those that come first in the file first."""
+    nodes, seen = [root], set()
+    for node in nodes:  # which grows meanwhile
+        if id(node) in seen:  # by a name, perhaps within itself
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            yield node
+            nodes += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
 
 
 def _refuse_secrets(path: str, root: yaml.Node | None, data: Any, at: Location = ()) -> None:

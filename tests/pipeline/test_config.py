@@ -280,6 +280,28 @@ def test_broken_yaml_is_named_with_its_line(tmp_path: Path) -> None:
     assert said.endswith("expected YAML.")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: a\nlimits: {min_rows: 5}\nlimits:\n  max_usd: 1\n", "line 3: limits"),
+        ("input:\n  uri: a\n  uri: b\n", "line 3: uri"),
+        ("input:\n- [{a: 1, a: 2}]\n", "line 2: a"),
+        ('{"name": "a", name: b}', "line 1: name"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_with_its_line(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    assert complaint(tmp_path, text).startswith(f"job.yaml, {said}: a second time")
+
+
+def test_a_section_that_is_used_twice_by_its_name_or_is_within_itself_has_no_key_twice(
+    tmp_path: Path,
+) -> None:
+    shared = "unknown: &a {b: 1, c: *a}\nother: {<<: *a, b: 2}\n"
+    assert "unknown key" in complaint(tmp_path, GOOD + shared)
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not UTF-8 text"):
