@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import re
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -24,6 +24,7 @@ from rich.text import Text
 
 from flows.alarms import HEARTBEAT_S, alarms, automations, longest_gap_s
 from pipeline.errors import ConfigError, one_line
+from pipeline.time_zone import find_zone
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -42,6 +43,8 @@ DESCRIPTIONS = {
     "alert": "Tell somebody what the server noticed; its automations start this.",
 }
 TAG = "nightscore"
+PREFIX = re.compile(r"[\w .-]*")
+"""Prefect takes others, too, which its automations would read as patterns or templates."""
 POOL_TYPES = ("process", "kubernetes")
 """For the latter see infra/kubernetes/prefect: its base job template has what we set."""
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
@@ -113,23 +116,27 @@ def deploy(wanted: Wanted) -> dict[str, Any]:
 
 
 def _check(wanted: Wanted) -> None:
-    from prefect.client.schemas.schedules import CronSchedule
-    from pydantic import ValidationError
-
-    cron, timezone = wanted.cron, wanted.timezone
     if not os.environ.get("PREFECT_API_URL"):
         raise ConfigError(
             "PREFECT_API_URL: not set; expected the address of a Prefect server. Run "
             "`prefect server start` and export PREFECT_API_URL=http://127.0.0.1:4200/api."
         )
+    if not PREFIX.fullmatch(wanted.prefix):
+        raise ConfigError(
+            f"--prefix {wanted.prefix!r}: not for a name; expected letters, digits, spaces and any "
+            "of `-_.`, such as users-."
+        )
     try:
-        ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError):
-        raise ConfigError(f"--timezone {timezone}: unknown; expected e.g. Europe/Zurich.") from None
+        find_zone(wanted.timezone)
+    except ValueError as error:
+        raise ConfigError(f"--{error}.") from None
     try:
-        CronSchedule(cron=cron, timezone=timezone)
-    except ValidationError:
-        raise ConfigError(f"--cron {cron!r}: not a schedule; expected e.g. '30 0 * * *'.") from None
+        asyncio.run(longest_gap_s(wanted.cron, wanted.timezone))
+    except ValueError:  # no cron, or dates such as February 30
+        raise ConfigError(
+            f"--cron {wanted.cron!r}: no schedule, or its day never comes; expected e.g. "
+            "'30 0 * * *'."
+        ) from None
 
 
 def _patiently(wanted: Wanted) -> tuple[dict[str, str], str | None]:

@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pipeline.errors import ConfigError
 from pipeline.job_file import load_job, parse_date
+from pipeline.time_zone import find_zone
 
 
 def date_of(scheduled: datetime.datetime, days_back: int, timezone: str) -> str:
@@ -20,12 +20,12 @@ def date_of(scheduled: datetime.datetime, days_back: int, timezone: str) -> str:
     scores its own night.
     """
     try:
-        zone = ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError):
-        raise ConfigError(
-            f"timezone: {timezone!r}; expected a name such as Europe/Zurich or UTC."
-        ) from None
-    return (scheduled.astimezone(zone).date() - datetime.timedelta(days=days_back)).isoformat()
+        today = scheduled.astimezone(find_zone(timezone)).date()
+        return (today - datetime.timedelta(days=days_back)).isoformat()
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
+    except OverflowError:
+        raise ConfigError(f"days_back: {days_back}; expected a number of days such as 1.") from None
 
 
 def wanted_date(parameters: Mapping[str, Any], scheduled: datetime.datetime | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from email.utils import parseaddr
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pydantic
 from pydantic import AfterValidator, Field
@@ -12,6 +11,7 @@ from pydantic import AfterValidator, Field
 from pipeline.config_engine import EngineSection, ModelSection
 from pipeline.paths import is_listed_below, stays_below
 from pipeline.section import Section, Share
+from pipeline.time_zone import find_zone
 
 OUTPUT_COLUMNS = {
     "classes": ("class_id", "class_name", "probability", "top_class_ids", "top_probabilities"),
@@ -217,12 +217,7 @@ class WindowSection(Section):
 
     @pydantic.model_validator(mode="after")
     def _is_known(self) -> WindowSection:
-        try:
-            ZoneInfo(self.timezone)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(
-                f"timezone: {self.timezone!r}; expected a name such as Europe/Zurich or UTC"
-            ) from None
+        find_zone(self.timezone)
         if self.deadline is None and self.max_hours is None:
             raise ValueError("expected `deadline`, `max_hours` or both")
         return self

@@ -43,7 +43,7 @@ def test_without_a_server_address_it_says_how_to_get_one(monkeypatch: pytest.Mon
         deploy(Wanted(job=JOB))
 
 
-@pytest.mark.parametrize("cron", ["every night", "61 0 * * *", "30 0 * *", ""])
+@pytest.mark.parametrize("cron", ["every night", "61 0 * * *", "30 0 * *", "", "0 0 30 2 *"])
 def test_a_wrong_schedule_is_refused_before_the_server_is_asked(
     monkeypatch: pytest.MonkeyPatch, cron: str
 ) -> None:
@@ -52,13 +52,22 @@ def test_a_wrong_schedule_is_refused_before_the_server_is_asked(
         deploy(Wanted(job=JOB, cron=cron))
 
 
-@pytest.mark.parametrize("timezone", ["Mars/Olympus", "../etc"])
+@pytest.mark.parametrize("timezone", ["Mars/Olympus", "../etc", "Europe"])
 def test_a_wrong_time_zone_is_refused_before_the_server_is_asked(
     monkeypatch: pytest.MonkeyPatch, timezone: str
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     with pytest.raises(ConfigError, match="--timezone"):
         deploy(Wanted(job=JOB, timezone=timezone))
+
+
+@pytest.mark.parametrize("prefix", ["a/b", "!a-", "a*", "{{ a }}", "a%"])
+def test_a_prefix_that_is_no_name_is_refused_before_the_server_is_asked(
+    monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    with pytest.raises(ConfigError, match="--prefix"):
+        deploy(Wanted(job=JOB, prefix=prefix))
 
 
 def test_what_was_registered_is_shown_with_the_next_commands() -> None:

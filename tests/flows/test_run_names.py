@@ -38,7 +38,7 @@ def test_a_run_scores_the_day_before_its_schedule_in_its_time_zone(
     assert date_of(utc(scheduled), days_back, timezone) == expected
 
 
-@pytest.mark.parametrize("timezone", ["Mars/Olympus", "", "../etc/passwd"])
+@pytest.mark.parametrize("timezone", ["Mars/Olympus", "", "../etc/passwd", "Europe"])
 def test_an_unknown_time_zone_is_refused_with_an_example(timezone: str) -> None:
     with pytest.raises(ConfigError, match=r"expected .*Europe/Zurich"):
         date_of(utc("2026-11-21 00:30"), 1, timezone)
@@ -62,6 +62,8 @@ def test_a_page_is_called_by_the_name_that_the_job_gives_itself() -> None:
         ({"job": JOB, "date": "2026-11-20"}, "demo 2026-11-20"),
         ({"job": JOB, "days_back": 2, "timezone": "UTC"}, "demo 2026-11-19"),
         ({"job": JOB, "timezone": "Mars/Olympus"}, "demo Mars/Olympus"),
+        ({"job": JOB, "timezone": "Europe"}, "demo Europe"),
+        ({"job": JOB, "days_back": 10**9, "timezone": "UTC"}, "demo UTC"),
         ({"job": JOB, "date": "2026-11-31"}, "demo 2026-11-31"),
         (
             {"job": JOB, "first": "2026-11-01", "last": "2026-11-09"},
