@@ -84,6 +84,7 @@ def alarms(nightly: str, gap_s: float) -> tuple[Alarm, ...]:
                 "subject": "a night was skipped",
                 "text": f"A run of score/{nightly} was cancelled before it began, as another one "
                 "was still running. Its date is not scored: run score/backfill for it.",
+                "run": "{{ event.resource.id }}",  # filled in by the server
             },
         },
         {

@@ -5,19 +5,19 @@ out of memory or was cancelled. When the worker died, too, nobody is left: flows
 server notice the silence.
 
 The process of a night mails itself how it ended (flows/mailing/mail.py); only one that was killed
-cannot.
+cannot. The environment does not tell the two apart: Prefect runs the worker's hooks in a process
+with the variables of the flow run's.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 from prefect.logging.loggers import flow_run_logger
 
 from flows.mailing.mail import notify
-from flows.run_names import title_of
+from flows.run_names import job_name, what_of
 from pipeline.errors import ConfigError
 from pipeline.job_file import load_job
 
@@ -26,30 +26,32 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
-OWN_PROCESS = "PREFECT__FLOW_RUN_ID"
-"""Set by Prefect's workers in the process of a flow run, and nowhere else."""
+_speaking: set[str] = set()
+"""Ids of the flow runs that this process has run."""
+
+
+def speaks_for(run: str) -> None:
+    """From now on the flow run `run` itself, in this process, says how it ends."""
+    _speaking.add(run)
 
 
 # Prefect asks for these names of the parameters.
 def failed(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
     """It ended with an error, and retries have not helped."""
-    subject, text = _words(flow_run, "failed", state)
-    flow_run_logger(flow_run, flow).warning("%s: %s", subject, text)
+    _log(flow, flow_run, "failed", state)
 
 
 def cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
     """Somebody cancelled it."""
-    subject, text = _words(flow_run, "was cancelled", state)
-    flow_run_logger(flow_run, flow).warning("%s: %s", subject, text)
+    _log(flow, flow_run, "was cancelled", state)
 
 
 def crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
     """Its process was told to end, or was killed: then the worker speaks for it."""
-    subject, text = _words(flow_run, "crashed", state)
-    logger = flow_run_logger(flow_run, flow)
-    logger.warning("%s: %s", subject, text)
-    if OWN_PROCESS not in os.environ:
-        mail_warning(logger, str(flow_run.parameters.get("job", "")), subject, text)
+    subject, text = _log(flow, flow_run, "crashed", state)
+    if str(flow_run.id) not in _speaking:
+        job = str(flow_run.parameters.get("job", ""))
+        mail_warning(flow_run_logger(flow_run, flow), job, subject, text)
 
 
 def mail_warning(logger: Logger, job: str, subject: str, text: str) -> None:
@@ -58,7 +60,7 @@ def mail_warning(logger: Logger, job: str, subject: str, text: str) -> None:
     Args:
         logger: Of the flow run: says why there is no mail.
         job: Job file.
-        subject: What is wrong, in a few words.
+        subject: What is wrong, in a few words; the mail names the job besides.
         text: What to do about it.
     """
     try:
@@ -69,11 +71,15 @@ def mail_warning(logger: Logger, job: str, subject: str, text: str) -> None:
     notify(found, subject, text)
 
 
-def _words(flow_run: FlowRun, how: str, state: State) -> tuple[str, str]:
+def _log(flow: Flow[..., Any], flow_run: FlowRun, how: str, state: State) -> tuple[str, str]:
     """Subject and text. The worker's copy of a flow run is older than its name: it has a title."""
-    title = title_of(flow_run.parameters, flow_run.expected_start_time)
+    parameters = flow_run.parameters
+    subject = f"{what_of(parameters, flow_run.expected_start_time)} {how}"
     why = (state.message or "no reason was given").rstrip(".")
-    return f"{title} {how}", (
+    text = (
         f"{why}.\nCommitted shards are kept. To go on: `prefect flow-run retry {flow_run.id}`, or "
         "the same run again from its deployment's page, or `score run` with the job and the date."
     )
+    job = job_name(str(parameters.get("job", "")))
+    flow_run_logger(flow_run, flow).warning("%s %s: %s", job, subject, text)
+    return subject, text

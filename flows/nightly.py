@@ -22,7 +22,7 @@ from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from engines.errors import EngineError
-from flows.hooks import cancelled, crashed, failed
+from flows.hooks import cancelled, crashed, failed, speaks_for
 from flows.lanes import Group
 from flows.mailing.mail import mailed
 from flows.night import run_night
@@ -148,6 +148,7 @@ def score(
             on_warning=warn_of_deadline(night.job.name, title),
         )
         on_lanes = functools.partial(_on_lanes, night.job, title, score_it)
+        speaks_for(str(flow_run.id))
         report = mailed(night.job, day, page.say, on_lanes)
     except Exception as error:
         if not may_pass(error):

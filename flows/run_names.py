@@ -54,10 +54,14 @@ def job_name(path: str) -> str:
 
 def title_of(parameters: Mapping[str, Any], scheduled: datetime.datetime | None) -> str:
     """Job and date of a night, or job and period of a backfill; never raises."""
-    job = job_name(str(parameters.get("job", "")))
+    return f"{job_name(str(parameters.get('job', '')))} {what_of(parameters, scheduled)}"
+
+
+def what_of(parameters: Mapping[str, Any], scheduled: datetime.datetime | None) -> str:
+    """The date of a night, or the period of a backfill; never raises."""
     if "first" in parameters:
-        return f"{job} backfill {parameters['first']} to {parameters.get('last')}"
+        return f"backfill {parameters['first']} to {parameters.get('last')}"
     try:
-        return f"{job} {wanted_date(parameters, scheduled)}"
+        return wanted_date(parameters, scheduled)
     except ConfigError:  # said by the flow itself; here it would crash the run before it begins
-        return f"{job} {parameters.get('date') or parameters.get('timezone')}"
+        return str(parameters.get("date") or parameters.get("timezone"))

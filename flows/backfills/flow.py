@@ -13,7 +13,7 @@ from pydantic import Field
 
 from flows.backfills.backfill import BackfillRequest, run_backfill
 from flows.backfills.summary import SAID, BackfillSummary
-from flows.hooks import cancelled, crashed, failed
+from flows.hooks import cancelled, crashed, failed, speaks_for
 from flows.progress import LineProgress
 from flows.run_names import title_of
 from flows.run_page import PROGRESS_PERIOD_S, artifact_key, quietly
@@ -79,6 +79,7 @@ def backfill(  # noqa: PLR0913  # each argument is a field of the form
             description=f"{title}: {summary.headline()}",
         )
 
+    speaks_for(str(flow_run.id))
     summary = run_backfill(request, observer, show)
     if summary.exit_code:
         return Failed(message=summary.headline())

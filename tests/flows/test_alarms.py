@@ -49,7 +49,12 @@ def test_every_alarm_belongs_to_the_alert_and_runs_it_with_words_for_a_person() 
         assert automation["owner_resource"] == f"prefect.deployment.{ALERT}"
         action = automation["actions"][0]
         assert (action["type"], action["deployment_id"]) == ("run-deployment", str(ALERT))
-        assert set(action["parameters"]) == {"subject", "text"}
+        assert set(action["parameters"]) - {"run"} == {"subject", "text"}
+
+
+def test_a_night_that_was_skipped_is_told_with_its_run_which_knows_the_date() -> None:
+    told = {name: one["actions"][0]["parameters"] for name, one in made().items()}
+    assert [name for name in told if "run" in told[name]] == ["skipped"]
 
 
 def test_a_block_is_sent_by_the_server_itself() -> None:

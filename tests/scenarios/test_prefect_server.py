@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import DATE, free_port, write_job
+from tests.flows.smtp_servers import HOST, Mailbox, smtp_server
 from tests.scenarios.prefect_server import Server, ask
 
 pytestmark = pytest.mark.scenario
@@ -99,10 +100,19 @@ def test_a_deployed_night_is_scored_by_a_worker_and_published_once(
     assert all("group" in task["name"] and "shard" in task["name"] for task in tasks)
 
 
+@pytest.fixture
+def box() -> Iterator[Mailbox]:
+    """Of a mail server that takes everything."""
+    with smtp_server() as mailbox:
+        yield mailbox
+
+
 def test_an_overlapping_night_is_cancelled_and_a_killed_one_is_told_by_the_worker(
-    server: Server, features_job: Path
+    server: Server, features_job: Path, box: Mailbox
 ) -> None:
-    deployed(server, features_job, "--prefix", "users-")
+    mail = {"to": ["me@example.com"], "from": "score@example.com", "host": HOST, "port": box.port}
+    with_mail = {**read_job(features_job), "mail": {**mail, "security": "none"}}
+    deployed(server, write_job(features_job, with_mail), "--prefix", "users-")
     first = server.begin_run("score/users-nightly", date=DATE)
     server.wait_for("a process", lambda: flow_processes(server))
     second = server.begin_run("score/users-nightly", date=DATE)
@@ -121,6 +131,11 @@ def test_an_overlapping_night_is_cancelled_and_a_killed_one_is_told_by_the_worke
     (told,) = server.wait_for("the alarm of the skipped night", alert)
     assert told["name"] == "users: a night was skipped"
     assert "run score/backfill" in told["parameters"]["text"]
+    server.wait_for("both mails", lambda: len(box.messages) > 1)
+    assert sorted(str(message["Subject"]) for message in box.messages) == [
+        f"[nightscore] users: {DATE} crashed",
+        f"[nightscore] users: a night was skipped: {DATE}",
+    ]
 
 
 def test_a_night_that_nobody_begins_is_told_and_so_is_one_that_is_missing(
