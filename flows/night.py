@@ -63,7 +63,7 @@ def run_night(
     night: Night,
     observer: Observer,
     map_groups: MapGroups | None = None,
-    started: float | None = None,
+    clock: RunClock | None = None,
     lanes: list[Lane] | Lanes | None = None,
     on_warning: OnWarning | None = None,
 ) -> RunReport:
@@ -73,7 +73,7 @@ def run_night(
         night: A date of a job.
         observer: Is told of the progress.
         map_groups: How groups of shards are handed to lanes; threads by default.
-        started: `time.monotonic()` when the process began; now by default.
+        clock: Of this attempt; begins now by default.
         lanes: Of the job, and closed here: whoever starts them before this module is imported gains
             that time; started here by default.
         on_warning: Is told when the deadline of the job's `window` is in danger, besides the
@@ -86,7 +86,7 @@ def run_night(
     """
     keep_pandas_out()
     job, date = night.job, night.date
-    clock = RunClock(started=started if started is not None else time.monotonic())
+    clock = clock or RunClock()
 
     def attempt(lanes: Lanes, *, rebuild: bool) -> RunReport:
         run: PreparedRun | None = None

@@ -8,7 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from engines.build import ResolvedEngine
@@ -94,12 +94,18 @@ class PreparedRun:
 class RunClock:
     """When the phases of this attempt began; seconds of `time.monotonic`."""
 
-    started: float
-    """Process start."""
+    started: float = field(default_factory=time.monotonic)
+    """Process start, or when the date began."""
     ready: float = 0.0
     planned: float = 0.0
     prepared: float = 0.0
     scored: float = 0.0
+
+    def stand_still(self, seconds: float) -> None:
+        """Leave out so many seconds until now, as if all before had come so much later."""
+        for name, moment in asdict(self).items():
+            if moment:
+                setattr(self, name, moment + seconds)
 
 
 def prepare_run(

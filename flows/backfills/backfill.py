@@ -1,15 +1,14 @@
 """Score the dates of a period that are not published; works with and without a Prefect server.
 
 One date is scored as `score run` does it, so whatever is interrupted goes on where it stopped: the
-same command passes over what is published. Nights of the job on this machine go first
-(`giving_way.py`), and a date that is caught up with has no deadline. Lanes stay warm between dates.
+same command passes over what is published. Nights of the job on this machine go first (`turns.py`),
+and a date that is caught up with has no deadline. Lanes stay warm between dates.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,9 +18,9 @@ from engines.errors import EngineError
 from flows.backfills.budget import Budget
 from flows.backfills.dates import dates_between, nothing_to_do
 from flows.backfills.summary import DONE, BackfillSummary, DateOutcome, Status, plain_summary
+from flows.backfills.turns import Turns
 from flows.cli import EXIT_INTERRUPTED, exit_code_of
 from flows.crews import Crew, make_crews, wait_all
-from flows.giving_way import wait_for_nights
 from flows.lanes import Group, map_in_threads
 from flows.mailing.mail import notify
 from flows.night import Observer, price_of, run_night
@@ -176,11 +175,12 @@ class _Backfill:
     def _work(self, crew: Crew) -> None:
         """Score one date after the other until none is left."""
         while (date := self._next()) is not None:
-            began = time.monotonic()
+            turns = Turns(self._job, self._observer.say, self._stopped)
             try:
-                outcome = self._score(date, crew)
+                outcome = self._score(date, crew, turns)
             except BaseException as error:
-                self._end_of(self._ended(date, error, self._spent_since(began)))
+                usd = turns.spent_s * self._usd_per_hour / 3600
+                self._end_of(self._ended(date, error, usd))
                 if not isinstance(error, Exception):
                     raise
             else:
@@ -212,10 +212,10 @@ class _Backfill:
         self._give_up(f"after {date}, for which too little is left", "cost_cap")
         return False
 
-    def _score(self, date: str, crew: Crew) -> DateOutcome:
+    def _score(self, date: str, crew: Crew, turns: Turns) -> DateOutcome:
         number = self._num_todo - len(self._todo)
         say = self._observer.say
-        wait_for_nights(self._job, say, self._stopped)
+        turns.wait()
         say(f"{date}, {number} of {self._num_todo}")
         lanes = crew.lanes()
         job = self._job_of(date, len(lanes) * self._request.concurrency)
@@ -228,12 +228,12 @@ class _Backfill:
             score: Callable[[Group], None], groups: Sequence[Group], num_callers: int
         ) -> None:
             def wait_and_score(group: Group) -> None:
-                wait_for_nights(job, say, self._stopped)
-                score(group)
+                with turns.take():
+                    score(group)
 
             map_in_threads(wait_and_score, groups, num_callers)
 
-        return _done(run_night(night, observer, map_politely, lanes=lanes))
+        return _done(run_night(night, observer, map_politely, clock=turns.clock, lanes=lanes))
 
     def _job_of(self, date: str, num_lanes: int) -> Job:
         """The job with what this date may cost, and what a lane of so many may take."""
@@ -272,9 +272,6 @@ class _Backfill:
         left_usd = self._budget.left_for(date)
         is_budget = isinstance(error, GuardError) and error.guard == "budget"
         return is_budget and left_usd is not None and left_usd == self._limit_of(date)
-
-    def _spent_since(self, began: float) -> float:
-        return (time.monotonic() - began) * self._usd_per_hour / 3600
 
     def _end_of(self, outcome: DateOutcome) -> None:
         is_done = outcome.status in DONE

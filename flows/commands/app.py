@@ -92,11 +92,11 @@ def score_night(
     def score() -> RunReport:
         lanes = start_lanes(loaded)  # their processes import what they need while this one does
         from flows.night import process_start, run_night
-        from pipeline.run import Night
+        from pipeline.run import Night, RunClock
 
         night = Night(job=loaded, date=wanted, again=again, accept=accepted)
         watcher = observer(quiet=as_json)
-        return run_night(night, watcher, started=process_start(), lanes=lanes)
+        return run_night(night, watcher, clock=RunClock(started=process_start()), lanes=lanes)
 
     with interruptible():
         found = mailed(loaded, wanted, say, score)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.backfills.backfill import BackfillRequest, run_backfill
-from flows.backfills.summary import BackfillSummary
+from flows.backfills.summary import BackfillSummary, DateOutcome
 from flows.demo_data import write_users
 from flows.giving_way import at_work
 from flows.progress import LineProgress
@@ -20,6 +22,7 @@ from pipeline.verify import verify_published
 
 pytestmark = pytest.mark.timeout(170)
 NUM_ROWS = 1_000
+NIGHT_S = 4.0
 FIRST, LAST = "2026-11-01", "2026-11-05"
 DATES = [f"2026-11-0{day}" for day in range(1, 6)]
 NO_INPUT, DAMAGED = "2026-11-02", "2026-11-04"
@@ -207,3 +210,41 @@ def test_a_backfill_begins_no_date_while_a_night_is_at_work(job: Job) -> None:
     found = run_backfill(request, Watches(lambda _: None))
     assert by_date(found) == {FIRST: "published"}
     assert len(waited) == 1
+
+
+def begin_night(job: Job) -> None:
+    """A night that is at work for `NIGHT_S` seconds."""
+    night = at_work(job)
+    night.__enter__()
+    threading.Timer(NIGHT_S, night.__exit__, (None, None, None)).start()
+
+
+def seconds_of(job: Job, date: str, observer: LineProgress) -> tuple[DateOutcome, float]:
+    """What came of a date whose every second costs a dollar, and how long that took."""
+    dollar_a_second = job.cost.model_copy(update={"usd_per_hour": 3_600.0})
+    began = time.monotonic()
+    request = BackfillRequest(
+        job=job.model_copy(update={"cost": dollar_a_second}), first=date, last=date
+    )
+    (outcome,) = run_backfill(request, observer).dates
+    return outcome, time.monotonic() - began
+
+
+def test_what_a_date_took_and_cost_is_without_a_night_that_came_between(job: Job) -> None:
+    def hear(line: str) -> None:
+        if line.startswith("scoring"):
+            begin_night(job)
+
+    outcome, took_s = seconds_of(job, FIRST, LineProgress(hear))
+    assert outcome.status == "published"
+    assert outcome.wall_s is not None
+    assert NIGHT_S < took_s
+    assert 0 < outcome.wall_s < took_s - NIGHT_S
+    assert outcome.usd == pytest.approx(outcome.wall_s)
+
+
+def test_a_date_that_fails_does_not_pay_for_waiting_either(job: Job) -> None:
+    begin_night(job)
+    outcome, took_s = seconds_of(job, DAMAGED, quiet())
+    assert outcome.status == "failed"
+    assert 0 < outcome.usd < took_s - NIGHT_S + 0.5
