@@ -60,7 +60,7 @@ def scored(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> dict[str, Any]:
         "title_of": lambda *_: TITLE,
         "create_table_artifact": create_table,
         "get_run_logger": lambda: logging.getLogger("backfill"),
-        "flow_run": SimpleNamespace(parameters={}),
+        "flow_run": SimpleNamespace(id="0123", parameters={}),
     }.items():
         monkeypatch.setattr(backfill_flow, name, replacement)
     return calls

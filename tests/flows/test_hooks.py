@@ -28,6 +28,7 @@ FLOW: Any = None
 def mails(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
     """Warnings that would have been mailed: job, subject and text."""
     sent: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(hooks, "_speaking", set())
     monkeypatch.setattr(hooks, "notify", lambda job, *words: sent.append((job.name, *words)))
     monkeypatch.setattr(hooks, "flow_run_logger", lambda *_: logging.getLogger("hooks"))
     return sent
@@ -56,10 +57,7 @@ def test_the_worker_mails_for_a_process_that_was_killed(
     assert "Committed shards are kept" in text
 
 
-def test_a_process_that_could_speak_has_mailed_itself(
-    mails: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hooks, "_speaking", set())
+def test_a_process_that_could_speak_has_mailed_itself(mails: list[Any]) -> None:
     speaks_for("0123")
     crashed(FLOW, RUN, STATE)
     assert mails == []
