@@ -15,6 +15,7 @@ from rich.text import Text
 from engines.devices import VNNI
 from engines.gpu_runtimes import INSTALL_HINT, tensorrt_problem, torch_problem
 from engines.keys import installed_version
+from engines.masking import masked
 from engines.nvml import FoundGpu
 from flows.devices import NUMA_NODES, num_cores, usable_gpus
 from flows.doctor_checks import job_checks, machine_checks
@@ -59,9 +60,15 @@ def doctor_facts(job: Job | None = None) -> Facts:
         "checks": [
             asdict(check) for check in (*machine_checks(), *(job_checks(job) if job else ()))
         ],
-        "prefect_api_url": os.environ.get("PREFECT_API_URL"),
-        "s3_endpoint": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+        "prefect_api_url": _address("PREFECT_API_URL"),
+        "s3_endpoint": _address("AWS_ENDPOINT_URL_S3") or _address("AWS_ENDPOINT_URL"),
     }
+
+
+def _address(variable: str) -> str | None:
+    """Of the environment, without what it may say beside a place."""
+    value = os.environ.get(variable)
+    return value and masked(value)
 
 
 def _cpu_info() -> Facts:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import EngineError
+from engines.masking import masked
 from flows.prefect_server import problem_of
 from flows.shipped import shipped_config
 from pipeline import delta_columns
@@ -39,15 +40,21 @@ class Check:
 
 def machine_checks() -> list[Check]:
     """What any job may need."""
-    return [_delta_extra(), _mail_extra(), _prefect_server(), _disk("."), _price_list()]
+    return [
+        _delta_extra(),
+        _mail_extra(),
+        _tried("Prefect server", _prefect_server, SERVER_HINT),
+        _disk("."),
+        _tried("prices", _price_list, "install nightscore again"),
+    ]
 
 
 def job_checks(job: Job) -> list[Check]:
     """What this job needs besides; the output is written to and cleaned up."""
     checks = [
-        _tried("input", job.input.uri, lambda: _list_input(job), "mend input.uri"),
-        _tried("output", job.output.uri, lambda: _write_output(job), "mend output.uri"),
-        _tried("model", job.model.source, lambda: _see_model(job), "mend model.source"),
+        _well("input", job.input.uri, lambda: _list_input(job), "mend input.uri"),
+        _well("output", job.output.uri, lambda: _write_output(job), "mend output.uri"),
+        _well("model", job.model.source, lambda: _see_model(job), "mend model.source"),
         _price(job),
     ]
     if "://" not in job.output.uri:
@@ -86,12 +93,17 @@ def _prefect_server() -> Check:
         return Check(name="Prefect server", ok=False, found=found, mend=SERVER_HINT)
     problem = problem_of(api)
     if problem is None:
-        return Check(name="Prefect server", ok=True, found=f"answers at {api}")
-    return Check(name="Prefect server", ok=False, found=f"{api}: {problem}", mend=SERVER_HINT)
+        return Check(name="Prefect server", ok=True, found=masked(f"answers at {api}"))
+    found = masked(f"{api}: {problem}")
+    return Check(name="Prefect server", ok=False, found=found, mend=SERVER_HINT)
 
 
 def _disk(folder: str) -> Check:
-    """Free space where a folder is, or will be."""
+    return _tried("disk", lambda: _free_space(folder), f"mend the permissions of {folder}")
+
+
+def _free_space(folder: str) -> Check:
+    """Where a folder is, or will be."""
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
@@ -119,11 +131,17 @@ def _price_list() -> Check:
     )
 
 
-def _tried(name: str, where: str, act: Callable[[], str], mend: str) -> Check:
+def _tried(name: str, look: Callable[[], Check], mend: str) -> Check:
+    """What a look found; one that fails is a line as well, and the other checks go on."""
     try:
-        return Check(name=name, ok=True, found=f"{where}: {act()}")
-    except (PipelineError, EngineError, OSError) as error:
-        return Check(name=name, ok=False, found=one_line(error), mend=mend)
+        return look()
+    except (PipelineError, EngineError, OSError, ValueError) as error:  # a host's name, say
+        return Check(name=name, ok=False, found=masked(one_line(error)), mend=mend)
+
+
+def _well(name: str, where: str, act: Callable[[], str], mend: str) -> Check:
+    """It is well unless the act fails."""
+    return _tried(name, lambda: Check(name=name, ok=True, found=f"{where}: {act()}"), mend)
 
 
 def _list_input(job: Job) -> str:
@@ -158,7 +176,7 @@ def _price(job: Job) -> Check:
         price = find_price(prices, job.cost.instance, job.cost.market)
         return f"{price.usd_per_hour:g} USD an hour, read on {price.as_of}"
 
-    return _tried("price", job.cost.instance, find, "mend cost.instance, or set cost.usd_per_hour")
+    return _well("price", job.cost.instance, find, "mend cost.instance, or set cost.usd_per_hour")
 
 
 def _mail(mail: MailSection) -> Check:
@@ -170,4 +188,4 @@ def _mail(mail: MailSection) -> Check:
             login = f"login as {server.user}" if server.user else "without a login"
             return f"{server.host}:{server.port} answers; {server.security}, {login}"
 
-    return _tried("mail", ", ".join(mail.to), reach, "mend the job's `mail` section")
+    return _well("mail", ", ".join(mail.to), reach, "mend the job's `mail` section")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-import urllib.request
 
+from engines.masking import masked
 from pipeline.errors import one_line
 
 ANSWER_S = 10.0
@@ -13,12 +13,18 @@ LOOK_AGAIN_S = 0.5
 
 
 def problem_of(api: str) -> str | None:
-    """Why the server at `api` does not answer; None when it does."""
+    """Why the server at `api` does not answer; None when it does.
+
+    Asked as Prefect itself would: a user name and a password in the address log in.
+    """
+    import httpx
+
     try:
-        with urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=ANSWER_S):
-            return None
-    except (OSError, ValueError) as error:  # ValueError: no address at all
-        return one_line(error)
+        answer = httpx.get(f"{api.rstrip('/')}/health", timeout=ANSWER_S, follow_redirects=True)
+        answer.raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: no host's name
+        return masked(one_line(error) or type(error).__name__)
+    return None
 
 
 def wait_for(api: str, patience_s: float) -> None:

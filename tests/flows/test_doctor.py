@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +20,9 @@ from flows.doctor_checks import Check, job_checks, machine_checks
 from pipeline import delta_columns
 from pipeline.job_file import load_job
 
+MAIL = "mail={{to: [me@example.com], from: it@example.com, host: {}}}"
+LOGIN = f"Basic {base64.b64encode(b'me:secretpw').decode()}"
+
 
 def named(checks: list[Check], name: str) -> Check:
     """The last one of a name: a job's own disk comes after the machine's."""
@@ -30,7 +35,8 @@ def prefect_server() -> Iterator[str]:
 
     class Health(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/api/health" else 404)
+            may = self.headers.get("Authorization") in (None, LOGIN)
+            self.send_response(200 if may and self.path == "/api/health" else 404)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -61,6 +67,20 @@ def test_a_prefect_server_that_does_not_answer_has_a_command_that_starts_it(
     check = named(machine_checks(), "Prefect server")
     assert not check.ok
     assert check.mend.startswith("prefect server start")
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_login_in_the_servers_address_logs_in_and_is_not_shown(
+    answers: bool, prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = prefect_server if answers else "http://127.0.0.1:9/api"
+    for name in ("PREFECT_API_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.setenv(name, address.replace("://", "://me:secretpw@"))
+    facts = doctor_facts()
+    assert "secretpw" not in json.dumps(facts)
+    assert facts["prefect_api_url"] == address.replace("://", "://***@")
+    (check,) = (each for each in facts["checks"] if each["name"] == "Prefect server")
+    assert check["ok"] is answers
 
 
 def test_a_missing_extra_has_a_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +126,19 @@ def test_what_a_job_lacks_is_said_all_at_once(features_job: Path, tmp_path: Path
     assert all(found[name].mend for name in ("input", "output", "model", "price"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("disk", f"output.uri=/tmp/{'y' * 300}"), ("mail", MAIL.format("smtp..example.com"))],
+)
+def test_a_look_that_fails_in_its_own_way_is_one_line_of_all(
+    name: str, value: str, features_job: Path
+) -> None:
+    checks = job_checks(load_job(str(features_job), [value]))
+    assert not named(checks, name).ok
+    assert named(checks, name).mend
+    assert named(checks, "price").ok
+
+
 @pytest.mark.parametrize("answers", [True, False])
 def test_the_mail_server_is_tried(answers: bool, features_job: Path) -> None:
     with socket.socket() as server:
@@ -122,8 +155,7 @@ def test_the_mail_server_is_tried(answers: bool, features_job: Path) -> None:
 def test_half_a_login_is_said(features_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTSCORE_SMTP_USER", "me")
     monkeypatch.delenv("NIGHTSCORE_SMTP_PASSWORD", raising=False)
-    mail = "mail={to: [me@example.com], from: it@example.com, host: 127.0.0.1}"
-    check = named(job_checks(load_job(str(features_job), [mail])), "mail")
+    check = named(job_checks(load_job(str(features_job), [MAIL.format("127.0.0.1")])), "mail")
     assert "NIGHTSCORE_SMTP_PASSWORD" in check.found
 
 
