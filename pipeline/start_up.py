@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 COLLECT_AFTER_OBJECTS = 50_000
 """What imports leave behind is no garbage: to look for some every 700 objects costs 0.05 s."""
+EXIT_NOT_PRINTED = 1
+NOT_PRINTED = "expected room for what is printed. All else is done; print it somewhere else."
+_not_printed: list[OSError] = []
 
 
 def begin() -> None:
@@ -18,6 +23,32 @@ def begin() -> None:
     gc.set_threshold(COLLECT_AFTER_OBJECTS)
     # Nothing here multiplies large matrices in NumPy, and OpenBLAS's threads spin when they start.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _keep_printing()
+
+
+def _keep_printing() -> None:
+    """What cannot be printed changes nothing of what is done."""
+    for number in range(3):  # one that is closed (`>&-`) would be the number of the next file
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):  # a console that knows fewer characters than we
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """For what writes to standard output: that it is full stops nothing; `leave` says it."""
+    try:
+        yield
+    except BrokenPipeError:  # as in `score report ... | head`
+        pass
+    except OSError as error:
+        _not_printed.append(error)
 
 
 class _NoPandas:
@@ -50,7 +81,10 @@ def leave(code: int) -> NoReturn:
     Whatever has to be closed is closed by now; only what is printed may still wait in a buffer.
     """
     logging.shutdown()
-    with suppress(BrokenPipeError):  # as in `score report ... | head`
+    with printing():
         sys.stdout.flush()
+    with suppress(OSError):
+        for error in _not_printed[:1]:
+            sys.stderr.write(f"error: standard output: {error.strerror}; {NOT_PRINTED}\n")
         sys.stderr.flush()
-    os._exit(code)
+    os._exit(code or (EXIT_NOT_PRINTED if _not_printed else 0))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.terminal import Json, Set, console, load, print_json, show
+from flows.commands.terminal import Json, Set, load, print_json, print_text, show
 
 
 def init(
@@ -42,7 +42,7 @@ def schema(
     """Print the JSON schema of job files, which editors use to complete and check them."""
     from flows.config_reference import reference_text, schema_text
 
-    console.file.write(reference_text() if markdown else schema_text())
+    print_text(reference_text() if markdown else schema_text())
 
 
 def doctor(

@@ -6,13 +6,14 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from pipeline.errors import GUARDS, Interrupted
+from pipeline.start_up import printing
 
 JobPath = Annotated[str, typer.Argument(metavar="JOB", help="Job file (YAML).", show_default=False)]
 Date = Annotated[str, typer.Option("--date", help="ISO date of the run, such as 2026-11-20.")]
@@ -30,9 +31,18 @@ Accept = Annotated[
     ),
 ]
 
+
+class _Output(Console):
+    """Goes on where there is no room for what is printed."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        with suppress(OSError) if self.stderr else printing():
+            super().print(*objects, **how)
+
+
 # Names and messages come from data: none of them is markup.
-console = Console(markup=False, emoji=False)
-errors = Console(stderr=True, markup=False, emoji=False)
+console = _Output(markup=False, emoji=False)
+errors = _Output(stderr=True, markup=False, emoji=False)
 
 
 def load(job: str, overrides: list[str] | None) -> Any:
@@ -47,7 +57,13 @@ def print_json(value: Any) -> None:
     text = json.dumps(value, ensure_ascii=False, default=str)
     if not text.isprintable():
         text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
-    sys.stdout.write(text + "\n")
+    print_text(text + "\n")
+
+
+def print_text(text: str) -> None:
+    """As it is, on standard output."""
+    with printing():
+        sys.stdout.write(text)
 
 
 def show(facts: Any, render: Callable[[Any], Any], *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,11 +36,36 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_full_disk_behind_the_output_is_told() -> None:
+@pytest.mark.parametrize(("code", "said"), [(0, 1), (3, 3)])
+def test_a_full_disk_behind_the_output_is_told_in_a_sentence(code: int, said: int) -> None:
     with Path("/dev/full").open("w") as full:
-        done = leave(0, full.fileno())
-    assert done.returncode != 0
-    assert "No space left" in done.stderr
+        done = leave(code, full.fileno())
+    assert done.returncode == said
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: standard output: No space left")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_output_changes_nothing(closed: str, tmp_path: Path) -> None:
+    opens = f"import sys; print('y', file=sys.stderr); assert open('{tmp_path}/f').fileno() > 2"
+    (tmp_path / "f").touch()
+    script = LEAVE.format(0).replace("start_up.leave", f"{opens}; start_up.leave")
+    command = f'{sys.executable} -c "{script}" {closed}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_character_that_a_console_does_not_know_is_escaped(encoding: str) -> None:
+    script = LEAVE.format(0).replace("'x' * 1000", r"'\u65e5'")
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\u65e5\n", "")
 
 
 def test_numpy_starts_no_threads_of_its_own() -> None:
