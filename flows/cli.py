@@ -34,6 +34,10 @@ def main() -> NoReturn:
         with lane_ahead(sys.argv[1:]):
             run_command()
     except KeyboardInterrupt:  # before there was a command
+        if "--json" in sys.argv:
+            import json
+
+            sys.stdout.write(json.dumps(failure(EXIT_INTERRUPTED, CTRL_C)) + "\n")
         sys.stderr.write(f"interrupted: {CTRL_C}\n")
         start_up.leave(EXIT_INTERRUPTED)
     except SystemExit as stop:
@@ -70,6 +74,8 @@ def _fail(error: Exception) -> NoReturn:
     from pipeline.report_words import plain
 
     usage = getattr(error, "format_message", None)  # click's errors of usage
+    if usage is not None and not usage():  # without arguments, and the help is printed
+        sys.exit(2)
     if usage is not None:
         error = ConfigError(f"{usage().rstrip('.')}. See `score --help`.")
     is_ours = isinstance(error, (PipelineError, EngineError, OSError))
@@ -77,12 +83,17 @@ def _fail(error: Exception) -> NoReturn:
         raise error
     code, said = exit_code_of(error), plain(masked(str(error)))
     if "--json" in sys.argv:
-        status = "interrupted" if code == EXIT_INTERRUPTED else "failed"
         which = {"guard": error.guard} if isinstance(error, GuardError) else {}
-        print_json({"status": status, "exit_code": code, **which, "error": said})
+        print_json(failure(code, said, **which))
     label = "interrupted" if code == EXIT_INTERRUPTED else "error"
     errors.print(Text.assemble((f"{label}: ", "bold red"), said), soft_wrap=True)
     sys.exit(code)
+
+
+def failure(code: int, said: str, **which: str) -> dict[str, str | int]:
+    """What `--json` prints of a command that failed; `which` says more of some errors."""
+    status = "interrupted" if code == EXIT_INTERRUPTED else "failed"
+    return {"status": status, "exit_code": code, **which, "error": said}
 
 
 def exit_code_of(error: Exception) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from flows import cli
+from tests.conftest import SCORE
 
 pytestmark = pytest.mark.timeout(300)
 DATE = "2026-11-20"
@@ -201,9 +205,49 @@ def test_a_missing_option_is_one_sentence_and_with_json_an_object(
     assert line.startswith("error: Missing option '--date'")
 
 
+@pytest.mark.parametrize("arguments", [(), ("engine",)])
+def test_without_arguments_there_is_the_help_and_no_error(
+    score: Callable[..., Any], arguments: tuple[str, ...]
+) -> None:
+    ended = score(*arguments)
+    assert ended.code == 2
+    assert "Usage:" in ended.out + ended.err
+    assert "error" not in ended.err
+
+
+def test_a_command_that_is_stopped_before_it_began_says_so_in_json_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    def leave(code: int) -> None:
+        assert code == 75
+
+    monkeypatch.setattr(cli, "run_command", stopped)
+    monkeypatch.setattr(cli.start_up, "leave", leave)
+    monkeypatch.setattr("sys.argv", ["score", "status", "job.yaml", "--json"])
+    cli.main()
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"status": "interrupted", "exit_code": 75, "error": cli.CTRL_C}
+    assert err == f"interrupted: {cli.CTRL_C}\n"
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("status", "--json"), ("schema",)])
+def test_a_full_disk_behind_standard_output_is_one_sentence(
+    arguments: tuple[str, ...], job: Path
+) -> None:
+    command = [SCORE, *arguments, *([job] if "status" in arguments else [])]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100, check=False
+        )
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: standard output: No space left on device;")
+
+
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 75), (errno.EIO, 75), (None, 1)])
 def test_a_full_disk_is_resumable_wherever_it_is_noticed(number: int | None, code: int) -> None:
     """Such as under the cache of engines."""
-    from flows.cli import exit_code_of
-
-    assert exit_code_of(OSError(number, "what the system says")) == code
+    assert cli.exit_code_of(OSError(number, "what the system says")) == code
