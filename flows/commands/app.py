@@ -23,6 +23,7 @@ from flows.commands.terminal import (
     console,
     interruptible,
     load,
+    number,
     observer,
     print_json,
     show,
@@ -159,7 +160,7 @@ def demo(
 def tune(
     job: JobPath,
     date: Date,
-    budget_s: Annotated[float, typer.Option(help="Seconds to search.", min=1.0)] = 300.0,
+    budget_s: Annotated[float, number("Seconds to search.", min=1.0)] = 300.0,
     forget: Annotated[
         bool, typer.Option("--forget", help="Do not search: go back to the defaults.")
     ] = False,

@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from flows.commands.terminal import JobPath, Json, Set, errors, interruptible, load, observer, show
+from flows.commands.terminal import (
+    JobPath,
+    Json,
+    Set,
+    errors,
+    interruptible,
+    load,
+    number,
+    observer,
+    show,
+)
 
 First = Annotated[str, typer.Option("--from", metavar="DATE", help="First date of the period.")]
 Last = Annotated[str, typer.Option("--to", metavar="DATE", help="Last date of the period.")]
@@ -24,7 +34,7 @@ def backfill(  # noqa: PLR0913  # each argument is an option of the command
     ] = 1,
     max_usd: Annotated[
         float | None,
-        typer.Option(help="What the period may cost, earlier commands for it included.", min=0.0),
+        number("What the period may cost, earlier commands for it included."),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="A date without input is a failure.")

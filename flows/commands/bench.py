@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.terminal import Date, JobPath, Json, Set, interruptible, load, observer, show
+from flows.commands.terminal import (
+    Date,
+    JobPath,
+    Json,
+    Set,
+    interruptible,
+    load,
+    number,
+    observer,
+    show,
+)
 
 BatchSizes = Annotated[
     str | None,
@@ -24,8 +34,8 @@ def bench(  # noqa: PLR0913  # each argument is an option of the command
     date: Date,
     batch_sizes: BatchSizes = None,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 5,
-    duration_s: Annotated[float, typer.Option(help="Of each measurement.", min=0.01)] = 2.0,
-    warmup_s: Annotated[float, typer.Option(help="Before each measurement.", min=0.0)] = 0.5,
+    duration_s: Annotated[float, number("Of each measurement.", min=0.01)] = 2.0,
+    warmup_s: Annotated[float, number("Before each measurement.")] = 0.5,
     variants: Variants = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of each variant.", min=1)] = None,
     rows: Annotated[int | None, typer.Option(help="Rows to measure on.", min=1)] = None,

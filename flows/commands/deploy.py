@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.terminal import JobPath, Json, load, show
+from flows.commands.terminal import JobPath, Json, load, number, show
 
 
 def deploy(  # noqa: PLR0913  # each argument is an option of the command
@@ -25,9 +25,7 @@ def deploy(  # noqa: PLR0913  # each argument is an option of the command
             help="Notification block that the server itself sends with an alarm.",
         ),
     ] = None,
-    wait_s: Annotated[
-        float, typer.Option(help="Seconds to wait for a server that is only starting.", min=0.0)
-    ] = 0.0,
+    wait_s: Annotated[float, number("Seconds to wait for a server that is only starting.")] = 0.0,
     json: Json = False,
 ) -> None:
     """Register score/nightly, score/backfill and alarms with the Prefect server.

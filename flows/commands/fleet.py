@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from flows.commands.terminal import number
+
 Fleet = Annotated[
     bool, typer.Option("--fleet", help="Find the cheapest machines for it, and for larger nights.")
 ]
@@ -24,12 +26,8 @@ Market = Annotated[Literal["on_demand", "spot"], typer.Option(help="Whose prices
 ShardRows = Annotated[
     int | None, typer.Option(help="Rows of a shard for --fleet, as lanes.shard_rows.", min=1)
 ]
-ReplacementS = Annotated[
-    float, typer.Option(help="Seconds until a machine is there for one taken away.", min=0.0)
-]
-MachinesDiffer = Annotated[
-    float, typer.Option(help="Standard deviation of machines' speeds.", min=0.0, max=1.0)
-]
+ReplacementS = Annotated[float, number("Seconds until a machine is there for one taken away.")]
+MachinesDiffer = Annotated[float, number("Standard deviation of machines' speeds.", max=1.0)]
 Seeds = Annotated[
     int, typer.Option(help="Nights that --fleet simulates of each fleet.", min=1, max=1000)
 ]

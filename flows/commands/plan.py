@@ -16,7 +16,10 @@ from flows.commands.fleet import (
     Seeds,
     ShardRows,
 )
-from flows.commands.terminal import Date, JobPath, Json, Set, load, show
+from flows.commands.terminal import Date, JobPath, Json, Set, load, number, show
+
+MAX_HOURS = 10_000.0
+"""Of a simulated night: more than a year."""
 
 Rows = Annotated[
     list[str] | None,
@@ -27,7 +30,18 @@ Lanes = Annotated[
 ]
 
 
+FORECASTS = {"rows", "window_h", "interruptions_per_h"}
+USED_BY = {
+    "": set[str](),
+    "--simulate": FORECASTS | {"lanes"},
+    "--fleet": FORECASTS
+    | {"instance", "rate", "market", "shard_rows", "replacement_s", "machines_differ", "seeds"},
+}
+"""Options that only a forecast uses, by the option that asks for it."""
+
+
 def plan(  # noqa: PLR0913  # each argument is an option of the command
+    context: typer.Context,
     job: JobPath,
     date: Date,
     simulate: Annotated[
@@ -36,11 +50,11 @@ def plan(  # noqa: PLR0913  # each argument is an option of the command
     rows: Rows = None,
     lanes: Lanes = None,
     window_h: Annotated[
-        float, typer.Option(help="Hours that a simulated night may take.", min=0.01)
+        float, number("Hours that a simulated night may take.", min=0.01, max=MAX_HOURS)
     ] = 4.0,
     interruptions_per_h: Annotated[
         float | None,
-        typer.Option(help="How often each machine is taken away.", min=0.0, max=20.0),
+        number("How often each machine is taken away.", max=20.0),
     ] = None,
     fleet: Fleet = False,
     instance: Instances = None,
@@ -62,6 +76,7 @@ def plan(  # noqa: PLR0913  # each argument is an option of the command
     from flows.planning.plan import plan_facts, render_plan
     from pipeline.job_file import parse_date
 
+    _refuse_unused(context, simulate=simulate, fleet=fleet)
     loaded, day = load(job, set), parse_date(date)
     if fleet:
         from flows.planning.fleet import FleetRequest, fleet_facts, parse_rates
@@ -101,3 +116,18 @@ def plan(  # noqa: PLR0913  # each argument is an option of the command
         interruptions_per_h=interruptions_per_h or 0.0,
     )
     show(simulation_facts(loaded, day, request), render_simulation, as_json=json)
+
+
+def _refuse_unused(context: typer.Context, *, simulate: bool, fleet: bool) -> None:
+    """An option that changes nothing was meant for something."""
+    from pipeline.errors import ConfigError
+
+    if simulate and fleet:
+        raise ConfigError("--simulate: together with --fleet; expected one of them.")
+    used = USED_BY["--fleet" if fleet else "--simulate" if simulate else ""]
+    for name in sorted(set[str]().union(*USED_BY.values()) - used):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            users = " or ".join(user for user, names in USED_BY.items() if name in names)
+            raise ConfigError(f"{option}: not used here; expected it with {users}.")

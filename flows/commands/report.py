@@ -26,18 +26,23 @@ def report(
     """Show the report of a published date, mail it, or show the last nights in a table."""
     from flows.commands.terminal import show_report
     from flows.nights import last_facts, render_last, report_of
+    from pipeline.errors import ConfigError
     from pipeline.job_file import parse_date
 
-    loaded = load(job, set)
+    if last is not None and (send or date is not None):
+        raise ConfigError(
+            f"--last: together with {'--send' if send else '--date'}; expected it alone. "
+            "Ask for the table and for one night's report in two commands."
+        )
+    loaded, day = load(job, set), None if date is None else parse_date(date)
     if last is not None:
         show(last_facts(loaded, last), render_last, as_json=json)
     elif send:
         from flows.mailing.mail import render_sent, send_facts
 
-        found = report_of(loaded, date and parse_date(date))
-        show(send_facts(loaded, found), render_sent, as_json=json)
+        show(send_facts(loaded, report_of(loaded, day)), render_sent, as_json=json)
     else:
-        show_report(report_of(loaded, date and parse_date(date)), as_json=json)
+        show_report(report_of(loaded, day), as_json=json)
 
 
 def compare(

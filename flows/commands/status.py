@@ -27,7 +27,7 @@ def status(
     from flows.status import render_status, status_facts
     from pipeline.job_file import parse_date
 
-    loaded, day = load(job, set), parse_date(date) if date else None
+    loaded, day = load(job, set), None if date is None else parse_date(date)
     facts = status_facts(loaded, day)
     if not watch:
         show(facts, render_status, as_json=json)

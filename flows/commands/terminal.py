@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +31,17 @@ Accept = Annotated[
         help=f"Publish although this guard stopped it: {', '.join(GUARDS)}. May be repeated.",
     ),
 ]
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+def number(help: str, *, min: float = 0.0, max: float | None = None) -> Any:
+    """An option that takes a finite number: infinity, and for some typers NaN, is in a range."""
+    return typer.Option(help=help, min=min, max=max, callback=_finite)
 
 
 class _Output(Console):

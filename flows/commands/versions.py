@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands.terminal import Date, JobPath, Json, Set, load, show
+from flows.commands.terminal import Date, JobPath, Json, Set, load, number, show
 
 AGE_DAYS = 7.0
 AT_WORK_S = 3_600.0
@@ -55,7 +55,7 @@ def gc(  # noqa: PLR0913  # each argument is an option of the command
     job: JobPath,
     older_than_days: Annotated[
         float,
-        typer.Option(help="Leave alone what is younger, and runs at work since; an hour at least."),
+        number("Leave alone what is younger, and runs at work since; an hour at least."),
     ] = AGE_DAYS,
     keep_versions: Annotated[
         int, typer.Option(help="Replaced versions of a date to keep for `score rollback`.", min=0)
