@@ -11,15 +11,15 @@ from rich.text import Text
 Facts = dict[str, Any]
 
 
-def render_engines(engines: list[Facts]) -> RenderableType:
+def render_engines(facts: Facts) -> RenderableType:
     """One line for each engine."""
-    if not engines:
+    if not facts["engines"]:
         return Text("no engine is built yet; `score run` builds one when it needs it")
     table = Table(box=None, pad_edge=False)
     for heading in ("key", "model", "engine", "agrees", "built", "version"):
         # On a narrow terminal the name of the model is shortened, and nothing else.
         table.add_column(heading, no_wrap=heading != "model", overflow="ellipsis")
-    for engine in engines:
+    for engine in facts["engines"]:
         version = "-" if engine["version"] is None else str(engine["version"])
         table.add_row(
             engine["key"][:12],

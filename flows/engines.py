@@ -24,11 +24,12 @@ from pipeline.tuning import tuned
 Facts = dict[str, Any]
 
 
-def list_facts(job: Job) -> list[Facts]:
-    """The engines in the job's store, newest first."""
+def list_facts(job: Job) -> Facts:
+    """The engines in the job's store, newest first, under `engines`."""
     store = open_store(job)
     log = store.versions.all()
-    return [_facts(e.manifest, log.get(e.manifest.request_key, [])) for e in store.list()]
+    engines = [_facts(e.manifest, log.get(e.manifest.request_key, [])) for e in store.list()]
+    return {"engines": engines}
 
 
 def show_facts(job: Job, key: str) -> Facts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -107,7 +106,7 @@ def check_narrow(text: str) -> None:
 
 def test_an_empty_store_says_so(engine: Callable[..., Ended], place: Place) -> None:
     assert "no engine is built yet" in engine("list", place.job).out
-    assert engine("list", place.job, "--json").out == "[]\n"
+    assert engine("list", place.job, "--json").json == {"engines": []}
     assert "no engine to verify" in " ".join(engine("verify", place.job).out.split())
     ended = engine("gc", place.job)
     assert ended.out == "removed 0 engines, 0 left-over files, 0 bytes\n"
@@ -123,7 +122,8 @@ def test_a_list_marks_what_is_current(engine: Callable[..., Ended], place: Place
     (new,) = [line for line in ended.out.splitlines() if second.key[:12] in line]
     assert "current" not in old
     assert new.rstrip().endswith("2 current")
-    facts = {entry["key"]: entry for entry in json.loads(engine("list", place.job, "--json").out)}
+    listed = engine("list", place.job, "--json").json["engines"]
+    facts = {entry["key"]: entry for entry in listed}
     assert (facts[first.key]["version"], facts[first.key]["current"]) == (1, False)
     assert (facts[second.key]["version"], facts[second.key]["current"]) == (2, True)
 
