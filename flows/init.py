@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pipeline.storage import open_storage
 IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 """What most torchvision and timm models were trained with, on values from 0 to 255."""
 DEFAULT_SIDE = 224
+CALLABLE = re.compile(r"[\w.]+:\w+")
 NO_LOGITS = ("Sigmoid", *CLASSIFIERS)
 """What the head for classes cannot take; of a Softmax it takes what that reads."""
 
@@ -85,24 +87,29 @@ def write_job_file(request: InitRequest, path: str | None) -> dict[str, Any]:
         "newest_date": date,
         "files": draft.dataset.num_files,
         "check": list(draft.checks),
-        "next": [f"score plan {target} --date {date or '<date>'}"],
+        "next": [f"score plan {shlex.quote(str(target))} --date {date or '<date>'}"],
     }
 
 
 def _check(text: str) -> None:
-    """A draft that is no job, because of its name, say: nothing is written then."""
+    """A draft that is no job, because of its name or output, say: nothing is written then."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "job.yaml")
         path.write_text(text, encoding="utf-8")
         try:
-            load_job(str(path))
+            job = load_job(str(path))
         except ConfigError as error:
             raise ConfigError(str(error).replace(str(path), "the new job file")) from None
+    open_storage(job.output.uri)  # it takes addresses of stores that it knows
 
 
 def draft_job(request: InitRequest) -> Draft:
     """Look at data and model, and write down what a job of them says."""
     is_onnx = request.model.endswith(".onnx")
+    if not is_onnx and not CALLABLE.fullmatch(request.model):
+        raise ConfigError(
+            f"--model: {request.model!r}; expected an ONNX file (.onnx) or module:callable."
+        )
     model = read_onnx_facts(request.model) if is_onnx else None
     dataset = look_at(open_storage(request.uri))
     name = request.name or _slug(request.uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,33 @@ def test_a_name_that_is_none_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the new job file, line 2: name"):
         write_job_file(request(uri, "my.models:net", name="a: b"), str(tmp_path / "job.yaml"))
     assert not (tmp_path / "job.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "foo"}, "--model: 'foo'; expected an ONNX file"),
+        ({"model": ""}, "--model: ''; expected"),
+        ({"model": "j.yaml"}, "--model: 'j.yaml'; expected"),
+        ({"model": "http://x/y"}, "--model: 'http://x/y'; expected"),
+        ({"output": "http://x"}, "http://x: unknown kind of storage"),
+    ],
+)
+def test_what_no_run_would_take_writes_nothing(
+    changes: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    uri = write_rows(tmp_path, picture_id=[1], jpeg=[JPEG])
+    asked = {"uri": uri, "model": "my.models:net", **changes}
+    with pytest.raises(ConfigError, match=said):
+        write_job_file(request(**asked), str(tmp_path / "job.yaml"))
+    assert not (tmp_path / "job.yaml").exists()
+
+
+def test_what_to_type_next_can_be_pasted(tmp_path: Path) -> None:
+    uri = write_rows(tmp_path, picture_id=[1], jpeg=[JPEG])
+    path = str(tmp_path / "my job.yaml")
+    (line,) = write_job_file(request(uri, "my.models:net"), path)["next"]
+    assert shlex.split(line)[:3] == ["score", "plan", path]
 
 
 @pytest.mark.parametrize(
