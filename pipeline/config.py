@@ -201,9 +201,9 @@ class WindowSection(Section):
     scored. A date that is caught up with more than a day later has no deadline any more."""
     timezone: str = "UTC"
     """Such as `Europe/Zurich`."""
-    days_after: Annotated[int, Field(ge=0)] = 1
+    days_after: Annotated[int, Field(ge=0, le=3_650)] = 1
     """1: yesterday's rows are due this morning."""
-    max_hours: Annotated[float, Field(gt=0)] | None = None
+    max_hours: Annotated[float, Field(gt=0, le=10_000)] | None = None
     """Hours that a night may take from the start of its first attempt. With a deadline as well,
     what comes first counts."""
 

@@ -44,6 +44,12 @@ def test_a_deadline_is_a_time_of_day_after_the_date_that_is_scored() -> None:
     assert summer.deadline.isoformat() == "2026-07-21T07:00:00+02:00"
 
 
+@pytest.mark.parametrize("window", [{"days_after": 99_999_999}, {"max_hours": 1e300}])
+def test_a_window_beyond_all_calendars_is_refused(window: dict[str, float]) -> None:
+    with pytest.raises(pydantic.ValidationError, match="less than or equal to"):
+        WindowSection.model_validate({"deadline": "07:00", **window})
+
+
 def test_a_night_that_begins_after_its_deadline_is_late_and_gets_no_other_one() -> None:
     window = find_window(WindowSection(deadline="07:00"), DATE, at(8))
     assert window is not None
