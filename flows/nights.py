@@ -74,7 +74,7 @@ def render_last(facts: Facts) -> RenderableType:
     """A line for each night, their medians, and the alerts of the newest; 80 columns wide."""
     nights, alerts = facts["nights"], [Alert(**alert) for alert in facts["alerts"]]
     table = _table("date", numbers=("rows", "quarantined", "rows/s", "$/100k", "took"))
-    table.add_column("engine", no_wrap=True)
+    table.add_column("engine", overflow="fold")
     for night in nights:
         version = f" v{night['version']}" if night["version"] > 1 else ""
         table.add_row(
@@ -141,7 +141,7 @@ def _table(name: str, *, numbers: tuple[str, ...]) -> Table:
     )
     table.add_column(name, no_wrap=True)
     for number in numbers:
-        table.add_column(number, justify="right", no_wrap=True)
+        table.add_column(number, justify="right", overflow="fold")
     return table
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -148,8 +148,10 @@ def render_status(facts: Facts) -> RenderableType:
     if not (facts["published"] or facts["unfinished"] or facts["replaced"]):
         return Text(f"{facts['job']}: nothing published and nothing begun")
     table = Table(box=None, pad_edge=False)
-    for heading in ("date", "state", "rows", "quarantined", "run"):
-        table.add_column(heading, justify="right" if heading in ("rows", "quarantined") else "left")
+    table.add_column("date", no_wrap=True)
+    for heading in ("state", "rows", "quarantined", "run"):
+        side: JustifyMethod = "right" if heading in ("rows", "quarantined") else "left"
+        table.add_column(heading, justify=side, overflow="fold")
     for entry in facts["published"]:
         if "damaged" in entry:
             table.add_row(plain(entry["date"]), "damaged", "", "", plain(entry["damaged"]))

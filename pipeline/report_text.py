@@ -148,6 +148,7 @@ def _facts(facts: Iterable[tuple[str, str]]) -> Table:
 
 def _stages(report: RunReport) -> Table:
     table = _table(("stage", ""), ("busy", "waiting", "rows", "busy share"))
+    table.columns[0].no_wrap = True
     for (name, *numbers), times in zip(
         tables.stage_rows(report), report.stages.values(), strict=True
     ):
@@ -158,6 +159,7 @@ def _stages(report: RunReport) -> Table:
 
 def _limits(report: RunReport) -> Table:
     table = _table(("ceiling", ""), ("rows per second", "reached"))
+    table.columns[0].no_wrap = True
     rows = zip(tables.limit_rows(report), words.limits(report), strict=True)
     for (name, *numbers), limit in rows:
         table.add_row(Text(name), _bar(limit.reached or 0.0), *numbers)
@@ -202,7 +204,7 @@ def _table(names: Iterable[str], numbers: Iterable[str]) -> Table:
     for name in names:
         table.add_column(name, overflow="fold")
     for number in numbers:
-        table.add_column(number, justify="right", no_wrap=True)
+        table.add_column(number, justify="right", overflow="fold")
     return table
 
 

@@ -111,10 +111,10 @@ def render_summary(summary: BackfillSummary) -> RenderableType:
     """A line for each date."""
     table = Table(box=None, pad_edge=False)
     table.add_column("date", no_wrap=True)
-    table.add_column("state", no_wrap=True)
+    table.add_column("state", overflow="fold")
     for heading in ("rows", "cost"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("why")
+        table.add_column(heading, justify="right", overflow="fold")
+    table.add_column("why", overflow="fold")
     for outcome in summary.dates:
         rows = "" if outcome.rows is None else words.count(outcome.rows)
         cost = words.usd(outcome.usd) if outcome.usd else ""

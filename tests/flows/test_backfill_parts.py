@@ -134,6 +134,11 @@ def test_the_summary_has_a_line_for_each_date_and_says_what_was_spent() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.count("2026-11-0") == 4
     assert "\x1b" not in text
+    narrow = Console(file=io.StringIO(), width=40)
+    narrow.print(render_summary(found))
+    text = narrow.file.getvalue()  # type: ignore[attr-defined]
+    assert text.count("\n2026-11-0") == 3, "no date is cut off"
+    assert "…" not in text
 
 
 def test_a_budget_keeps_what_is_set_aside_for_others() -> None:

@@ -58,11 +58,11 @@ def publish(root: Path, day: int, wall_s: float, rows: int = 4_000) -> None:
     record_night(output, report, version=1, published_at=published["published_at"])
 
 
-def shown(renderable: Any) -> str:
-    console = Console(file=io.StringIO(), width=80)
+def shown(renderable: Any, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(renderable)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert max(map(len, text.splitlines())) <= 80
+    assert max(map(len, text.splitlines())) <= width
     return text
 
 
@@ -75,6 +75,13 @@ def test_the_last_nights_are_a_table_and_the_alerts_of_the_newest(job: Job) -> N
     assert "2026-11-20  4,000         0.2%    44.4  0.0252  1 min 30 s  openvino int8" in text
     assert "2026-11-18" not in text
     assert "rate: 44.4 rows/s, 55.6% below" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_a_narrow_terminal_cuts_no_number_off(width: int, job: Job) -> None:
+    text = shown(render_last(last_facts(job, 2)), width)
+    assert "…" not in text
+    assert "\n2026-11-20 " in text
 
 
 def test_nights_of_a_hundred_million_rows_fit_into_80_columns(job: Job) -> None:

@@ -13,6 +13,7 @@ from pipeline.report import QuarantineSample, RunReport, UnreadableFile
 from pipeline.report_engine import EngineRows
 from pipeline.report_html import render_html
 from pipeline.report_text import render_markdown, render_text
+from pipeline.report_words import limits
 
 Build = Callable[..., RunReport]
 EMPTY = {
@@ -27,9 +28,9 @@ EMPTY = {
 }
 
 
-def printed(report: RunReport, *, encoding: str = "utf-8") -> str:
+def printed(report: RunReport, *, encoding: str = "utf-8", width: int = 80) -> str:
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
-    Console(file=stream, width=80, color_system=None).print(render_text(report))
+    Console(file=stream, width=width, color_system=None).print(render_text(report))
     stream.seek(0)
     return stream.read()
 
@@ -80,6 +81,15 @@ def test_the_terminal_report_fits_80_columns_without_colour(a_report: Build) -> 
     text = printed(a_report())
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_a_narrow_terminal_loses_no_name_and_no_digit(a_report: Build, width: int) -> None:
+    report = a_report()
+    text = printed(report, width=width)
+    assert "…" not in text
+    for name in (*report.stages, *(limit.name for limit in limits(report))):
+        assert f"\n{name} " in text
 
 
 def test_a_terminal_that_knows_only_ascii_gets_the_report_too(a_report: Build) -> None:
