@@ -344,7 +344,7 @@ class Job(Section):
         for key, address in written.items():
             if is_listed_below(address, read):
                 raise ValueError(
-                    f"{key}: below what `input` reads, which takes yesterday's scores for rows; "
+                    f"{key}: below what `input` reads: yesterday's scores would be taken for rows; "
                     "expected a folder elsewhere, or one that begins with `_`"
                 )
         return self

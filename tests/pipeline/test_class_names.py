@@ -50,8 +50,8 @@ def test_a_name_ends_with_its_line(tmp_path: Path, text: str, names: tuple[str, 
 
 
 def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "names.txt").write_bytes(b"caf\xe9\nbar\n")
-    with pytest.raises(ConfigError, match=r"names.txt: not UTF-8 \(byte 3\); expected a text file"):
+    (tmp_path / "names.txt").write_bytes(b"cat\ndo\xe9\n")
+    with pytest.raises(ConfigError, match=r"names.txt: not UTF-8 \(byte 6\); expected a text file"):
         load_class_names(str(tmp_path / "names.txt"))
 
 
