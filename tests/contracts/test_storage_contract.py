@@ -248,24 +248,6 @@ def test_a_folder_that_is_published_or_empty_is_free(storage: Storage, tmp_path:
     storage.check_free("dt=1")
 
 
-def test_on_a_disk_what_lies_in_a_dates_folder_is_told_and_stays(tmp_path: Path) -> None:
-    storage = LocalStorage(str(tmp_path))
-    storage.create("run/one", b"1")
-    storage.create("dt=1/.DS_Store", b"x")
-    said = r"dt=1: has `\.DS_Store` and no _MANIFEST\.json; expected .* Move it away"
-    with pytest.raises(StorageError, match=said):
-        storage.check_free("dt=1")
-    with pytest.raises(StorageError, match=said):
-        storage.publish({"a.parquet": "run/one"}, b"{}", "dt=1")
-    assert [info.path for info in storage.list_files("")] == ["dt=1/.DS_Store", "run/one"]
-
-
-def test_in_a_bucket_files_of_others_are_not_in_the_way(s3_folder: str) -> None:
-    storage = ObjectStorage(s3_folder)
-    storage.create("dt=1/part-of-a-run-that-copies.parquet", b"x")
-    storage.check_free("dt=1")
-
-
 def test_a_good_store_passes_the_probe_and_is_left_clean(storage: Storage) -> None:
     probe(storage, "job/_runs")
     assert storage.list_files("") == []

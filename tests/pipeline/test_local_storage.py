@@ -1,4 +1,4 @@
-"""What only a local disk has: symbolic links, which are followed."""
+"""What only a local disk has: symbolic links, and folders that others put files into."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.local_storage import LocalStorage
 
 
@@ -53,3 +53,15 @@ def test_a_link_that_leads_back_is_named(root: Path, tmp_path: Path, target: str
     (root / "sub" / "link").symlink_to(root / target)
     with pytest.raises(InputError, match="in which it lies itself; expected folders without"):
         listed(root)
+
+
+def test_on_a_disk_what_lies_in_a_dates_folder_is_told_and_stays(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    storage.create("run/one", b"1")
+    storage.create("dt=1/.DS_Store", b"x")
+    said = r"dt=1: has `\.DS_Store` and no _MANIFEST\.json; expected .* Move it away"
+    with pytest.raises(StorageError, match=said):
+        storage.check_free("dt=1")
+    with pytest.raises(StorageError, match=said):
+        storage.publish({"a.parquet": "run/one"}, b"{}", "dt=1")
+    assert [info.path for info in storage.list_files("")] == ["dt=1/.DS_Store", "run/one"]
