@@ -194,9 +194,3 @@ def test_an_address_that_is_none_and_missing_credentials_are_named_at_once(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "no address")
     with pytest.raises(StoreRefusedError, match="no address"):
         open_storage(s3_folder).read("x")
-
-
-def test_in_a_bucket_files_of_others_are_not_in_the_way(s3_folder: str) -> None:
-    storage = ObjectStorage(s3_folder)
-    storage.create("dt=1/part-of-a-run-that-copies.parquet", b"x")
-    storage.check_free("dt=1")
