@@ -92,7 +92,8 @@ def test_the_limit_is_the_jobs_or_what_a_lane_can_take() -> None:
 def bomb(num_bytes: int) -> bytes:
     """A small file with a column that expands to so many bytes, and a few rows."""
     values = pa.array([b"\0" * (num_bytes // 8)] * 8, pa.large_binary())
-    table = pa.table({"user_id": range(8), "f0": [1.0] * 8, "f1": [1.0] * 8, "note": values})
+    ones = pa.array([1.0] * 8, pa.float32())
+    table = pa.table({"user_id": range(8), "f0": ones, "f1": ones, "note": values})
     return parquet_bytes(table, 8, use_dictionary=False)
 
 
