@@ -6,13 +6,17 @@ import gc
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 COLLECT_AFTER_OBJECTS = 50_000
 """What imports leave behind is no garbage: to look for some every 700 objects costs 0.05 s."""
+AGAIN_AFTER_S = 0.05
+"""Of a Ctrl-C that met a callback, which has ended by then."""
 EXIT_NOT_PRINTED = 1
 NOT_PRINTED = "expected room for what is printed. All else is done; print it somewhere else."
 _not_printed: list[OSError] = []
@@ -23,7 +27,18 @@ def begin() -> None:
     gc.set_threshold(COLLECT_AFTER_OBJECTS)
     # Nothing here multiplies large matrices in NumPy, and OpenBLAS's threads spin when they start.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    sys.unraisablehook = _not_lost
     _keep_printing()
+
+
+def _not_lost(found: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised in a callback, such as importlib's, and a Ctrl-C with it."""
+    if not isinstance(found.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(found)
+        return
+    again = threading.Timer(AGAIN_AFTER_S, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
 
 
 def _keep_printing() -> None:

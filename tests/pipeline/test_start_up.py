@@ -92,3 +92,25 @@ keep_pandas_out()
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["False", "[1] True"]
+
+
+def test_a_ctrl_c_that_meets_a_callback_is_not_lost() -> None:
+    script = """
+import os, signal, time
+from pipeline import start_up
+start_up.begin()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Meets:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+try:
+    del (met := [Meets()])[0]
+    time.sleep(30)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=20
+    )
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
