@@ -14,7 +14,7 @@ import numpy as np
 from engines.calibrate import Feeds, Method, ScaleTable, calibrate, feeds_of
 from engines.devices import Device, WeightBits
 from engines.export import fixed_batch, load_core, name_nodes
-from engines.gate import UNANSWERED, answered
+from engines.gate import answered, say_unanswered
 from engines.model import ImageInput, ModelSpec, input_spec
 from engines.probing import open_session
 from engines.runner import LOGITS, Array, TensorSpec
@@ -154,8 +154,7 @@ class CandidateFactory:
         feeds = feeds_of(self.core, self._spec, self._rows)
         answers = np.concatenate([session.run([score], feed)[0] for feed in feeds()])
         known = answered({score: answers[: len(self._rows)]})
-        if not known.all():
-            log.warning("%d of %d calibration rows: %s", (~known).sum(), len(known), UNANSWERED)
+        say_unanswered(known, "calibration")
         return self._rows[known]
 
     @cached_property

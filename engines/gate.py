@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,13 +16,13 @@ from engines.metrics import BY_CHANCE, explained_variance, task_metric
 from engines.model import Head
 from engines.runner import Array, Runner
 
+log = logging.getLogger(__name__)
+
 Floats = npt.NDArray[np.float64]
 ROUNDING = 1e-9
 """Of differences between two metrics."""
 MIN_ROWS = 8
 """With fewer held-out rows int8 passes by luck; a job may not ask for fewer either."""
-UNANSWERED = "left out: fp32 has no finite answer to them"
-"""Said of rows."""
 RACE_ROUNDS = 5
 RACE_S = 0.25
 """Seconds for each runner in each round."""
@@ -106,6 +107,13 @@ def answered(reference: Answers) -> npt.NDArray[np.bool_]:
             "Look at the model and the rows."
         )
     return np.asarray(known)
+
+
+def say_unanswered(known: npt.NDArray[np.bool_], which: str) -> None:
+    """Warn of the rows that are left out, if any; `which` says what they were for."""
+    if not known.all():
+        what = "%d of %d %s rows: left out: fp32 has no finite answer to them"
+        log.warning(what, (~known).sum(), len(known), which)
 
 
 def finite_rows(array: Array) -> npt.NDArray[np.bool_]:

@@ -49,6 +49,11 @@ def is_plain(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) ->
     return not is_scaled and all(n in constants and len(constants[n].dims) == 1 for n in biases)
 
 
+def is_turned(node: onnx.NodeProto) -> bool:
+    """Whether a Gemm's weight is [outputs, inputs]."""
+    return any(entry.name == "transB" and entry.i for entry in node.attribute)
+
+
 def _inputs(node: onnx.NodeProto) -> list[str]:
     """Without a bias that is left out."""
     return [name for name in node.input if name]
@@ -77,8 +82,7 @@ def _flatten_bias(
     _, weight, *biases = _inputs(node)
     if weight not in constants:
         return
-    is_turned = any(entry.name == "transB" and entry.i for entry in node.attribute)
-    num_outputs = constants[weight].dims[0 if is_turned else 1]
+    num_outputs = constants[weight].dims[0 if is_turned(node) else 1]
     for name in [name for name in biases if name in own]:
         array = numpy_helper.to_array(constants[name])
         if array.size == 1 or array.shape == (1, num_outputs):

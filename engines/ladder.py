@@ -19,7 +19,6 @@ from engines.errors import AccuracyError, ModelError, OutOfDeviceMemoryError
 from engines.export import fixed_batch
 from engines.gate import (
     MIN_ROWS,
-    UNANSWERED,
     Accuracy,
     Answers,
     GateSpec,
@@ -27,6 +26,7 @@ from engines.gate import (
     compare,
     race,
     run_rows,
+    say_unanswered,
 )
 from engines.load import make_runner, probe_answer
 from engines.manifest import Rung
@@ -175,8 +175,7 @@ class Ladder:
             AccuracyError: There is no such row.
         """
         known, labels = answered(reference), self._held_out.labels
-        if not known.all():
-            log.warning("%d of %d held-out rows: %s", (~known).sum(), len(known), UNANSWERED)
+        say_unanswered(known, "held-out")
         against_itself = compare(self._spec.head, reference, reference, labels)
         if labels is not None and against_itself.metric is None:
             log.warning(

@@ -22,7 +22,7 @@ from onnxruntime.quantization.calibrate import (
 
 from engines.calibrate import ScaleTable, activations
 from engines.devices import WeightBits
-from engines.gemms import is_plain
+from engines.gemms import is_plain, is_turned
 from engines.round_weights import Rounding, with_rounding
 from engines.tensor_uses import drop_unread, uses
 
@@ -126,8 +126,8 @@ def quantizable_layers(core: onnx.ModelProto) -> list[str]:
 
 def channel_axis(node: onnx.NodeProto) -> int:
     """Of a weight's axes, the one along which each channel has a scale of its own."""
-    is_turned = any(entry.name == "transB" and entry.i for entry in node.attribute)
-    return {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}.get(node.op_type, 0 if is_turned else 1)
+    of_gemm = 0 if is_turned(node) else 1
+    return {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}.get(node.op_type, of_gemm)
 
 
 def _unfit_nodes(core: onnx.ModelProto) -> set[str]:

@@ -19,7 +19,7 @@ from typing import BinaryIO, Concatenate, ParamSpec, TypeVar, cast
 import pyarrow as pa
 
 from pipeline.errors import InputError, StorageError
-from pipeline.paths import checked
+from pipeline.paths import checked, is_hidden
 from pipeline.storage import MANIFEST, STAGING_PREFIX, SUCCESS, FileInfo, UnfinishedUpload
 from pipeline.store_errors import named
 
@@ -80,9 +80,8 @@ class LocalStorage:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ELOOP):
                 raise
-        parts = path.removeprefix(str(self._root)).split("/")
-        is_hidden = any(part.startswith(("_", ".")) for part in parts)  # as editors' locks are
-        if os.path.islink(path) and not is_hidden:
+        # Hidden ones are editors' locks, say.
+        if os.path.islink(path) and not is_hidden(path.removeprefix(str(self._root))):
             raise InputError(
                 f"{path}: a link to {os.readlink(path)}, which is not there; expected a file or a "
                 "folder. Mount what it leads to, or remove the link."

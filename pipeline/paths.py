@@ -12,6 +12,11 @@ def stays_below(path: str) -> bool:
     return not path.startswith("/") and ".." not in path.split("/")
 
 
+def is_hidden(path: str) -> bool:
+    """Like Spark and pyarrow: what has a name that begins with `_` or `.`, or lies below such."""
+    return any(part.startswith(("_", ".")) for part in path.split("/"))
+
+
 def is_listed_below(address: str, folder: str) -> bool:
     """Whether data at one address, local or `s3://`, are in a listing of the folder at another."""
     inner, outer = (
@@ -19,8 +24,7 @@ def is_listed_below(address: str, folder: str) -> bool:
         for text in (address.removeprefix("file://"), folder.removeprefix("file://"))
     )
     below = f"{inner}/".removeprefix(f"{outer}/")
-    is_hidden = any(part.startswith(("_", ".")) for part in below.split("/"))
-    return below != f"{inner}/" and not is_hidden
+    return below != f"{inner}/" and not is_hidden(below)
 
 
 def checked(path: str, uri: str) -> str:

@@ -17,6 +17,7 @@ from pipeline.config import Job
 from pipeline.delta_columns import check_delta_columns
 from pipeline.errors import ConfigError, InputError
 from pipeline.footers import Footer, PinnedFile, read_footers
+from pipeline.paths import is_hidden
 from pipeline.report import UnreadableFile
 from pipeline.storage import FileInfo, Storage
 
@@ -199,9 +200,8 @@ def _digest(value: Any) -> str:
 
 
 def is_data(path: str) -> bool:
-    """Like Spark and pyarrow: names that begin with `_` or `.` are not data."""
-    hidden = any(part.startswith(("_", ".")) for part in path.split("/"))
-    return path.endswith((".parquet", ".parq", ".pq")) and not hidden
+    """A Parquet file by its name, and not hidden."""
+    return path.endswith((".parquet", ".parq", ".pq")) and not is_hidden(path)
 
 
 def _columns_of(job: Job, footers: Sequence[Footer], root: str) -> tuple[tuple[str, ...], int]:

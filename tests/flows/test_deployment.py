@@ -43,29 +43,28 @@ def test_without_a_server_address_it_says_how_to_get_one(monkeypatch: pytest.Mon
         deploy(Wanted(job=JOB))
 
 
-@pytest.mark.parametrize("cron", ["every night", "61 0 * * *", "30 0 * *", "", "0 0 30 2 *"])
-def test_a_wrong_schedule_is_refused_before_the_server_is_asked(
-    monkeypatch: pytest.MonkeyPatch, cron: str
-) -> None:
+@pytest.fixture
+def nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+
+
+@pytest.mark.usefixtures("nobody_answers")
+@pytest.mark.parametrize("cron", ["every night", "61 0 * * *", "30 0 * *", "", "0 0 30 2 *"])
+def test_a_wrong_schedule_is_refused_before_the_server_is_asked(cron: str) -> None:
     with pytest.raises(ConfigError, match="--cron"):
         deploy(Wanted(job=JOB, cron=cron))
 
 
+@pytest.mark.usefixtures("nobody_answers")
 @pytest.mark.parametrize("timezone", ["Mars/Olympus", "../etc", "Europe"])
-def test_a_wrong_time_zone_is_refused_before_the_server_is_asked(
-    monkeypatch: pytest.MonkeyPatch, timezone: str
-) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+def test_a_wrong_time_zone_is_refused_before_the_server_is_asked(timezone: str) -> None:
     with pytest.raises(ConfigError, match="--timezone"):
         deploy(Wanted(job=JOB, timezone=timezone))
 
 
+@pytest.mark.usefixtures("nobody_answers")
 @pytest.mark.parametrize("prefix", ["a/b", "!a-", "a*", "{{ a }}", "a%"])
-def test_a_prefix_that_is_no_name_is_refused_before_the_server_is_asked(
-    monkeypatch: pytest.MonkeyPatch, prefix: str
-) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+def test_a_prefix_that_is_no_name_is_refused_before_the_server_is_asked(prefix: str) -> None:
     with pytest.raises(ConfigError, match="--prefix"):
         deploy(Wanted(job=JOB, prefix=prefix))
 

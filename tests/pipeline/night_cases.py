@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +42,7 @@ def score_night(job: Job, date: str, runner: Any, again: Again = "no") -> RunRep
     if published is not None and again == "no":
         return already_published(job, output, published)
     wanted = Night(job=job, date=date, again=again)
-    device, clock = LaneDevice(name="cpu", num_threads=1), RunClock(started=time.monotonic())
+    device, clock = LaneDevice(name="cpu", num_threads=1), RunClock()
     run = pipeline.run.prepare_run(
         wanted, [device], clock, lambda _: None, the_engine, replaces=published
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def prepared(root: Path, monkeypatch: pytest.MonkeyPatch, num_classes: int) -> P
     return pipeline.run.prepare_run(
         Night(job=job, date=DATE),
         [DEVICE],
-        RunClock(started=time.monotonic()),
+        RunClock(),
         lambda _: None,
         lambda *_, **__: ResolvedEngine(engine=engine, built=False, build_s=0.0),
     )

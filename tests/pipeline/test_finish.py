@@ -46,9 +46,10 @@ def history(job: Job) -> list[str]:
     return [path.name for path in Path(job.output.uri, job.name, "_history").glob("*.parquet")]
 
 
-def test_rows_of_an_attempt_whose_note_is_damaged_were_still_scored_by_this_run(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def note(job: Job, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of an attempt that scored all rows and crashed before it published them."""
+
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -56,7 +57,13 @@ def test_rows_of_an_attempt_whose_note_is_damaged_were_still_scored_by_this_run(
         patch.setattr("night_cases.finish_run", crash)
         with pytest.raises(KeyboardInterrupt):
             score_night(job, DATE, SumRunner())
-    (note,) = Path(job.output.uri, job.name, "_runs").glob("*/attempts/*.json")
+    (written,) = Path(job.output.uri, job.name, "_runs").glob("*/attempts/*.json")
+    return written
+
+
+def test_rows_of_an_attempt_whose_note_is_damaged_were_still_scored_by_this_run(
+    job: Job, note: Path
+) -> None:
     note.write_bytes(note.read_bytes()[:20])
     report = score_night(job, DATE, SumRunner())
     assert report.shards_reused == report.shards
@@ -85,16 +92,8 @@ def test_scores_that_are_taken_over_count_when_the_ledger_that_knew_them_is_gone
 
 
 def test_an_attempt_beside_the_one_that_publishes_is_paid_and_makes_no_night_longer(
-    job: Job, monkeypatch: pytest.MonkeyPatch
+    job: Job, note: Path
 ) -> None:
-    def crash(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("night_cases.finish_run", crash)
-        with pytest.raises(KeyboardInterrupt):
-            score_night(job, DATE, SumRunner())
-    (note,) = Path(job.output.uri, job.name, "_runs").glob("*/attempts/*.json")
     note.write_text(json.dumps({**json.loads(note.read_text()), "prepared_s": 3600.0}))
     report = score_night(job, DATE, SumRunner())
     assert report.wall_s < 600

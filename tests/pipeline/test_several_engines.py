@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ def prepared(root: Path, cpu: Cpu, **lanes: Any) -> PreparedRun:
     return pipeline.run.prepare_run(
         Night(job=job, date=DATE),
         [lane_on(cpu)],
-        RunClock(started=time.monotonic()),
+        RunClock(),
         lambda _: None,
         lambda *_, **__: engine_for(cpu),
     )
