@@ -156,7 +156,21 @@ class Desk:
         self._said: list[str] = []
         self._built: list[ResolvedEngine] = []
         self._errors: list[tuple[str, Exception]] = []
+        self._arrived: set[str] = set()
         self._draining = self._ended = False
+
+    @_one_at_a_time
+    def arrive(self, lane: str) -> bool:
+        """A lane's task begins; False: it came too late, and nobody will wait for it."""
+        if not self._ended:
+            self._arrived.add(lane)
+        return not self._ended
+
+    @property
+    def arrived(self) -> frozenset[str]:
+        """Lanes whose tasks began in time."""
+        with self._lock:
+            return frozenset({*self._arrived, *self._seats})
 
     @_one_at_a_time
     def join(self, lane: str, node: str, device: LaneDevice) -> None:

@@ -303,10 +303,10 @@ class RayLanes:
                     self._desk.lost(lane)
                 self._desk.wait(PERIOD_S)
             self._desk.end()
-            # Their tasks, too, and those of lanes that came too late: Prefect is told by them that
-            # they have ended.
-            came = {seat.lane for seat in self._desk.look().seats}
-            while came & {*self._cluster.lanes} and time.monotonic() < deadline and not received:
+            # Their tasks, too, and those of lanes that just began: Prefect is told by them that
+            # they have ended. After the end none begins.
+            arrived = self._desk.arrived
+            while arrived & {*self._cluster.lanes} and time.monotonic() < deadline and not received:
                 self._cluster.ended()
                 time.sleep(BREATH_S)
 

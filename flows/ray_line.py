@@ -39,6 +39,9 @@ class Line:
 class DeskCalls(Protocol):
     """What a lane asks the desk."""
 
+    def arrive(self, lane: str) -> bool:
+        """A lane's task begins; False: it came too late, and nobody will wait for it."""
+
     def join(self, lane: str, node: str, device: LaneDevice) -> None:
         """A lane is there."""
 
@@ -75,7 +78,8 @@ class Switchboard:
         with suppress(OSError, EOFError, AuthenticationError), _over(caller) as connection:
             deliver_challenge(connection, self.line.key)
             answer_challenge(connection, self.line.key)
-            calls: dict[str, Callable[..., Orders | None]] = {
+            calls: dict[str, Callable[..., Orders | bool | None]] = {
+                "arrive": self._desk.arrive,
                 "join": self._desk.join,
                 "turn": self._desk.turn,
             }
@@ -107,6 +111,11 @@ class FarDesk:
             deliver_challenge(self._connection, line.key)
         except (OSError, EOFError, AuthenticationError) as error:
             raise self._gone(error) from None
+
+    def arrive(self, lane: str) -> bool:
+        """See `Desk.arrive`."""
+        in_time: bool = self._call("arrive", lane)
+        return in_time
 
     def join(self, lane: str, node: str, device: LaneDevice) -> None:
         """See `Desk.join`."""

@@ -88,6 +88,14 @@ def test_a_lane_gets_no_shard_before_it_knows_what_to_score_with(desk: Desk) -> 
     assert desk.turn("a", News()).setup is None, "it is told once"
 
 
+def test_a_task_that_begins_when_the_night_is_over_is_sent_away(desk: Desk) -> None:
+    assert desk.arrive("a")
+    desk.join("b", "node", CPU)
+    desk.end()
+    assert not desk.arrive("late")
+    assert desk.arrived == {"a", "b"}
+
+
 def test_a_lane_never_runs_dry_and_holds_two_groups_at_most(desk: Desk) -> None:
     lane = AtDesk(desk, "a")
     lane.turn()

@@ -33,6 +33,7 @@ def board(desk: Desk) -> Iterator[Switchboard]:
 def test_a_lane_reaches_the_desk_as_if_it_were_here(desk: Desk, board: Switchboard) -> None:
     lanes = [FarDesk(board.line), FarDesk(board.line)]
     for number, lane in enumerate(lanes):
+        assert lane.arrive(f"lane{number}")
         lane.join(f"lane{number}", "node", CPU)
     desk.drain()
     assert [lane.turn(f"lane{number}", News()) for number, lane in enumerate(lanes)] == [
@@ -43,6 +44,8 @@ def test_a_lane_reaches_the_desk_as_if_it_were_here(desk: Desk, board: Switchboa
         ("lane0", CPU),
         ("lane1", CPU),
     ]
+    desk.end()
+    assert not lanes[0].arrive("late")
 
 
 def test_nobody_is_heard_who_does_not_know_the_key(desk: Desk, board: Switchboard) -> None:
