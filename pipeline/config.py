@@ -50,7 +50,8 @@ class InputSection(Section):
     partition: str | None = "dt={date}"
     """Sub-folder of one night, with `{date}`; null: the whole folder is scored every time."""
     passthrough: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Columns copied to the output; they must tell rows apart there."""
+    """Columns copied to the output; they must tell rows apart there. One that files of a
+    date have in several types gets the type that holds all values, such as int64 beside int32."""
     images: ImagesInput | None = None
     features: FeaturesInput | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 
 import pyarrow as pa
 
@@ -19,8 +20,8 @@ def is_installed() -> bool:
     return importlib.util.find_spec("deltalake") is not None
 
 
-def check_delta_columns(job: Job, schema: pa.Schema, where: str) -> None:
-    """See that the passthrough columns can be in a Delta table as they are.
+def check_delta_columns(job: Job, types: Mapping[str, pa.DataType], where: str) -> None:
+    """See that the passthrough columns, by name, can be in a Delta table as they are.
 
     Raises:
         ConfigError: One has a type that Delta Lake does not have, or the name of another column,
@@ -41,7 +42,7 @@ def check_delta_columns(job: Job, schema: pa.Schema, where: str) -> None:
                 f"input.passthrough: `{name}` and `{other}` are one name in a Delta table; "
                 "expected names that differ not only in case. Leave one out, or rename it."
             )
-        kind = schema.field(name).type
+        kind = types[name]
         if not _fits(kind):
             raise ConfigError(
                 f"{where}: column `{name}` is {kind}; expected a type that Delta Lake has, such as "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.blocks import Array, ScoredBlock
+from pipeline.column_types import as_stored
 from pipeline.distribution import count_scores, stride_for
 from pipeline.plan import Shard
 
@@ -48,6 +49,8 @@ class OutputLayout:
     compression: str
     metadata: Mapping[str, str]
     """Provenance for the file's footer: run id, engine key, model hash, input fingerprint."""
+    wider_types: Mapping[str, pa.DataType] = field(default_factory=dict)
+    """See `Plan.wider_types`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,8 +115,11 @@ def _is_scored(block: ScoredBlock) -> Array:
 
 
 def _scored_rows(block: ScoredBlock, layout: OutputLayout) -> pa.RecordBatch:
-    copied = map(_without_view, block.passthrough.columns)
-    columns = dict(zip(block.passthrough.schema.names, copied, strict=True))
+    copied = block.passthrough
+    columns = {
+        name: _as_in_all_files(_without_view(column), layout.wider_types.get(name))
+        for name, column in zip(copied.schema.names, copied.columns, strict=True)
+    }
     columns |= _output_columns(block.outputs, layout)
     rows = pa.RecordBatch.from_pydict(columns)
     if not block.bad_rows:
@@ -128,6 +134,10 @@ def _without_view(column: pa.Array) -> pa.Array:
     if pa.types.is_binary_view(column.type):
         return column.cast(pa.large_binary())
     return column
+
+
+def _as_in_all_files(column: pa.Array, kind: pa.DataType | None) -> pa.Array:
+    return column if kind in (None, as_stored(column.type)) else column.cast(kind)
 
 
 def _output_columns(outputs: tuple[Array, ...], layout: OutputLayout) -> dict[str, pa.Array]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import hashlib
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config import Job
-from pipeline.delta_columns import check_delta_columns
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import InputError
 from pipeline.footers import Footer, PinnedFile, read_footers
+from pipeline.input_columns import columns_of
 from pipeline.paths import is_hidden
 from pipeline.report import UnreadableFile
 from pipeline.storage import FileInfo, Storage
@@ -75,9 +73,9 @@ class Plan:
     shards: tuple[Shard, ...]
     num_rows: int
     feature_columns: tuple[str, ...]
-    """Expanded from the globs of the job; empty for images."""
     num_features: int
-    """Width of the engine's input: columns, or the length of the fixed-size list."""
+    wider_types: Mapping[str, pa.DataType] = field(default_factory=dict)
+    """For this and the two before, see `Columns`."""
     unreadable: tuple[UnreadableFile, ...] = ()
     """Files of the date that are no Parquet; their rows are in no shard and in no sum."""
 
@@ -138,7 +136,7 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
             f"{source.uri}/{unreadable[0].path}: {unreadable[0].message}; expected a Parquet file, "
             f"and none of {len(unreadable)} can be read. Write them again."
         )
-    columns, num_features = _columns_of(job, footers, source.uri)
+    columns = columns_of(job, footers, source.uri)
     num_rows = sum(footer.file.num_rows for footer in footers)
     if num_rows == 0:
         raise InputError(f"{where}: 0 rows in {len(footers)} files; expected rows to score.")
@@ -151,8 +149,9 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
         files=tuple(footer.file for footer in footers),
         shards=tuple(shards),
         num_rows=num_rows,
-        feature_columns=columns,
-        num_features=num_features,
+        feature_columns=columns.features,
+        num_features=columns.num_features,
+        wider_types=columns.wider_types,
         unreadable=unreadable,
     )
 
@@ -202,127 +201,6 @@ def _digest(value: Any) -> str:
 def is_data(path: str) -> bool:
     """A Parquet file by its name, and not hidden."""
     return path.endswith((".parquet", ".parq", ".pq")) and not is_hidden(path)
-
-
-def _columns_of(job: Job, footers: Sequence[Footer], root: str) -> tuple[tuple[str, ...], int]:
-    """Feature columns and the width of the engine's input, in which all files must agree.
-
-    Raises:
-        ConfigError: No file fits the job, or some files do not: the message says which it is.
-    """
-    alike: dict[int, list[Footer]] = {}
-    for footer in footers:
-        alike.setdefault(id(footer.schema), []).append(footer)
-    fitting: tuple[tuple[str, ...], int] | None = None
-    copied: pa.Schema | None = None
-    wrong: list[Footer] = []
-    error: ConfigError | None = None
-    for files in alike.values():
-        schema, where = files[0].schema, f"{root}/{files[0].file.path}"
-        try:
-            columns = fitting[0] if fitting else _feature_columns(job, schema, where)
-            _check_columns(job, columns, schema, where)
-            check_delta_columns(job, schema, where)
-            width = _num_features(schema, columns)
-            if fitting and width != fitting[1]:
-                raise ConfigError(f"{where}: {width} features; expected {fitting[1]}.")
-            copied = copied or schema
-            _check_alike(job, schema, copied, where)
-        except ConfigError as found:
-            wrong, error = wrong + files, error or found
-        else:
-            fitting = columns, width
-    if error is None and fitting is not None:
-        return fitting
-    if fitting is None:
-        raise error or AssertionError("a plan without files")
-    num_wrong = len(wrong)
-    raise ConfigError(
-        f"{error} {num_wrong} of {len(footers)} files {'is' if num_wrong == 1 else 'are'} like "
-        "this, the others fit the job: write the file again."
-    )
-
-
-def _feature_columns(job: Job, schema: pa.Schema, where: str) -> tuple[str, ...]:
-    if job.input.features is None:
-        return ()
-    columns: list[str] = []
-    for pattern in job.input.features.columns:
-        found = [name for name in schema.names if fnmatch.fnmatchcase(name, pattern)]
-        if pattern in schema.names:  # `f[0]` is a name, and as a glob it is f0
-            found = [pattern]
-        if not found:
-            raise _missing_column(pattern, schema, where, "input.features.columns")
-        columns += [name for name in found if name not in columns]
-    return tuple(columns)
-
-
-def _check_columns(job: Job, features: tuple[str, ...], schema: pa.Schema, where: str) -> None:
-    label = job.engine.gate.label
-    wanted = [(name, "input.passthrough") for name in job.input.passthrough]
-    wanted += [(label, "engine.gate.label")] if label else []
-    wanted += [(name, "input.features.columns") for name in features]
-    wanted += [(job.input.images.column, "input.images.column")] if job.input.images else []
-    names = schema.names
-    for name, key in wanted:
-        if name not in names:
-            raise _missing_column(name, schema, where, key)
-        if names.count(name) > 1:
-            raise ConfigError(f"{where}: column `{name}` twice; expected each name once.")
-    if job.input.images:
-        name = job.input.images.column
-        kind = schema.field(name).type
-        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise ConfigError(
-                f"{where}: column `{name}` is {kind}; expected binary with encoded images. "
-                "Check `input.images.column`."
-            )
-    for name in features:
-        kind = schema.field(name).type
-        if pa.types.is_fixed_size_list(kind) and len(features) == 1:
-            kind = kind.value_type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise ConfigError(
-                f"{where}: column `{name}` is {kind}; expected numbers, or one column of "
-                "fixed-size lists. Check `input.features.columns`."
-            )
-
-
-def _check_alike(job: Job, schema: pa.Schema, first: pa.Schema, where: str) -> None:
-    """Parts have the columns of their files, and readers take all parts of a date for one table."""
-    for name in job.input.passthrough:
-        kind, expected = schema.field(name).type, first.field(name).type
-        if _as_stored(kind) != _as_stored(expected):
-            raise ConfigError(
-                f"{where}: column `{name}` is {kind}; expected {expected}, as in other files of "
-                "the date, because of `input.passthrough`."
-            )
-
-
-def _as_stored(kind: pa.DataType) -> pa.DataType:
-    """One type for those that Parquet keeps alike."""
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return pa.string()
-    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        return pa.binary()
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(_as_stored(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([(field.name, _as_stored(field.type)) for field in kind])
-    return kind
-
-
-def _missing_column(name: str, schema: pa.Schema, where: str, key: str) -> ConfigError:
-    close = difflib.get_close_matches(name, schema.names, n=1)
-    hint = f"Did you mean `{close[0]}`?" if close else f"It has: {', '.join(schema.names[:8])}."
-    return ConfigError(f"{where}: no column `{name}`; expected it because of `{key}`. {hint}")
-
-
-def _num_features(schema: pa.Schema, columns: tuple[str, ...]) -> int:
-    if len(columns) == 1:
-        kind = schema.field(columns[0]).type
-        return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else 1
-    return len(columns)
 
 
 def _cut(footer: Footer, target_rows: int, *, first_index: int) -> list[Shard]:

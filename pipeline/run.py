@@ -253,6 +253,7 @@ def lane_setup(run: PreparedRun, device: LaneDevice, num_lanes: int) -> LaneSetu
         head=job.model.head,
         class_names=run.class_names,
         compression=job.output.compression,
+        wider_types=plan.wider_types,
         metadata={
             "run_id": run.ledger.run_id,
             ENGINE_KEY: manifest.key,

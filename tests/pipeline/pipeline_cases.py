@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -130,7 +131,7 @@ def scoring_tools(job: Job, plan: Plan, runner: Any, **changes: Any) -> ScoringT
         "ledger": Ledger(open_storage(job.output.uri), job.name, "run"),
         "decoder": FeatureDecoder(job.input.features, plan.feature_columns, plan.num_features),
         "runner": runner,
-        "layout": LAYOUT,
+        "layout": dataclasses.replace(LAYOUT, wider_types=plan.wider_types),
         "passthrough": job.input.passthrough,
         "owner": "attempt",
         "marks": WorkMarks(get_context("spawn")),
@@ -158,8 +159,6 @@ def as_bytes(data: bytes) -> np.ndarray:
 
 def publish_night(job: Job, report: Any) -> Path:
     """Score the job's date with `SumRunner` and publish it; the published folder."""
-    import dataclasses
-
     from pipeline.publish import draft_of, publish
     from pipeline.score_shards import ShardScoring
 

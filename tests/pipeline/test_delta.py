@@ -238,7 +238,7 @@ def test_columns_of_one_name_that_were_published_all_the_same_are_told_in_a_sent
     write_input(tmp_path / "in", table.append_column("Score", table["f0"]))
     job = a_job(job_data(tmp_path), output={"delta": True}, input={"passthrough": ["Score"]})
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.plan.check_delta_columns", lambda *_: None)
+        patch.setattr("pipeline.input_columns.check_delta_columns", lambda *_: None)
         dataclasses.replace(local, job=job).score(ONE)
     with pytest.raises(StorageError, match=rf"cannot have the columns of {DATE} .*Duplicate"):
         update_table(job, local.output, DATE)

@@ -317,8 +317,7 @@ def two_files(root: Path, one: pa.DataType, other: pa.DataType) -> None:
     ("one", "other"),
     [
         (pa.int64(), pa.string()),
-        (pa.int64(), pa.int32()),
-        (pa.timestamp("us"), pa.timestamp("ms")),
+        (pa.int64(), pa.float64()),
         (pa.list_(pa.int64()), pa.list_(pa.string())),
         (pa.struct([("a", pa.int64())]), pa.struct([("b", pa.int64())])),
     ],
@@ -353,6 +352,18 @@ def test_types_that_parquet_keeps_alike_are_one(
     two_files(tmp_path, one, other)
     job = a_job(job_data(tmp_path), input={"passthrough": ["user_id", "id"]})
     assert a_plan(job).num_rows == 15
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(pa.null(), pa.string()), (pa.int32(), pa.int64()), (pa.int64(), pa.int32())]
+)
+def test_a_column_that_some_files_have_narrower_gets_the_wider_type_in_all_parts(
+    tmp_path: Path, one: pa.DataType, other: pa.DataType
+) -> None:
+    two_files(tmp_path, one, other)
+    job = a_job(job_data(tmp_path), input={"passthrough": ["user_id", "id"]})
+    (wider,) = {one, other} - {pa.null(), pa.int32()}
+    assert a_plan(job).wider_types == {"id": wider}
 
 
 def test_a_column_that_is_never_null_is_like_one_that_may_be(tmp_path: Path) -> None:

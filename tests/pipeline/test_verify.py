@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from pipeline_cases import DATE, a_job, job_data, publish_night, users, write_input
@@ -108,6 +110,30 @@ def test_views_that_were_changed_are_found(
     changed = pa.array(["b", "a", None] * 20, pa.large_string())
     rewrite(folder, 0, lambda table: table.set_column(1, "v", changed.slice(0, len(table))))
     assert "its user_id, v are not those of" in refused(folder)
+
+
+def test_files_with_narrower_types_give_parts_of_one_table(
+    tmp_path: Path, a_report: Callable[..., RunReport]
+) -> None:
+    narrow = {"name": pa.nulls(30), "size": pa.array([2**31 - 1] * 30, pa.int32())}
+    wide = {"name": pa.array(["x"] * 30, pa.large_string()), "size": pa.array([2**62] * 30)}
+    for number, columns in enumerate((narrow, wide)):
+        table = users(30, first=30 * number)
+        for name, values in columns.items():
+            table = table.append_column(name, values)
+        write_input(tmp_path / "in", table, name=f"{number}.parquet")
+    job = a_job(job_data(tmp_path), input={"passthrough": ["user_id", *narrow]})
+    folder = publish_night(job, a_report())
+    assert verify(folder)["scored"] == 60
+    parts = sorted(folder.glob("part-*.parquet"))
+    assert len(parts) > 2
+    scored = ds.dataset(parts).to_table()
+    assert scored["size"].to_pylist() == [2**31 - 1] * 30 + [2**62] * 30
+    assert scored["name"].to_pylist() == [None] * 30 + ["x"] * 30
+    assert pl.read_parquet(parts).height == 60
+    changed = pa.array([1] * 30, pa.int64())
+    rewrite(folder, 0, lambda table: table.set_column(2, "size", changed.slice(0, len(table))))
+    assert "its user_id, name, size are not those of" in refused(folder)
 
 
 def test_columns_that_may_not_be_null_are_verified(
