@@ -96,7 +96,7 @@ class Server:
                 assert time.monotonic() < deadline, (self.home / "server.log").read_text()[-2000:]
                 time.sleep(0.3)
 
-    def run(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(BIN / arguments[0]), *arguments[1:]],
             env=self.environment,

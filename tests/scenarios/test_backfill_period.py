@@ -17,7 +17,7 @@ from flows.demo_data import write_users
 from pipeline.verify import verify_published
 from tests.scenarios.features_nights import RESUMABLE, scores_in, wait_until
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(170)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
 FIRST, LAST, NUM_ROWS = "2026-11-01", "2026-11-30", 1_000
 DATES = dates_between(FIRST, LAST)
 NO_INPUT = {"2026-11-08", "2026-11-15"}
@@ -70,7 +70,7 @@ def test_every_date_of_a_month_is_published_once_or_listed_with_why_it_is_not(
     check(capped.json, output, expected={"already_published", "no_input", "cost_cap"})
     assert capped.json["began_at"] == stopped.json["began_at"]
     # What is scored when the money is spent is still committed: a shard, and a check of it.
-    assert spent_usd < capped.json["spent_usd"] < spent_usd + ONE_MORE + 10
+    assert spent_usd < capped.json["spent_usd"] < spent_usd + ONE_MORE + 30
 
     done = score(*command)
     assert done.code == 0, done.err

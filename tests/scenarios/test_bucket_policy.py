@@ -19,7 +19,7 @@ DATE = "2026-11-20"
 PLACES = {"users": "my-data/pictures", "out": "my-scores/scores", "engines": "my-scores/engines"}
 """Where the test has what the policy gives other names."""
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(170)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
 
 
 def wanted_of(method: str, address: str) -> Iterator[tuple[str, str, str | None]]:

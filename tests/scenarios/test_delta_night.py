@@ -12,7 +12,7 @@ import pytest
 
 from tests.scenarios.features_nights import DATE, NUM_BAD, NUM_ROWS, RESUMABLE
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
 
 
 def test_the_table_follows_the_date_through_a_failure_a_new_version_and_the_way_back(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.scenarios.features_nights import DATE, SHARDS, night
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
 
 
 def test_versions_and_repairs_of_a_night_are_in_its_history(

@@ -30,7 +30,7 @@ from tests.scenarios.features_nights import (
     wait_for_commits,
 )
 
-pytestmark = pytest.mark.scenario
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(700)]
 
 
 @pytest.fixture
@@ -48,7 +48,6 @@ def with_mail(job: Path, box: Mailbox, certificate: Path) -> Path:
         "host": HOST,
         "port": box.port,
         "ca_file": str(certificate),
-        "deadline_s": 3,
     }
     return write_job(job.with_name("mail.yaml"), {**json.loads(job.read_text()), "mail": section})
 
@@ -69,7 +68,7 @@ def test_a_night_is_stopped_and_goes_on_while_the_mail_server_is_down(
         wait_for_commits(stopped, output)
         stopped.signal(signal.SIGTERM)
         assert stopped.end().code == RESUMABLE
-    published = score(*command)
+    published = score(*command, "--set", "mail.deadline_s=3")
     assert (published.code, published.json["status"]) == (0, "published")
     assert f"`score report JOB --date {DATE} --send`" in published.err
     assert "Connection refused" in published.err

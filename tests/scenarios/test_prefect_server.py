@@ -18,7 +18,7 @@ from tests.conftest import DATE, free_port, write_job
 from tests.flows.smtp_servers import HOST, Mailbox, smtp_server
 from tests.scenarios.prefect_server import Server, ask
 
-pytestmark = pytest.mark.scenario
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(700)]
 INITDB, POSTGRES, PSQL = (shutil.which(name) for name in ("initdb", "postgres", "psql"))
 
 
@@ -95,8 +95,8 @@ def test_a_deployed_night_is_scored_by_a_worker_and_published_once(
 
     (run,) = server.runs("nightly")
     assert (run["state_type"], run["name"]) == ("COMPLETED", f"users {DATE}")
-    tasks = server.post("/task_runs/filter", {"task_runs": {"name": {"like_": f"users {DATE}"}}})
-    assert tasks
+    asked = {"task_runs": {"name": {"like_": f"users {DATE}"}}}
+    tasks = server.wait_for("its tasks", lambda: server.post("/task_runs/filter", asked))
     assert all("group" in task["name"] and "shard" in task["name"] for task in tasks)
 
 
@@ -114,7 +114,9 @@ def test_an_overlapping_night_is_cancelled_and_a_killed_one_is_told_by_the_worke
     with_mail = {**read_job(features_job), "mail": {**mail, "security": "none"}}
     deployed(server, write_job(features_job, with_mail), "--prefix", "users-")
     first = server.begin_run("score/users-nightly", date=DATE)
-    server.wait_for("a process", lambda: flow_processes(server))
+    # It stands still, or it may have ended when the second one begins.
+    for process in server.wait_for("a process", lambda: flow_processes(server)):
+        os.kill(process, signal.SIGSTOP)
     second = server.begin_run("score/users-nightly", date=DATE)
     server.wait_for("the second", lambda: server.state_of(second) == "CANCELLED")
     assert server.state_of(first) in ("PENDING", "RUNNING")

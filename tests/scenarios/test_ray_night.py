@@ -32,7 +32,7 @@ from tests.scenarios.prefect_server import Server
 from tests.scenarios.ray_nodes import RayNodes, on_ray
 
 pytest.importorskip("ray", reason="needs the extra `ray`")
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(700)]
 
 ONE_CPU = ("--set", "lanes.device=cpu", "--set", "lanes.threads=1")
 AT_THE_END = 2 * NUM_ROWS // NUM_SMALL_SHARDS
@@ -80,6 +80,21 @@ def begin(
     return start
 
 
+def wait_for_both(nodes: RayNodes, running: Any) -> None:
+    """Until both nodes have a lane; the first one stands still meanwhile, or it would do all."""
+
+    def at_work() -> list[list[int]]:
+        return [found for node in nodes.started if (found := nodes.lanes_on(node))]
+
+    wait_until(at_work, running)
+    first = at_work()[0]
+    for pid in first:
+        os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: len(at_work()) > 1, running)
+    for pid in first:
+        os.kill(pid, signal.SIGCONT)
+
+
 def check(ended: Any, output: Path, scores: dict[int, float]) -> dict[str, Any]:
     """Every row was scored once, as on one lane; the report."""
     assert ended.code == 0, ended.err
@@ -95,6 +110,7 @@ def test_a_cluster_scores_what_one_lane_scores_whoever_comes_and_goes(
 ) -> None:
     # Both nodes.
     running, output = begin("both")
+    wait_for_both(nodes, running)
     report = check(running.end(), output, alone)
     assert report["num_lanes"] == 2
     assert report["rows_replayed"] <= AT_THE_END
@@ -104,6 +120,7 @@ def test_a_cluster_scores_what_one_lane_scores_whoever_comes_and_goes(
     # One node loses power.
     _, first, second = nodes.started
     running, output = begin("one-dies")
+    wait_for_both(nodes, running)
     wait_for_commits(running, output, 20)
     nodes.end(second)
     num_committed = len(commits(output))
@@ -213,8 +230,8 @@ def test_a_node_that_is_told_to_leave_commits_what_it_is_at_and_the_night_goes_o
     assert "not given, and 2 nodes are at" in which.stderr, "here nodes share a machine"
     stays, leaves = re.findall(r"[0-9a-f]{56}", which.stderr)
     running, output = begin("out")
+    wait_for_both(nodes, running)
     wait_for_commits(running, output, 20)
-    wait_until(lambda: all(nodes.lanes_on(nodes.called(name)) for name in (stays, leaves)), running)
     stopped = nodes.lanes_on(nodes.called(stays))
     for pid in stopped:  # or the night ends first
         os.kill(pid, signal.SIGSTOP)

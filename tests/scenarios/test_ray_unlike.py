@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tests.scenarios.features_nights import (
 from tests.scenarios.ray_nodes import RayNodes, on_ray
 
 pytest.importorskip("ray", reason="needs the extra `ray`")
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(700)]
 
 OLDER = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
 """Makes an older processor of this one: OpenVINO compiles for it, and uses no more of it."""
@@ -75,17 +76,17 @@ def test_unlike_nodes_score_one_night_and_a_resume_may_begin_on_either(
     alone = scores_in(tmp_path / "alone")
     (newer,) = stored(tmp_path / "engines")
 
-    # The newer node has its engine, and scores while the older one builds.
+    # The newer node has its engine, and scores; the older one comes, and builds its own.
     output = tmp_path / "out"
     command = night(features_job, output, *SMALL_SHARDS, *ONE_CPU, *store, *on_ray(nodes))
-    new, old = nodes.add(), nodes.add(**OLDER)
+    new = nodes.add()
     running = start_score(*command)
     wait_for_commits(running, output, 20)
     stopped = nodes.lanes_on(new)
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     assert set(engines_of(output)) == {newer}
-    assert set(stored(tmp_path / "engines")) == {newer}, "the older node was faster"
+    old = nodes.add(**OLDER)
     wait_until(lambda: len(set(engines_of(output))) == 2, running)
     names = stored(tmp_path / "engines")
     (older,) = set(names) - {newer}
@@ -95,6 +96,8 @@ def test_unlike_nodes_score_one_night_and_a_resume_may_begin_on_either(
     running.kill_group()
     running.end()
     nodes.end(new)
+    while nodes.lanes_on(old):  # it may commit until it sees that the driver is gone
+        time.sleep(0.05)
     before = {path.name: path.read_text() for path in commits(output)}
     running = start_score(*command)
     wait_until(lambda: len(commits(output)) > len(before), running)
