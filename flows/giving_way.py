@@ -15,10 +15,12 @@ import fcntl
 import hashlib
 import logging
 import os
+import random
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.config import Job
@@ -27,6 +29,10 @@ from pipeline.errors import Interrupted
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+LOOKS = 5
+"""Whoever looks holds the lock for microseconds, and is no night."""
+PAUSE_S = 0.02
+"""At most, between two looks."""
 
 
 @contextmanager
@@ -49,12 +55,14 @@ def is_night_at_work(job: Job) -> bool:
     if descriptor is None:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        for _ in range(LOOKS):
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return False
+            time.sleep(random.uniform(0, PAUSE_S))
     finally:
         os.close(descriptor)
-    return False
+    return True
 
 
 def wait_for_nights(job: Job, say: Callable[[str], None], stopped: threading.Event) -> None:

@@ -26,6 +26,8 @@ POLL_S = 5.0
 """As AWS recommends."""
 TIMEOUT_S = 1.0
 """The metadata service is on the machine itself, or there is none."""
+FIRST_LOOKS = 3
+"""An answer that is late (a packet that is lost comes again after a second) decides nothing."""
 TOKEN_TTL_S = 21_600
 
 
@@ -86,15 +88,11 @@ def watch(
         stopped: Ends the watch.
         period_s: Seconds between two looks.
     """
-    for cloud in (_aws_notice, _gcp_notice):
-        try:
-            found = cloud(where)
-        except (OSError, ValueError):
-            continue  # not this cloud
-        break
-    else:
+    first = _first_look(where)
+    if first is None:
         log.info("no metadata service of AWS or Google Cloud: no spot notices")
         return
+    cloud, found = first
     while found is None and not stopped.wait(period_s):
         try:
             found = cloud(where)
@@ -102,6 +100,19 @@ def watch(
             log.debug("spot notice: %s", error)
     if found is not None and not stopped.is_set():
         on_notice(found)
+
+
+def _first_look(where: Metadata) -> tuple[Callable[[Metadata], str | None], str | None] | None:
+    """The cloud that answers, and what it says; None: it is none of them."""
+    clouds = [_aws_notice, _gcp_notice]
+    for _ in range(FIRST_LOOKS):
+        for cloud in tuple(clouds):
+            try:
+                return cloud, cloud(where)
+            except (OSError, ValueError) as error:
+                if not isinstance(getattr(error, "reason", error), TimeoutError):
+                    clouds.remove(cloud)
+    return None
 
 
 def _aws_notice(where: Metadata) -> str | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,20 @@ def test_a_night_at_work_is_seen_until_it_ends(job: Job, features_job: Path) -> 
         assert is_night_at_work(job)
         assert not is_night_at_work(other)
     assert not is_night_at_work(job)
+
+
+def test_backfills_that_look_at_once_take_none_of_them_for_a_night(job: Job) -> None:
+    together = threading.Barrier(3)
+
+    def look(_: int) -> list[bool]:
+        seen = []
+        for _ in range(300):
+            together.wait(30)
+            seen.append(is_night_at_work(job))
+        return seen
+
+    with ThreadPoolExecutor(3) as threads:
+        assert not any(itertools.chain.from_iterable(threads.map(look, range(3))))
 
 
 def test_a_backfill_waits_for_a_night_and_says_so_once(job: Job) -> None:

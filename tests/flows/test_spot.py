@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,12 @@ class Cloud:
         self.looks_before_notice = 3
         self.num_looks = 0
         self.is_down = False
+        self.delays_s: list[float] = []
+        """Of the next answers."""
 
     def answer(self, request: BaseHTTPRequestHandler) -> tuple[int, str]:
+        if self.delays_s:
+            time.sleep(self.delays_s.pop(0))
         if self.is_down:
             return 503, "down"
         if self.kind == "aws":
@@ -67,9 +72,10 @@ def cloud() -> Iterator[tuple[Cloud, str]]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             code, text = ours.answer(self)
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(text.encode())
+            with suppress(ConnectionError):  # who asked did not wait
+                self.send_response(code)
+                self.end_headers()
+                self.wfile.write(text.encode())
 
         do_PUT = do_GET
 
@@ -101,6 +107,15 @@ def test_a_notice_is_seen_once_it_comes(cloud: tuple[Cloud, str], kind: str, exp
     ours.kind = kind
     assert seen(Metadata(aws=f"http://{address}", gcp=f"http://{address}")) == [expected]
     assert ours.num_looks == ours.looks_before_notice + 1
+
+
+def test_a_first_answer_that_is_late_does_not_switch_the_watch_off(
+    cloud: tuple[Cloud, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.spot.TIMEOUT_S", 0.3)
+    ours, address = cloud
+    ours.delays_s = [1.0, 1.0]
+    assert len(seen(Metadata(aws=f"http://{address}", gcp="http://127.0.0.1:9"))) == 1
 
 
 def test_a_service_that_is_down_for_a_while_is_asked_again(cloud: tuple[Cloud, str]) -> None:
