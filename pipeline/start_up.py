@@ -9,14 +9,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import NoReturn
 
 COLLECT_AFTER_OBJECTS = 50_000
 """What imports leave behind is no garbage: to look for some every 700 objects costs 0.05 s."""
 AGAIN_AFTER_S = 0.05
-"""Of a Ctrl-C that met a callback, which has ended by then."""
+"""Of a signal that met a callback, which has ended by then."""
+Handler = Callable[[int, FrameType | None], None]
 EXIT_NOT_PRINTED = 1
 NOT_PRINTED = "expected room for what is printed. All else is done; print it somewhere else."
 _not_printed: list[OSError] = []
@@ -31,12 +33,32 @@ def begin() -> None:
     _keep_printing()
 
 
+class Stop(BaseException):
+    """Raised where a signal meets the program; no `except Exception` on the way may take it.
+
+    An attempt that it ends says so by these words: `Stop: SIGTERM`.
+
+    Args:
+        number: The signal.
+        handler: Raises this, and is not in its place any more.
+    """
+
+    def __init__(self, number: int, handler: Handler) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number, self.handler = number, handler
+
+
 def _not_lost(found: sys.UnraisableHookArgs) -> None:
-    """Python drops what is raised in a callback, such as importlib's, and a Ctrl-C with it."""
-    if not isinstance(found.exc_value, KeyboardInterrupt):
+    """Python drops what is raised in a callback, such as importlib's, and a signal with it."""
+    if isinstance(found.exc_value, Stop):
+        number = found.exc_value.number
+        signal.signal(number, found.exc_value.handler)
+    elif isinstance(found.exc_value, KeyboardInterrupt):
+        number = signal.SIGINT
+    else:
         sys.__unraisablehook__(found)
         return
-    again = threading.Timer(AGAIN_AFTER_S, os.kill, (os.getpid(), signal.SIGINT))
+    again = threading.Timer(AGAIN_AFTER_S, os.kill, (os.getpid(), number))
     again.daemon = True
     again.start()
 

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from pipeline.errors import GUARDS, Interrupted
-from pipeline.start_up import printing
+from pipeline.start_up import Stop, printing
 
 JobPath = Annotated[str, typer.Argument(metavar="JOB", help="Job file (YAML).", show_default=False)]
 Date = Annotated[str, typer.Option("--date", help="ISO date of the run, such as 2026-11-20.")]
@@ -107,10 +107,6 @@ def observer(*, quiet: bool) -> Any:
     )
 
 
-class _Stop(BaseException):
-    """Raised where a signal meets the program; no `except Exception` on the way may take it."""
-
-
 @contextmanager
 def interruptible(kept: str = "committed shards are kept") -> Iterator[None]:
     """Turn SIGINT and SIGTERM into `Interrupted`: lanes end, and exit code 75 says resume."""
@@ -119,7 +115,7 @@ def interruptible(kept: str = "committed shards are kept") -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # once is enough; cleaning up must not be disturbed
         received.append(signal.Signals(number).name)
-        raise _Stop(*received)
+        raise Stop(number, stop)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -106,11 +106,11 @@ class Meets:
         time.sleep(1)
 try:
     del (met := [Meets()])[0]
-    time.sleep(30)
+    time.sleep(90)
 except KeyboardInterrupt:
     print("interrupted")
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=20
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
