@@ -16,8 +16,9 @@ from typing import Any
 
 from engines.devices import Device, Gpu
 from engines.errors import EngineError
-from pipeline.errors import LaneError, PipelineError
+from pipeline.errors import portable
 from pipeline.lane_process import bind_process, die_with_parent
+from pipeline.store_errors import is_outage
 
 Say = Callable[[str], None]
 Work = Callable[..., Any]
@@ -34,7 +35,9 @@ def run_bound(device: Device, work: Work, arguments: tuple[Any, ...], say: Say) 
     """Call `work(*arguments, say=...)` in a spawned process that sees only this device.
 
     Raises:
-        Exception: What `work` raised, where it is one of our own; else LaneError with its text.
+        Exception: What `work` raised, where it is one of our own.
+        OSError: Some store was out of reach or full.
+        LaneError: Another error; its text.
         EngineError: The process died.
     """
     context = multiprocessing.get_context("spawn")
@@ -67,7 +70,12 @@ def _main(connection: Connection, uuid: str | None, work: Work, arguments: tuple
     threading.Thread(target=die_with_parent, name="watch-parent", daemon=True).start()
     try:
         connection.send(_Ended(work(*arguments, say=connection.send), None))
-    except (PipelineError, EngineError) as error:
-        connection.send(_Ended(None, error))
-    except Exception as error:  # the boundary of the process; not every error survives pickling
-        connection.send(_Ended(None, LaneError(f"{type(error).__name__}: {error}")))
+    except Exception as error:  # the boundary of the process
+        connection.send(_Ended(None, _sendable(error)))
+
+
+def _sendable(error: Exception) -> Exception:
+    """As `portable`, but a full disk stays one: the same command goes on later."""
+    if isinstance(error, OSError) and is_outage(error):
+        return OSError(error.errno, error.strerror, error.filename)
+    return portable(error)

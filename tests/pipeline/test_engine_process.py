@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import pytest
 
 from engines.devices import this_cpu
 from engines.errors import AccuracyError, EngineError
+from flows.cli import exit_code_of
 from pipeline.engine_process import run_bound
 from pipeline.errors import LaneError
 from tests.engines.small_devices import H200
@@ -29,6 +31,11 @@ def refuse(*, say: Say) -> None:
 def fail(*, say: Say) -> None:
     del say
     raise ZeroDivisionError("by zero")
+
+
+def run_out_of_disk(*, say: Say) -> None:
+    del say
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/cache/engine")
 
 
 def die(*, say: Say) -> None:
@@ -53,8 +60,14 @@ def test_our_own_errors_come_through_as_they_are() -> None:
 
 
 def test_other_errors_come_through_as_text() -> None:
-    with pytest.raises(LaneError, match="ZeroDivisionError: by zero"):
+    with pytest.raises(LaneError, match=r"ZeroDivisionError.*by zero"):
         run_bound(this_cpu(1), fail, (), lambda _: None)
+
+
+def test_a_full_disk_stays_one_so_that_the_night_may_go_on_later() -> None:
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        run_bound(this_cpu(1), run_out_of_disk, (), lambda _: None)
+    assert (exit_code_of(caught.value), caught.value.filename) == (75, "/cache/engine")
 
 
 def test_a_process_that_dies_is_an_error_with_its_code() -> None:
