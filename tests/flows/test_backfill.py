@@ -6,6 +6,7 @@ import datetime
 import shutil
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -212,11 +213,10 @@ def test_a_backfill_begins_no_date_while_a_night_is_at_work(job: Job) -> None:
     assert len(waited) == 1
 
 
-def begin_night(job: Job) -> None:
-    """A night that is at work for `NIGHT_S` seconds."""
-    night = at_work(job)
-    night.__enter__()
-    threading.Timer(NIGHT_S, night.__exit__, (None, None, None)).start()
+def end_if_waited_for(night: AbstractContextManager[None], line: str) -> None:
+    """End a night `NIGHT_S` seconds after a line says that a date waits for it."""
+    if "goes first" in line:
+        threading.Timer(NIGHT_S, night.__exit__, (None, None, None)).start()
 
 
 def seconds_of(job: Job, date: str, observer: LineProgress) -> tuple[DateOutcome, float]:
@@ -231,9 +231,12 @@ def seconds_of(job: Job, date: str, observer: LineProgress) -> tuple[DateOutcome
 
 
 def test_what_a_date_took_and_cost_is_without_a_night_that_came_between(job: Job) -> None:
+    night = at_work(job)
+
     def hear(line: str) -> None:
         if line.startswith("scoring"):
-            begin_night(job)
+            night.__enter__()
+        end_if_waited_for(night, line)
 
     outcome, took_s = seconds_of(job, FIRST, LineProgress(hear))
     assert outcome.status == "published"
@@ -244,7 +247,9 @@ def test_what_a_date_took_and_cost_is_without_a_night_that_came_between(job: Job
 
 
 def test_a_date_that_fails_does_not_pay_for_waiting_either(job: Job) -> None:
-    begin_night(job)
-    outcome, took_s = seconds_of(job, DAMAGED, quiet())
+    night = at_work(job)
+    night.__enter__()
+    observer = LineProgress(lambda line: end_if_waited_for(night, line))
+    outcome, took_s = seconds_of(job, DAMAGED, observer)
     assert outcome.status == "failed"
-    assert 0 < outcome.usd < took_s - NIGHT_S + 0.5
+    assert 0 < outcome.usd < took_s - NIGHT_S

@@ -19,9 +19,9 @@ from pipeline.run import Night
 from pipeline.storage import open_storage
 from tests.conftest import DATE
 
-WINDOW_S = 40.0
-SHARD_S = 0.4
-"""Of 400 shards: 160 s."""
+WINDOW_S = 120.0
+SHARD_S = 0.8
+"""Of 400 shards: 320 s."""
 
 
 @pytest.fixture
@@ -51,7 +51,6 @@ class SlowLane:
             time.sleep(SHARD_S)
 
 
-@pytest.mark.timeout(120)
 def test_a_night_that_will_miss_its_deadline_warns_within_a_quarter_of_its_window(
     job: Job,
 ) -> None:
@@ -69,7 +68,6 @@ def test_a_night_that_will_miss_its_deadline_warns_within_a_quarter_of_its_windo
     assert any("after its deadline (" in line for line in lines), "and so do the lines of progress"
 
 
-@pytest.mark.timeout(120)
 def test_a_night_in_time_says_so_in_its_report_and_warns_nobody(job: Job) -> None:
     window = WindowSection(max_hours=2, timezone="Europe/Zurich")
     lane = SlowLane()

@@ -84,7 +84,6 @@ def test_only_a_command_that_scores_begins_a_process_ahead(
     assert isinstance(lane_ahead(arguments), nullcontext) != is_wanted
 
 
-@pytest.mark.timeout(60)
 def test_a_command_that_comes_to_no_lane_leaves_no_process(
     start_score: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -93,7 +92,6 @@ def test_a_command_that_comes_to_no_lane_leaves_no_process(
     assert command.lingering() == []
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_command_that_is_stopped_at_its_beginning_leaves_no_process(
     start_score: Callable[..., Any], features_job: Path, number: int
@@ -110,7 +108,6 @@ def test_a_command_that_is_stopped_at_its_beginning_leaves_no_process(
     assert command.lingering() == []
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("sets", [[], ["--json"]])
 def test_ctrl_c_while_the_job_is_read_says_that_it_was_one(
     start_score: Callable[..., Any], tmp_path: Path, sets: list[str]

@@ -32,11 +32,12 @@ class StuckLedger(Ledger):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.go_on = threading.Event()
+        self.is_stuck, self.go_on = threading.Event(), threading.Event()
 
     def commit(self, *arguments: Any) -> Any:
         self.num_free -= 1
         if self.num_free < 0:
+            self.is_stuck.set()
             assert self.go_on.wait(20)
         return super().commit(*arguments)
 
@@ -78,6 +79,7 @@ def test_rows_begun_and_not_committed_are_never_more_than_those_at_risk(
     limit = rows_at_risk(job, engine, num_threads or 64, plan.shards)
     with ShardScoring(plan.shards, tools) as scoring, ThreadPoolExecutor(1) as pool:
         records = pool.submit(list, scoring)
+        assert ledger.is_stuck.wait(20)  # a commit that is free may take its time, too
         begun = when_nothing_moves(lambda: tools.marks.rows_begun)
         in_flight = begun - StuckLedger.num_free * SHARD_ROWS
         assert SHARD_ROWS < in_flight <= limit

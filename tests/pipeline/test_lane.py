@@ -32,7 +32,6 @@ from pipeline.storage import open_storage
 from pipeline.suspects import MAX_UNEXPLAINED
 from tests.processes import is_alive
 
-pytestmark = pytest.mark.timeout(90)
 DATE = "2026-11-20"
 SHARD_ROWS = 1_000
 
@@ -372,7 +371,7 @@ def test_a_kept_lane_replaces_a_process_that_dies_in_its_second_run(
     futures[0].result()
     os.kill(child_of(kept_lane), signal.SIGKILL)
     assert len({future.result().shard for future in futures}) == len(plan.shards)
-    assert kept_lane.num_restarts == 1
+    wait_for(lambda: kept_lane.num_restarts == 1)  # all may have been committed before it died
     kept_lane.close()
     assert kept_lane.is_ready
 

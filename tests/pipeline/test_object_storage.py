@@ -102,7 +102,7 @@ def test_a_fault_that_lasts_ends_with_the_deadline(
     began = time.monotonic()
     with pytest.raises(StoreUnavailableError, match="the same command goes on"):
         CALLS[call](storage)
-    assert DEADLINE_S - 1 < time.monotonic() - began < DEADLINE_S + 2
+    assert DEADLINE_S - 1 < time.monotonic() - began < DEADLINE_S + 10  # and not after 60 s
     s3_proxy.faults = []
     CALLS[call](storage)
     assert storage.read("there") == CONTENT
@@ -153,7 +153,7 @@ def test_a_bucket_that_is_not_there_is_named_at_once() -> None:
     began = time.monotonic()
     with pytest.raises(StoreRefusedError, match="no-such-bucket"):
         storage.list_files("")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10  # no deadline is waited for
 
 
 def test_a_store_without_conditional_writes_is_refused(

@@ -49,17 +49,18 @@ def test_none_is_handed_on_and_counts_no_row() -> None:
 
 
 def test_stages_work_at_the_same_time() -> None:
-    def slow(items: Iterable[int]) -> Iterator[int]:
+    meeting = threading.Barrier(3)
+
+    def meet(items: Iterable[int], at_item: int) -> Iterator[int]:
         for item in items:
-            time.sleep(0.02)
+            if item == at_item:
+                meeting.wait(10)
             yield item
 
-    started = time.perf_counter()
-    first = stage("first", slow(range(15)))
-    second = stage("second", slow(first), first)
-    third = stage("third", slow(second), second)
-    assert len(list(third)) == 15
-    assert time.perf_counter() - started < 0.7  # one after the other: 0.9 s
+    first = stage("first", meet(range(15), at_item=2))
+    second = stage("second", meet(first, at_item=1), first)
+    third = stage("third", meet(second, at_item=0), second)
+    assert list(third) == list(range(15))
     end(first, second, third)
 
 
@@ -129,12 +130,13 @@ def test_a_stopped_stage_ends_whoever_iterates() -> None:
 
     def blocked() -> Iterator[int]:
         yield 1
-        hold.wait(10)
+        assert hold.wait(10)
 
     first = stage("first", blocked())
-    timer = threading.Timer(0.2, first.stop)
-    timer.start()
-    assert list(first) == [1]
+    items = iter(first)
+    assert next(items) == 1
+    threading.Timer(0.2, first.stop).start()
+    assert list(items) == []
     hold.set()
     first.join()
 

@@ -184,14 +184,24 @@ class Slow:
         return CoreScoring(tools.decoder, Runner(), ("user_id",), THREADS, tools.marks, told)
 
 
+def job_of_one_shard(root: Path, num_rows: int) -> Job:
+    write_input(root / "one", users(num_rows))
+    data = job_data(root)
+    return a_job(
+        data, input={**data["input"], "uri": str(root / "one")}, lanes={"shard_rows": num_rows}
+    )
+
+
 @pytest.fixture
 def long_job(tmp_path: Path) -> Job:
     """One shard of 240 rows: blocks enough to measure with, and more."""
-    write_input(tmp_path / "long", users(240))
-    data = job_data(tmp_path)
-    return a_job(
-        data, input={**data["input"], "uri": str(tmp_path / "long")}, lanes={"shard_rows": 240}
-    )
+    return job_of_one_shard(tmp_path, 240)
+
+
+@pytest.fixture
+def short_job(tmp_path: Path) -> Job:
+    """One shard of 72 rows, for batches that take so long that a busy machine adds little."""
+    return job_of_one_shard(tmp_path, 72)
 
 
 def blocks_of(job: Job, plan: Plan, block_rows: int) -> list[Block | None]:
@@ -205,38 +215,41 @@ def best_of(measure: Callable[[], Ceilings]) -> tuple[float, float]:
     return max(c.decode_per_sec for c in found), max(c.engine_per_sec for c in found)
 
 
-def test_ceilings_of_stages_of_known_speed_are_told_once_and_right(long_job: Job) -> None:
-    plan = a_plan(long_job)
+def test_ceilings_of_stages_of_known_speed_are_told_once_and_right(short_job: Job) -> None:
+    plan = a_plan(short_job)
 
     def measure() -> Ceilings:
         told: list[Ceilings] = []
-        slow = Slow(decode_s=0.008, infer_s=0.004)
-        scored = list(slow.scoring(long_job, plan, told.append).score(blocks_of(long_job, plan, 4)))
-        assert [block.first_row for block in scored] == list(range(0, 240, 4))
+        slow = Slow(decode_s=0.032, infer_s=0.016)
+        blocks = blocks_of(short_job, plan, 4)
+        scored = list(slow.scoring(short_job, plan, told.append).score(blocks))
+        assert [block.first_row for block in scored] == list(range(0, 72, 4))
         (ceilings,) = told
         assert ceilings.engine_with_copies_per_sec == ceilings.engine_per_sec
         assert (slow.decoding.most, slow.inferring.most) == (THREADS, THREADS)
         return ceilings
 
     decode_per_sec, engine_per_sec = best_of(measure)
-    assert decode_per_sec == pytest.approx(THREADS * 4 / 0.008, rel=0.3)
-    assert engine_per_sec == pytest.approx(THREADS * 4 / 0.004, rel=0.4)
+    assert decode_per_sec == pytest.approx(THREADS * 4 / 0.032, rel=0.3)
+    assert engine_per_sec == pytest.approx(THREADS * 4 / 0.016, rel=0.4)
 
 
-@pytest.mark.parametrize("block_rows", [1000, 120, 80, 60, 40])
+@pytest.mark.parametrize("block_rows", [1000, 36, 24, 20, 12])
 def test_ceilings_are_those_of_all_threads_however_few_blocks_there_are(
-    long_job: Job, block_rows: int
+    short_job: Job, block_rows: int
 ) -> None:
+    plan = a_plan(short_job)
+
     def measure() -> Ceilings:
         told: list[Ceilings] = []
-        slow = Slow(decode_s=0.004, infer_s=0.002).scoring(long_job, a_plan(long_job), told.append)
-        list(slow.score(blocks_of(long_job, a_plan(long_job), block_rows)))
+        slow = Slow(decode_s=0.02, infer_s=0.01).scoring(short_job, plan, told.append)
+        list(slow.score(blocks_of(short_job, plan, block_rows)))
         (ceilings,) = told
         return ceilings
 
     decode_per_sec, engine_per_sec = best_of(measure)
-    assert decode_per_sec == pytest.approx(THREADS * 4 / 0.004, rel=0.4)
-    assert engine_per_sec == pytest.approx(THREADS * 4 / 0.002, rel=0.5)
+    assert decode_per_sec == pytest.approx(THREADS * 4 / 0.02, rel=0.4)
+    assert engine_per_sec == pytest.approx(THREADS * 4 / 0.01, rel=0.5)
 
 
 def test_no_rows_have_no_ceilings(job: Job, plan: Plan) -> None:
@@ -277,10 +290,10 @@ def test_times_add_up_to_what_the_threads_had(long_job: Job) -> None:
         assert times["decode"].busy_s + times["infer"].busy_s <= had_s
         assert sum(stage.busy_s + stage.wait_s for stage in times.values()) <= had_s
         assert times["decode"].items == times["infer"].items >= seen
-    # 60 batches of 4 rows.
+    # 60 batches of 4 rows; what is counted twice is more than the threads had.
     assert times["decode"].items == 240
-    assert 60 * 0.004 <= times["decode"].busy_s < 2 * 60 * 0.004
-    assert 60 * 0.002 <= times["infer"].busy_s < 2 * 60 * 0.002
+    assert times["decode"].busy_s >= 60 * 0.004
+    assert times["infer"].busy_s >= 60 * 0.002
 
 
 class DecodeError(Exception):

@@ -69,12 +69,12 @@ def test_good_pictures_pass_with_their_size(data: bytes) -> None:
     ],
 )
 def test_what_must_not_be_decoded_is_refused_with_its_reason(data: bytes, reason: str) -> None:
-    started = time.perf_counter()
+    began = time.thread_time()  # others may be using the machine
     judged = judge(data)
     assert isinstance(judged, Refusal)
     assert judged.reason == reason
     assert judged.message
-    assert time.perf_counter() - started < 0.5  # bombs take seconds and gigabytes
+    assert time.thread_time() - began < 0.5  # bombs take seconds and gigabytes
 
 
 def test_as_many_pixels_as_allowed_pass() -> None:
