@@ -28,7 +28,7 @@ from tests.engines.small_models import (
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(400)]
 SPAWN = multiprocessing.get_context("spawn")
-LEASE_S = 3.0
+LEASE_S = 6.0
 PATIENCE_S = 120.0
 
 
