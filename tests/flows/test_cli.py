@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,29 +251,3 @@ def test_a_full_disk_behind_standard_output_is_one_sentence(
 def test_a_full_disk_is_resumable_wherever_it_is_noticed(number: int | None, code: int) -> None:
     """Such as under the cache of engines."""
     assert cli.exit_code_of(OSError(number, "what the system says")) == code
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_that_meets_a_callback_stops_the_command_all_the_same(name: str) -> None:
-    script = f"""
-import os, signal, time
-from flows.commands.terminal import interruptible
-from pipeline import start_up
-from pipeline.errors import Interrupted
-start_up.begin()
-class Meets:
-    def __del__(self):
-        os.kill(os.getpid(), signal.{name})
-        time.sleep(1)
-try:
-    with interruptible():
-        del (met := [Meets()])[0]
-        time.sleep(90)
-except Interrupted as error:
-    print(error)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
-    )
-    said = f"{name} received; committed shards are kept. Run the same command again to go on.\n"
-    assert (done.stdout, done.stderr) == (said, "")

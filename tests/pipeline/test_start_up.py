@@ -94,23 +94,37 @@ keep_pandas_out()
     assert done.stdout.splitlines() == ["False", "[1] True"]
 
 
-def test_a_ctrl_c_that_meets_a_callback_is_not_lost() -> None:
-    script = """
+RESUME = "received; committed shards are kept. Run the same command again to go on."
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "said"),
+    [
+        ("SIGINT", "nullcontext()", "KeyboardInterrupt()"),
+        ("SIGINT", "interruptible()", f"Interrupted('SIGINT {RESUME}')"),
+        ("SIGTERM", "interruptible()", f"Interrupted('SIGTERM {RESUME}')"),
+    ],
+)
+def test_a_signal_that_meets_a_callback_is_not_lost(name: str, inside: str, said: str) -> None:
+    script = f"""
 import os, signal, time
+from contextlib import nullcontext
+from flows.commands.terminal import interruptible
 from pipeline import start_up
 start_up.begin()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 class Meets:
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.{name})
         time.sleep(1)
 try:
-    del (met := [Meets()])[0]
-    time.sleep(90)
-except KeyboardInterrupt:
-    print("interrupted")
+    with {inside}:
+        del (met := [Meets()])[0]
+        time.sleep(90)
+except BaseException as error:
+    print(repr(error))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
     )
-    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+    assert (done.stdout, done.stderr) == (said + "\n", "")

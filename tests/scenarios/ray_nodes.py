@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.conftest import free_port
@@ -96,6 +97,10 @@ class RayNodes:
         """Processes that score on a node."""
         return [pid for pid in _processes_of(node) if "spawn_main" in command_of(pid)]
 
+    def at_work(self) -> list[list[int]]:
+        """Those processes, of each node that has some."""
+        return [found for node in self.started if (found := self.lanes_on(node))]
+
     def called(self, node_id: str) -> subprocess.Popen[bytes]:
         """The node of that id."""
         return next(
@@ -107,6 +112,16 @@ class RayNodes:
 
 def _processes_of(node: subprocess.Popen[bytes]) -> list[int]:
     return alive_with(SESSION, node.pid)
+
+
+@contextmanager
+def standing_still(pids: list[int]) -> Iterator[None]:
+    """Meanwhile these processes do nothing."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    yield
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
 
 
 def on_ray(nodes: RayNodes) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from tests.scenarios.features_nights import (
     wait_until,
 )
 from tests.scenarios.prefect_server import Server
-from tests.scenarios.ray_nodes import RayNodes, on_ray
+from tests.scenarios.ray_nodes import RayNodes, on_ray, standing_still
 
 pytest.importorskip("ray", reason="needs the extra `ray`")
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(700)]
@@ -82,17 +82,9 @@ def begin(
 
 def wait_for_both(nodes: RayNodes, running: Any) -> None:
     """Until both nodes have a lane; the first one stands still meanwhile, or it would do all."""
-
-    def at_work() -> list[list[int]]:
-        return [found for node in nodes.started if (found := nodes.lanes_on(node))]
-
-    wait_until(at_work, running)
-    first = at_work()[0]
-    for pid in first:
-        os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: len(at_work()) > 1, running)
-    for pid in first:
-        os.kill(pid, signal.SIGCONT)
+    wait_until(nodes.at_work, running)
+    with standing_still(nodes.at_work()[0]):
+        wait_until(lambda: len(nodes.at_work()) > 1, running)
 
 
 def check(ended: Any, output: Path, scores: dict[int, float]) -> dict[str, Any]:
@@ -133,14 +125,10 @@ def test_a_cluster_scores_what_one_lane_scores_whoever_comes_and_goes(
     # Another one joins, while the only one that there is stands still.
     running, output = begin("one-joins")
     wait_for_commits(running, output, 20)
-    stopped = nodes.lanes_on(first)
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
-    num_committed = len(commits(output))
-    nodes.add()
-    wait_until(lambda: len(commits(output)) > num_committed + 50, running)
-    for pid in stopped:
-        os.kill(pid, signal.SIGCONT)
+    with standing_still(nodes.lanes_on(first)):
+        num_committed = len(commits(output))
+        nodes.add()
+        wait_until(lambda: len(commits(output)) > num_committed + 50, running)
     report = check(running.end(), output, alone)
     assert report["num_lanes"] == 2
 
@@ -189,8 +177,7 @@ def test_the_flow_hands_its_lanes_to_ray_as_task_runs(
     # The first lane waits for the other one, or does all by itself.
     stopped: list[int] = []
     while flow.poll() is None and not commits(tmp_path / "scores"):
-        at_work = [found for node in nodes.started if (found := nodes.lanes_on(node))]
-        if at_work and not stopped:
+        if not stopped and (at_work := nodes.at_work()):
             stopped = at_work[0]
             for pid in stopped:
                 os.kill(pid, signal.SIGSTOP)
@@ -202,14 +189,13 @@ def test_the_flow_hands_its_lanes_to_ray_as_task_runs(
     assert scores_in(tmp_path / "scores") == alone
     # A third lane waited for room, which there was when the night was over: it is no task run.
     expected = {f"users {DATE}: lane1": "COMPLETED", f"users {DATE}: lane2": "COMPLETED"}
-    deadline = time.monotonic() + 20  # the server takes states in when it comes to it
-    while (states := states_in(server)) != expected and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert states == expected
 
+    def states() -> dict[str, str]:
+        return {run["name"]: run["state_type"] for run in server.post("/task_runs/filter", {})}
 
-def states_in(server: Server) -> dict[str, str]:
-    return {run["name"]: run["state_type"] for run in server.post("/task_runs/filter", {})}
+    # The server takes states in when it comes to it.
+    server.wait_for("both lanes", lambda: expected.items() <= states().items(), 20)
+    assert states() == expected
 
 
 def test_a_node_that_is_told_to_leave_commits_what_it_is_at_and_the_night_goes_on_elsewhere(
@@ -232,13 +218,9 @@ def test_a_node_that_is_told_to_leave_commits_what_it_is_at_and_the_night_goes_o
     running, output = begin("out")
     wait_for_both(nodes, running)
     wait_for_commits(running, output, 20)
-    stopped = nodes.lanes_on(nodes.called(stays))
-    for pid in stopped:  # or the night ends first
-        os.kill(pid, signal.SIGSTOP)
-    left = leave("--node", leaves)
-    num_committed = len(commits(output))
-    for pid in stopped:
-        os.kill(pid, signal.SIGCONT)
+    with standing_still(nodes.lanes_on(nodes.called(stays))):  # or the night ends first
+        left = leave("--node", leaves)
+        num_committed = len(commits(output))
     assert left.returncode == 0, left.stderr
     assert num_committed < NUM_SMALL_SHARDS, "the night ended before the node was free"
     ended = running.end()
