@@ -18,6 +18,8 @@ PASSED_ON = ("Identity", "Cast")
 """Operators that leave logits logits, and probabilities probabilities."""
 CLASSIFIERS = ("TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier", "Normalizer")
 """Operators of ai.onnx.ml that make logits or probabilities: only who exported them knows."""
+NO_LOGITS = ("Sigmoid", *CLASSIFIERS)
+"""Whose answers a softmax would turn into wrong probabilities; what Softmax reads is taken."""
 
 
 def keep_answer(model: onnx.ModelProto, spec: ModelSpec) -> None:
@@ -70,10 +72,11 @@ def _take_logits(graph: onnx.GraphProto, answer: onnx.ValueInfoProto, spec: Mode
         reader, maker = maker, makers.get(maker.input[0])
     if maker is None:
         return
-    if maker.op_type in CLASSIFIERS:
+    if maker.op_type in NO_LOGITS:
         raise ModelError(
             f"model {spec.source}: its output {answer.name} comes from {maker.op_type} and may be "
-            "probabilities already; expected logits. Set `model.head: scores`."
+            "probabilities already; expected logits. Set `model.head: scores`, or export the "
+            "model without it."
         )
     axis = next((entry.i for entry in maker.attribute if entry.name == "axis"), -1)
     if maker.op_type == "Softmax" and axis in (-1, 1):  # logits are [batch, C]

@@ -14,7 +14,7 @@ import yaml
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from engines.answer import CLASSIFIERS
+from engines.answer import NO_LOGITS
 from engines.onnx_facts import OnnxFacts, read_onnx_facts
 from pipeline.errors import ConfigError
 from pipeline.job_file import load_job
@@ -25,8 +25,6 @@ IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 """What most torchvision and timm models were trained with, on values from 0 to 255."""
 DEFAULT_SIDE = 224
 CALLABLE = re.compile(r"[\w.]+:\w+")
-NO_LOGITS = ("Sigmoid", *CLASSIFIERS)
-"""What the head for classes cannot take; of a Softmax it takes what that reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -158,6 +158,15 @@ def test_probabilities_of_a_classifier_of_trees_are_not_taken_for_logits(tmp_pat
         load_core(spec)
 
 
+@pytest.mark.parametrize("last", [("Sigmoid",), ("Sigmoid", "Identity")])
+def test_probabilities_of_labels_that_exclude_nothing_are_not_taken_for_logits(
+    tmp_path: Path, last: tuple[str, ...]
+) -> None:
+    spec = features(save(ends_in(*last), tmp_path / "m.onnx"), "classes")
+    with pytest.raises(ModelError, match=r"y comes from Sigmoid.*`model\.head: scores`"):
+        load_core(spec)
+
+
 def test_an_operator_of_onnx_runtime_alone_needs_no_more_than_a_declared_output(
     tmp_path: Path,
 ) -> None:
