@@ -36,11 +36,33 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="score",
-    help="Score every new row of a Parquet dataset overnight, and lose nothing.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def show_version(wanted: bool) -> None:
+    """Print it and end the command."""
+    if wanted:
+        from importlib.metadata import version
+
+        console.print(f"nightscore {version('nightscore')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def score(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Score every new row of a Parquet dataset overnight, and lose nothing."""
+
+
 app.add_typer(engine_app, name="engine")
 app.command()(init)
 app.command()(schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -203,6 +204,12 @@ def test_a_missing_option_is_one_sentence_and_with_json_an_object(
     assert "Missing option '--date'" in ended.json["error"]
     (line,) = ended.err.splitlines()
     assert line.startswith("error: Missing option '--date'")
+
+
+def test_the_command_tells_its_version(score: Callable[..., Any]) -> None:
+    ended = score("--version")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == f"nightscore {importlib.metadata.version('nightscore')}\n"
 
 
 @pytest.mark.parametrize("arguments", [(), ("engine",)])
