@@ -34,8 +34,9 @@ def find_alerts(
         past: Nights of the same job by date; those after `now`, and `now` itself, do not count.
         limits: What is odd.
     """
-    nights = [row for row in past if row.date < now.date and is_telling(row)][-NUM_NIGHTS:]
-    found: list[Alert | None] = [_old_price(now, limits), _moved(now, limits)]
+    before = [row for row in past if row.date < now.date]
+    nights = [row for row in before if is_telling(row)][-NUM_NIGHTS:]
+    found: list[Alert | None] = [_old_price(now, before, limits), _moved(now, limits)]
     if len(nights) >= MIN_NIGHTS:
         found.append(_dirtier(now, nights, limits))
         if is_telling(now):
@@ -141,10 +142,22 @@ def _moved(now: HistoryRow, limits: AlertsSection) -> Alert | None:
     )
 
 
-def _old_price(now: HistoryRow, limits: AlertsSection) -> Alert | None:
-    limit, seen = limits.max_price_age_days, now.published_at
-    text = stale_price(now.instance, now.market, now.price_as_of, seen, limit)
-    return Alert(name="price", text=text) if text else None
+def _old_price(
+    now: HistoryRow, before: Sequence[HistoryRow], limits: AlertsSection
+) -> Alert | None:
+    """Told in one night only: a mail each morning about the same price hides what is new."""
+
+    def told(night: HistoryRow) -> str | None:
+        price = (night.instance, night.market, night.price_as_of, night.published_at)
+        return stale_price(*price, limits.max_price_age_days)
+
+    text = told(now)
+    if text is None or any(
+        told(night) and (night.instance, night.price_as_of) == (now.instance, now.price_as_of)
+        for night in before[-1:]
+    ):
+        return None
+    return Alert(name="price", text=text)
 
 
 def _usual(nights: Sequence[HistoryRow]) -> str:

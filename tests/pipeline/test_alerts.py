@@ -133,6 +133,20 @@ def test_a_price_older_than_180_days_is_odd(
     assert names(found) == ["price"] * is_odd
 
 
+def test_an_old_price_is_told_once_and_again_when_it_is_another(
+    night: Callable[..., HistoryRow],
+) -> None:
+    def old(day: int, **changes: object) -> HistoryRow:
+        return night(day, price_as_of="2025-07-01", **changes)
+
+    assert names(find_alerts(old(20), [old(19)], LIMITS)) == []
+    assert names(find_alerts(old(20, instance="g5.xlarge"), [old(19)], LIMITS)) == ["price"]
+    assert names(find_alerts(old(20), [night(19, price_as_of="2025-06-01")], LIMITS)) == ["price"]
+    assert names(find_alerts(old(20), [old(19, market="own")], LIMITS)) == ["price"]
+    fresh = old(19, published_at="2025-07-02T02:00:00Z")
+    assert names(find_alerts(old(20), [fresh], LIMITS)) == ["price"]
+
+
 def test_your_own_price_never_gets_old(night: Callable[..., HistoryRow]) -> None:
     backfilled = night(20, market="own", price_as_of="2020-01-01")
     assert find_alerts(backfilled, (), LIMITS) == ()
