@@ -70,7 +70,7 @@ def test_the_last_nights_are_a_table_and_the_alerts_of_the_newest(job: Job) -> N
     facts = last_facts(job, 2)
     assert [night["date"] for night in facts["nights"]] == ["2026-11-19", "2026-11-20"]
     names = [alert["name"] for alert in facts["alerts"]]
-    assert names == ["rate", "price"], "judged by nights that are not in the table, too"
+    assert names == ["rate"], "judged by nights that are not in the table, too"
     text = shown(render_last(facts))
     assert "2026-11-20  4,000         0.2%    44.4  0.0252  1 min 30 s  openvino int8" in text
     assert "2026-11-18" not in text
