@@ -68,6 +68,8 @@ class EngineRequest:
     """None: what suits the device."""
     builder: BuilderSettings = field(default_factory=BuilderSettings)
     """Of TensorRT; counts on a GPU only."""
+    columns: tuple[str, ...] = ()
+    """Names of the features, in their order: told in the manifest, and in no key."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -284,6 +286,7 @@ class _Build:
             probe=choice.probe,
             reference_batch=choice.reference.input.shape[0],
             num_classes=next((s.shape[-1] for s in candidate.outputs if s.name == LOGITS), 0),
+            columns=request.columns,
         )
 
 

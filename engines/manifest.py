@@ -89,6 +89,8 @@ class EngineManifest:
     is."""
     num_classes: int = 0
     """Of the model. 0: it gives scores, or an earlier version of the program built the engine."""
+    columns: tuple[str, ...] = ()
+    """Names of the features in the rows that it was built on; empty: images, or not known."""
 
     @property
     def files(self) -> dict[str, str]:

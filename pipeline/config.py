@@ -24,7 +24,8 @@ class ImagesInput(Section):
     """Encoded images in a binary column."""
 
     column: str
-    """Binary column with JPEG or PNG files."""
+    """Binary column with JPEG or PNG files, or a struct with them in a field `bytes`, as Hugging
+    Face writes it."""
     crop: Annotated[float, Field(gt=0, le=1)] = 0.875
     """Side of the central square that is kept, relative to the image's shorter side."""
     interpolation: Literal["linear", "cubic", "lanczos3"] = "linear"
@@ -37,7 +38,8 @@ class FeaturesInput(Section):
     """Numeric features: several columns, or one column of fixed-size lists."""
 
     columns: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Column names or globs such as `f*`, expanded in the order of the file's schema."""
+    """Column names or globs such as `f*`, expanded in the order of the file's schema: all files
+    must have one order, the one in which the engine was built."""
     fill_missing: float | None = None
     """Value for nulls and NaN; without it such a row is quarantined."""
 

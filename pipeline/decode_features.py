@@ -71,13 +71,13 @@ class FeatureDecoder(Decoder):
         matrix = np.empty((rows.num_rows, self._num_features), np.float32)
         if pa.types.is_fixed_size_list(first.type):
             # `flatten` leaves null lists out, so they are put in as rows of NaN.
-            values = first.flatten().to_numpy(zero_copy_only=False)
+            values = _numbers(first.flatten())
             valid = first.is_valid().to_numpy(zero_copy_only=False)
             matrix[valid] = values.reshape(-1, self._num_features)
             matrix[~valid] = np.nan
         else:
             for position, name in enumerate(self.columns):
-                matrix[:, position] = rows.column(name).to_numpy(zero_copy_only=False)
+                matrix[:, position] = _numbers(rows.column(name))
         return matrix
 
     def _are_float32(self, schema: pa.Schema) -> bool:
@@ -93,3 +93,10 @@ class FeatureDecoder(Decoder):
         if len(self.columns) == 1:
             return f"{self.columns[0]}[{feature}]"
         return self.columns[feature]
+
+
+def _numbers(column: pa.Array) -> Array:
+    """NaN for nulls; a column without any value may be of the type null."""
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan, np.float32)
+    return np.asarray(column.to_numpy(zero_copy_only=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from engines.tensorrt_build import BuilderSettings
 from pipeline.blocks import Array
 from pipeline.config import Job
 from pipeline.errors import ConfigError, InputError
+from pipeline.input_columns import check_order
 from pipeline.plan import Plan
 from pipeline.read import sample_rows
 from pipeline.row_groups import max_group_bytes
@@ -142,7 +144,8 @@ def build_engine(  # as `get_engine`; all is plain data but `say`
     def rows(num_rows: int, seed: int) -> Sample:
         return decoded_sample(job, plan, source, num_rows, seed, num_threads)
 
-    return resolve_engine(request, open_store(job, say), rows, say, fingerprint, force)
+    named = replace(request, columns=plan.feature_columns)
+    return resolve_engine(named, open_store(job, say), rows, say, fingerprint, force)
 
 
 def decoded_sample(
@@ -229,3 +232,11 @@ def check_class_names(job: Job, names: Sequence[str], engine: EngineManifest) ->
             f"model.class_names: {job.model.class_names}: {len(names):,} names; expected "
             f"{expected:,}, one for each class of the model."
         )
+
+
+def check_columns(job: Job, plan: Plan, engine: EngineManifest) -> None:
+    """Raise ConfigError where globs give other features, or another order, than an engine had."""
+    patterns = job.input.features.columns if job.input.features else ()
+    if engine.columns and plan.feature_columns != patterns:
+        why = f"as in the rows that engine {engine.key[:12]} was built on"
+        check_order(plan.feature_columns, engine.columns, job.input.uri, why)

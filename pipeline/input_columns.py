@@ -14,6 +14,10 @@ from pipeline.config import Job
 from pipeline.delta_columns import check_delta_columns
 from pipeline.errors import ConfigError
 from pipeline.footers import Footer
+from pipeline.image_column import IMAGE_FIELD, holds_images
+
+NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_null)
+"""Kinds of features; a column without any value is null where a writer takes types from values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,11 +33,12 @@ class Columns:
 
 
 def columns_of(job: Job, footers: Sequence[Footer], root: str) -> Columns:
-    """Columns in which all files must agree.
+    """Columns in which all files must agree; those without rows are not asked if others have some.
 
     Raises:
         ConfigError: No file fits the job, or some files do not: the message says which it is.
     """
+    footers = [footer for footer in footers if footer.file.num_rows] or footers
     alike: dict[int, list[Footer]] = {}
     for footer in footers:
         alike.setdefault(id(footer.schema), []).append(footer)
@@ -44,8 +49,10 @@ def columns_of(job: Job, footers: Sequence[Footer], root: str) -> Columns:
     for files in alike.values():
         schema, where = files[0].schema, f"{root}/{files[0].file.path}"
         try:
-            columns = fitting[0] if fitting else _feature_columns(job, schema, where)
+            columns = _feature_columns(job, schema, where)
             _check_columns(job, columns, schema, where)
+            if fitting:
+                check_order(columns, fitting[0], where, "as in other files of the date")
             width = _num_features(schema, columns)
             if fitting and width != fitting[1]:
                 raise ConfigError(f"{where}: {width} features; expected {fitting[1]}.")
@@ -86,6 +93,31 @@ def _feature_columns(job: Job, schema: pa.Schema, where: str) -> tuple[str, ...]
     return tuple(columns)
 
 
+def check_order(found: Sequence[str], expected: Sequence[str], where: str, why: str) -> None:
+    """Raise ConfigError unless globs gave the very columns, in the very order, that they should.
+
+    A model takes its features by position: it scores any order, and one of them is right.
+    """
+    if found == expected:
+        return
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    if missing:
+        said = f"no column `{missing[0]}`; expected it"
+    elif extra:
+        said = f"column `{extra[0]}` is a feature; expected none more"
+    else:
+        position = next(at for at, name in enumerate(found) if name != expected[at])
+        said = (
+            f"feature {position + 1:,} is column `{found[position]}`; expected "
+            f"`{expected[position]}`"
+        )
+    raise ConfigError(
+        f"{where}: {said}, {why}. In `input.features.columns` name the columns without globs, in "
+        "the model's order."
+    )
+
+
 def _check_columns(job: Job, features: tuple[str, ...], schema: pa.Schema, where: str) -> None:
     label = job.engine.gate.label
     wanted = [(name, "input.passthrough") for name in job.input.passthrough]
@@ -101,19 +133,19 @@ def _check_columns(job: Job, features: tuple[str, ...], schema: pa.Schema, where
     if job.input.images:
         name = job.input.images.column
         kind = schema.field(name).type
-        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        if not holds_images(kind):
             raise ConfigError(
-                f"{where}: column `{name}` is {kind}; expected binary with encoded images. "
-                "Check `input.images.column`."
+                f"{where}: column `{name}` is {kind}; expected binary with encoded images, or a "
+                f"struct with them in a field `{IMAGE_FIELD}`. Check `input.images.column`."
             )
     for name in features:
         kind = schema.field(name).type
         if pa.types.is_fixed_size_list(kind) and len(features) == 1:
             kind = kind.value_type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        if not any(is_kind(kind) for is_kind in NUMBERS):
             raise ConfigError(
-                f"{where}: column `{name}` is {kind}; expected numbers, or one column of "
-                "fixed-size lists. Check `input.features.columns`."
+                f"{where}: column `{name}` is {kind}; expected integers or floats, or one column "
+                "of fixed-size lists of them. Check `input.features.columns`."
             )
 
 

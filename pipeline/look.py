@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, one_line
+from pipeline.image_column import encoded_images, holds_images
 from pipeline.plan import is_data
 from pipeline.storage import Storage
 
@@ -130,8 +131,9 @@ def _first_rows(source: Storage, path: str) -> pa.Table:
 def _image_columns(sample: pa.Table) -> Iterator[str]:
     """Binary columns with more pictures than anything else."""
     for field in sample.schema:
-        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
-            values = [value for value in sample[field.name].to_pylist() if value]
+        if holds_images(field.type):
+            images = encoded_images(sample[field.name].combine_chunks())
+            values = [value for value in images.to_pylist() if value]
             pictures = [value for value in values if value.startswith(IMAGE_MAGIC)]
             if 2 * len(pictures) > len(values):
                 yield field.name

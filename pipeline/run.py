@@ -16,7 +16,7 @@ from engines.manifest import EngineManifest
 from engines.model import fingerprint_model
 from pipeline.block_size import rows_at_risk
 from pipeline.config import Job
-from pipeline.engine import check_class_names, load_class_names, request_for
+from pipeline.engine import check_class_names, check_columns, load_class_names, request_for
 from pipeline.engine_pin import EnginePin, common_of
 from pipeline.guards import Guards, NightWatch, lost_files
 from pipeline.interruptions import earlier_attempts
@@ -145,6 +145,7 @@ def prepare_run(
     output.check_free(published_folder(job.name, date))
     resolved = get_engine(job, plan, request, fingerprint, say)
     check_class_names(job, class_names, resolved.engine.manifest)
+    check_columns(job, plan, resolved.engine.manifest)
     clock.prepared = time.monotonic()
     version = replaces.version + 1 if replaces else 1
     pin = EnginePin(

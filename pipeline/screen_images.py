@@ -16,6 +16,7 @@ from nvidia import nvimgcodec
 
 from pipeline.blocks import BadRow
 from pipeline.config import ImagesInput
+from pipeline.image_column import encoded_images
 from pipeline.screen import Header, Refusal, screen
 
 Bytes = npt.NDArray[np.uint8]
@@ -62,7 +63,7 @@ class ImageScreen:
 
     def screen(self, rows: pa.RecordBatch) -> ScreenedImages:
         """Look at each image of the block's column; only suspects are decoded."""
-        column = rows.column(self._images.column)
+        column = encoded_images(rows.column(self._images.column))
         views = views_of(column)
         nulls = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
         screened = ScreenedImages(encoded=views, sides=[PLACEHOLDER_SIDE] * len(views), bad_rows={})

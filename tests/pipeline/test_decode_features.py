@@ -88,6 +88,14 @@ def test_missing_values_are_filled_when_the_job_says_so() -> None:
     assert bad_rows[0].reason == "feature_infinite"
 
 
+def test_a_column_without_any_value_is_missing_in_each_row() -> None:
+    matrix, bad_rows = decode(a=floats(1, 2), b=pa.nulls(2))
+    assert [bad.message for bad in bad_rows.values()] == ["b is null or NaN"] * 2
+    matrix, bad_rows = decode(fill=-1.0, a=floats(1, 2), b=pa.nulls(2))
+    assert matrix.tolist() == [[1, -1], [2, -1]]
+    assert not bad_rows
+
+
 def test_a_list_of_fixed_size_is_a_row() -> None:
     lists = pa.array([[1, 2], None, [3, None], [5, 6]], pa.list_(pa.float32(), 2))
     matrix, bad_rows = decode(f=lists)

@@ -61,6 +61,12 @@ def test_a_column_of_pictures_is_told_by_its_bytes(image: bytes, tmp_path: Path)
     assert look(tmp_path).image_column == "thumbnail"
 
 
+def test_pictures_may_be_in_the_struct_that_hugging_face_writes(tmp_path: Path) -> None:
+    images = [{"bytes": JPEG, "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}, None]
+    write(tmp_path, picture_id=[1, 2, 3], image=images)
+    assert look(tmp_path).image_column == "image"
+
+
 def test_columns_that_are_numbered_alike_are_features_together(tmp_path: Path) -> None:
     columns = {f"f{n}": [0.5] for n in range(3)}
     write(tmp_path, user_id=[1], age=[40], **columns)

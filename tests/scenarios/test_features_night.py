@@ -260,3 +260,22 @@ def test_two_lanes_on_a_cpu_score_what_one_scores(
     assert ended.json["limit"]["per_sec"] > 0
     assert scores_in(tmp_path) == pytest.approx(scores_in(undisturbed), abs=1e-5)
     assert quarantined_in(tmp_path) == quarantined_in(undisturbed)
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_features_in_another_order_than_the_engine_was_built_on_are_not_scored(
+    score: Callable[..., Any], features_job: Path, features_folder: Path, tmp_path: Path
+) -> None:
+    file, *_ = sorted((features_folder / "users" / f"dt={DATE}").iterdir())
+    table = pq.read_table(file)
+    names = [name for name in table.column_names if name.startswith("f")]
+    reordered = table.select(["user_id", *reversed(names)])
+    folder = tmp_path / "in" / f"dt={DATE}"
+    folder.mkdir(parents=True)
+    pq.write_table(reordered, folder / "part.parquet")
+    command = night(features_job, tmp_path / "out", "--set", f"input.uri={tmp_path / 'in'}")
+    ended = score(*command)
+    assert ended.code == 2
+    assert f"feature 1 is column `{names[-1]}`; expected `{names[0]}`, as in" in ended.json["error"]
+    ended = score(*command, "--set", f"input.features.columns=[{','.join(names)}]")
+    assert ended.code == 0, ended.err
