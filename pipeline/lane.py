@@ -124,8 +124,6 @@ class Lane:
         self._taken = taken = take_process()
         self._process, self._connection, self._marks = taken.process, taken.connection, taken.marks
         self._watchdog: Watchdog | None = None
-        self._killed: tuple[str, str] | None = None
-        """Why the watchdog ended the process: reason and message."""
         device = self.device
         gpu_uuid = device.gpu.uuid if device.gpu else None
         self._send(Binding(gpu_uuid=gpu_uuid, cores=device.cores, ahead=self._ahead))
@@ -163,13 +161,9 @@ class Lane:
             )
         )
         if self._watchdog is None:
-            watchdog = Watchdog(self._process, self._marks, setup.limits, self._note_kill)
-            self._watchdog = watchdog
-            watchdog.start()
+            self._watchdog = Watchdog(self._process, self._marks, setup.limits)
+            self._watchdog.start()
         self._watchdog.limits = setup.limits
-
-    def _note_kill(self, reason: str, message: str) -> None:
-        self._killed = reason, message
 
     def score(self, shards: Iterable[Shard]) -> list[CommitRecord]:
         """Score shards and wait for their commit records.
@@ -344,8 +338,8 @@ class Lane:
 
     def _why_it_died(self) -> tuple[str, str]:
         """Reason code and message."""
-        if self._killed:
-            return self._killed
+        if self._watchdog is not None and self._watchdog.verdict is not None:
+            return self._watchdog.verdict
         code = self._process.exitcode or 0
         with suppress(ValueError):
             return "crashed", f"exit code {code} ({signal.Signals(-code).name})"

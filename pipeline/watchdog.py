@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -32,21 +31,15 @@ class Watchdog(threading.Thread):
         process: That is watched.
         marks: What it is at.
         limits: What it may take.
-        on_kill: Is told the reason and what was seen, before the process is killed.
     """
 
-    def __init__(
-        self,
-        process: BaseProcess,
-        marks: WorkMarks,
-        limits: WatchLimits,
-        on_kill: Callable[[str, str], None],
-    ) -> None:
+    def __init__(self, process: BaseProcess, marks: WorkMarks, limits: WatchLimits) -> None:
         super().__init__(name="watchdog", daemon=True)
         self._process = process
         self._marks = marks
         self.limits = limits
-        self._on_kill = on_kill
+        self.verdict: tuple[str, str] | None = None
+        """Why it ended the process: reason and message; there before the process ends."""
         self._ages_s: dict[int, float] = {}
 
     def run(self) -> None:
@@ -54,7 +47,7 @@ class Watchdog(threading.Thread):
         while not wait([self._process.sentinel], PERIOD_S):
             found = self._stuck() or self._greedy()
             if found:
-                self._on_kill(*found)
+                self.verdict = found
                 self._process.kill()
                 return
 

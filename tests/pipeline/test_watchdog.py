@@ -78,25 +78,23 @@ def test_more_blocks_than_slots_are_no_error() -> None:
     assert len(marks.in_work()) == 1
 
 
-def watched(
-    process: BaseProcess, marks: WorkMarks, **limits: float
-) -> tuple[Watchdog, list[tuple[str, str]]]:
-    told: list[tuple[str, str]] = []
+def watched(process: BaseProcess, marks: WorkMarks, **limits: float) -> Watchdog:
     values = {"hang_s": 60.0, "rows_per_s": 1e6, "max_rss_bytes": 1 << 40, **limits}
-    dog = Watchdog(process, marks, WatchLimits(**values), lambda *why: told.append(why))  # type: ignore[arg-type]
+    dog = Watchdog(process, marks, WatchLimits(**values))  # type: ignore[arg-type]
     dog.start()
-    return dog, told
+    return dog
 
 
 def test_a_process_that_is_stuck_is_killed_and_says_with_how_many_rows(
     start: Callable[..., tuple],
 ) -> None:
     process, marks = start([(0, 16)])
-    dog, told = watched(process, marks, hang_s=3 * PERIOD_S)
+    dog = watched(process, marks, hang_s=3 * PERIOD_S)
     process.join(30)
     dog.join(10)
     assert process.exitcode == -signal.SIGKILL
-    ((reason, message),) = told
+    assert dog.verdict is not None
+    reason, message = dog.verdict
     assert reason == "hung"
     assert message.endswith("s for 16 rows")
 
@@ -104,22 +102,23 @@ def test_a_process_that_is_stuck_is_killed_and_says_with_how_many_rows(
 def test_a_slow_engine_is_given_its_time(start: Callable[..., tuple]) -> None:
     process, marks = start([(0, 16)])
     wait_for(marks.in_work)
-    _, told = watched(process, marks, hang_s=PERIOD_S, rows_per_s=1.0)  # 16 s, times the slowness
+    dog = watched(process, marks, hang_s=PERIOD_S, rows_per_s=1.0)  # 16 s, times the slowness
     process.join(6 * PERIOD_S)
     assert process.is_alive()
-    assert not told
+    assert dog.verdict is None
 
 
 def test_rows_that_wait_for_the_store_are_not_stuck(start: Callable[..., tuple]) -> None:
     process, marks = start([(0, 16)])
     wait_for(marks.in_work)
     with marks.pause():
-        dog, told = watched(process, marks, hang_s=2 * PERIOD_S)
+        dog = watched(process, marks, hang_s=2 * PERIOD_S)
         process.join(8 * PERIOD_S)
         assert process.is_alive()
     process.join(30)
     dog.join(10)
-    assert [reason for reason, _ in told] == ["hung"]
+    assert dog.verdict is not None
+    assert dog.verdict[0] == "hung"
 
 
 def test_suspects_that_are_tried_together_get_less_time() -> None:
@@ -129,7 +128,7 @@ def test_suspects_that_are_tried_together_get_less_time() -> None:
     process = SPAWN.Process(target=time.sleep, args=(60,))
     looks = {}
     for num_rows, is_trial in [(16, False), (16, True), (1, True)]:
-        dog = Watchdog(process, marks, limits, lambda *_: None)
+        dog = Watchdog(process, marks, limits)
         marks.begin(0, 0, num_rows, is_trial=is_trial)
         looks[num_rows, is_trial] = next(n for n in range(1, 100) if dog._stuck())
     assert looks[16, True] * 2 == pytest.approx(looks[16, False], abs=2)
@@ -138,22 +137,23 @@ def test_suspects_that_are_tried_together_get_less_time() -> None:
 
 def test_a_process_with_nothing_in_work_may_wait_for_ever(start: Callable[..., tuple]) -> None:
     process, marks = start([(0, 16), (0, 0)])
-    dog, told = watched(process, marks, hang_s=PERIOD_S)
+    dog = watched(process, marks, hang_s=PERIOD_S)
     process.join(8 * PERIOD_S)
     assert process.is_alive()
     process.kill()
     dog.join(10)
     assert not dog.is_alive()
-    assert not told
+    assert dog.verdict is None
 
 
 def test_a_process_that_takes_too_much_memory_is_killed(start: Callable[..., tuple]) -> None:
     process, marks = start([], 300 * MIB)
-    dog, told = watched(process, marks, max_rss_bytes=200 * MIB)
+    dog = watched(process, marks, max_rss_bytes=200 * MIB)
     process.join(30)
     dog.join(10)
     assert process.exitcode == -signal.SIGKILL
-    ((reason, message),) = told
+    assert dog.verdict is not None
+    reason, message = dog.verdict
     assert reason == "out_of_memory"
     assert "at most 200 MiB are allowed" in message
 
