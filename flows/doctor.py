@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from engines.devices import VNNI
+from engines.devices import VNNI, this_cpu
 from engines.gpu_runtimes import INSTALL_HINT, tensorrt_problem, torch_problem
 from engines.keys import installed_version
 from engines.masking import masked
@@ -43,14 +43,14 @@ def doctor_facts(job: Job | None = None) -> Facts:
     Args:
         job: Its input, output, model, price and mail are tried too; without one nothing is written.
     """
-    cpu = _cpu_info()
+    cpu = this_cpu(num_cores())
     gpus, why_none = usable_gpus()
     return {
         "nightscore": importlib.metadata.version("nightscore"),
         "python": platform.python_version(),
-        "cpu": cpu["name"],
-        "cores": num_cores(),
-        "int8_instructions": [flag for flag in VNNI if flag in cpu["flags"]],
+        "cpu": cpu.name,
+        "cores": cpu.num_threads,
+        "int8_instructions": [flag for flag in VNNI if flag in cpu.instructions],
         "numa_nodes": _numa_nodes(),
         "gpus": [_gpu_info(found) for found in gpus],
         "no_gpu_because": why_none,
@@ -69,18 +69,6 @@ def _address(variable: str) -> str | None:
     """Of the environment, without what it may say beside a place."""
     value = os.environ.get(variable)
     return value and masked(value)
-
-
-def _cpu_info() -> Facts:
-    name, flags = platform.processor() or platform.machine(), ""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    except OSError:
-        return {"name": name, "flags": []}
-    stripped = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = stripped.get("flags", "")
-    return {"name": stripped.get("model name", name), "flags": flags.split()}
 
 
 def _gpu_info(found: FoundGpu) -> Facts:
