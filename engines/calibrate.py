@@ -20,6 +20,7 @@ from engines.export import fixed_batch
 from engines.model import ImageInput, ModelSpec
 from engines.probing import open_session, with_outputs, with_reductions
 from engines.runner import Array
+from engines.tensor_uses import inputs_of
 
 if TYPE_CHECKING:
     import onnx
@@ -62,8 +63,7 @@ class ScaleTable:
 
 def feeds_of(core: onnx.ModelProto, spec: ModelSpec, rows: Array) -> Feeds:
     """Rows in the engine's input dtype, in batches as the float graph takes them."""
-    constants = {tensor.name for tensor in core.graph.initializer}
-    name = next(entry.name for entry in core.graph.input if entry.name not in constants)
+    name = inputs_of(core.graph)[0].name
     bound = fixed_batch(core)
 
     def feeds() -> Iterator[dict[str, Array]]:

@@ -16,6 +16,7 @@ from engines.errors import ModelError
 from engines.gemms import make_gemms_plain
 from engines.model import ModelSpec, load_torch_model, shown
 from engines.probing import open_session
+from engines.tensor_uses import inputs_of
 
 if TYPE_CHECKING:
     import onnx
@@ -124,8 +125,7 @@ def _load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def _check_input(model: onnx.ModelProto, spec: ModelSpec) -> None:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [entry for entry in model.graph.input if entry.name not in constants]
+    inputs = inputs_of(model.graph)
     if len(inputs) != 1:
         names = ", ".join(entry.name for entry in inputs)
         raise ModelError(f"model {spec.source}: inputs {names}; expected exactly one.")
@@ -146,9 +146,7 @@ def _check_input(model: onnx.ModelProto, spec: ModelSpec) -> None:
 
 def fixed_batch(model: onnx.ModelProto) -> int | None:
     """The batch that the graph is bound to, or None when it takes any."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    entry = next(entry for entry in model.graph.input if entry.name not in constants)
-    return entry.type.tensor_type.shape.dim[0].dim_value or None
+    return inputs_of(model.graph)[0].type.tensor_type.shape.dim[0].dim_value or None
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

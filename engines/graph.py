@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.model import INPUT, MIN_CLASSES, ImageInput, ModelSpec, head_error, input_spec
 from engines.runner import LOGITS, Array, TensorSpec
-from engines.tensor_uses import inner_graphs
+from engines.tensor_uses import inner_graphs, inputs_of
 
 MIN_IR_VERSION = 8
 """Older files list their constants as inputs too, which a wrapped graph does not."""
@@ -33,8 +33,7 @@ def wrap(core: onnx.ModelProto, spec: ModelSpec, batch_size: int) -> onnx.ModelP
     model = _renamed(core)
     model.ir_version = max(model.ir_version, MIN_IR_VERSION)
     graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    model_input = next(entry.name for entry in graph.input if entry.name not in constants)
+    model_input = inputs_of(graph)[0].name
     before = _preprocessing(graph, spec, model_input)
     after = _head(graph, spec, graph.output[0].name)
     nodes = [*before, *graph.node, *after]

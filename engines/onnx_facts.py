@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from engines.answer import first_float
 from engines.errors import ModelError
 from engines.model import shown
+from engines.tensor_uses import inputs_of
 
 if TYPE_CHECKING:
     import onnx
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 class OnnxFacts:
     """Input and output of a model, read from its graph alone."""
 
-    input_name: str
     row_shape: tuple[int | None, ...]
     """Of one row of the input, without the batch; None: the graph takes any."""
     output_shape: tuple[int | None, ...]
@@ -43,15 +43,13 @@ def read_onnx_facts(path: str) -> OnnxFacts:
     except (DecodeError, ValueError) as error:
         raise ModelError(f"model {path}: {shown(error)}; expected an ONNX file.") from None
     graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [entry for entry in graph.input if entry.name not in constants]
+    inputs = inputs_of(graph)
     if len(inputs) != 1 or not graph.output:
         names = ", ".join(entry.name for entry in inputs) or "none"
         raise ModelError(f"model {path}: inputs {names}; expected exactly one, and an output.")
     output = first_float(graph) or graph.output[0]
     makers = [node.op_type for node in graph.node if output.name in node.output]
     return OnnxFacts(
-        input_name=inputs[0].name,
         row_shape=_dims(inputs[0])[1:],
         output_shape=_dims(output)[1:],
         last_operator=makers[0] if makers else "",

@@ -24,7 +24,7 @@ from engines.calibrate import ScaleTable, activations
 from engines.devices import WeightBits
 from engines.gemms import is_plain, is_turned
 from engines.round_weights import Rounding, with_rounding
-from engines.tensor_uses import drop_unread, uses
+from engines.tensor_uses import drop_unread, inputs_of, uses
 
 Placement = Literal["tensorrt", "cpu"]
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -110,7 +110,7 @@ def _symmetric_input(core: onnx.ModelProto, table: ScaleTable) -> dict[str, Any]
     OpenVINO 2026.4 runs a convolution whose padded uint8 input has a zero point in float, which
     took 12 % of EfficientNet-Lite0's time.
     """
-    (name,) = {entry.name for entry in core.graph.input} - {t.name for t in core.graph.initializer}
+    name = inputs_of(core.graph)[0].name
     low, high = table.ranges.get(name, (0.0, np.inf))
     if min(-low, high) < SYMMETRIC_ENOUGH * max(-low, high):
         return {}

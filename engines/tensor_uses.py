@@ -1,4 +1,4 @@
-"""Who reads the tensors of an ONNX graph, in the branches of an If and the bodies of loops too."""
+"""What an ONNX graph takes, and who reads its tensors, in branches and bodies of loops too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import onnx
+
+
+def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """What a caller gives: older files list their constants as inputs too."""
+    constants = {tensor.name for tensor in graph.initializer}
+    return [entry for entry in graph.input if entry.name not in constants]
 
 
 def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
