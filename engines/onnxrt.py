@@ -10,7 +10,7 @@ from engines.runner import Array, CoreRunner, Outputs, TensorSpec
 
 
 def import_onnxruntime() -> None:
-    """Import it ahead of time."""
+    """Import it ahead of time: `engines.reference` computes with it."""
     import onnxruntime  # noqa: F401
 
 

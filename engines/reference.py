@@ -8,18 +8,13 @@ from engines.errors import EngineError
 from engines.gate import Answers, run_rows
 from engines.manifest import REFERENCE, StoredEngine
 from engines.model import shown
-from engines.onnxrt import OnnxrtRunner, import_onnxruntime
+from engines.onnxrt import OnnxrtRunner
 from engines.runner import Array, TensorSpec
 
 
 def has_reference(engine: StoredEngine) -> bool:
     """Whether the graph is kept; engines of older versions of this program have none."""
     return REFERENCE in engine.manifest.attachments
-
-
-def import_runtime() -> None:
-    """Import what `fp32_answers` computes with, ahead of time."""
-    import_onnxruntime()
 
 
 def fp32_answers(engine: StoredEngine, rows: Array) -> Answers:

@@ -22,6 +22,7 @@ from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from engines.errors import EngineError
+from flows.cli import EXIT_INTERRUPTED, exit_code_of
 from flows.hooks import cancelled, crashed, failed, speaks_for
 from flows.lanes import Group
 from flows.mailing.mail import mailed
@@ -39,8 +40,6 @@ MAX_TASKS_AT_ONCE = 64
 NUM_RETRIES = 2
 RETRY_DELAY_S = 120
 """Of a night that met something that may pass, such as a store out of reach."""
-INTERRUPTED = 75
-"""Exit code of errors after which the same command goes on."""
 Guard = Literal["rows", "quarantine", "budget", "scores", "drift"]
 """Of `pipeline.errors.GUARDS`: Prefect's form makes a choice of them."""
 # Any: Prefect types a flow's runner by a parameter that fits no runner of its own.
@@ -81,7 +80,7 @@ def map_as_tasks(
 def may_pass(error: Exception) -> bool:
     """Whether the same night may succeed later: a guard, a wrong job or damaged data stay."""
     is_ours = isinstance(error, (PipelineError, EngineError))
-    return not is_ours or getattr(error, "exit_code", 1) == INTERRUPTED
+    return not is_ours or exit_code_of(error) == EXIT_INTERRUPTED
 
 
 def _on_lanes(job: Job, title: str, score_it: Callable[..., RunReport]) -> RunReport:

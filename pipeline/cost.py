@@ -14,8 +14,9 @@ from pydantic import Field
 
 from pipeline.errors import ConfigError
 from pipeline.report import Cost, Price
+from pipeline.section import Section
 
-UsdPerHour = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+UsdPerHour = Annotated[float, Field(gt=0)]
 MARKETS = ("on_demand", "spot")
 
 
@@ -34,16 +35,12 @@ class InstancePrice:
     """ISO date on which the price was written down."""
 
 
-class _Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-
-class _UsdPerHour(_Section):
+class _UsdPerHour(Section):
     on_demand: UsdPerHour
     spot: UsdPerHour
 
 
-class _Instance(_Section):
+class _Instance(Section):
     hardware: str
     usd_per_hour: _UsdPerHour
     source: str | None = None
@@ -52,7 +49,7 @@ class _Instance(_Section):
     """Null: the list's."""
 
 
-class _PriceList(_Section):
+class _PriceList(Section):
     """The prices of one provider in one region, as read on one day but for exceptions."""
 
     provider: str

@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 
 from engines.gate import Answers
 from pipeline.blocks import Array, Decoder
-from pipeline.errors import VerifyError
+from pipeline.errors import InputChangedError, VerifyError
+from pipeline.footers import check_pin
 from pipeline.ledger import CommitRecord, Ledger, StoredFile
 from pipeline.plan import Plan, Shard
+from pipeline.row_groups import open_parquet
 from pipeline.storage import Storage
 
 MIN_GROUPS, MAX_GROUPS = 2, 8
@@ -189,17 +191,16 @@ class DriftSampler:
 
     def _read(self, shard: Shard, group: int) -> tuple[pa.Table, int] | None:
         """The rows of a group, and the index within the shard of their first; None: not now."""
-        pinned = shard.file
-        now = self._source.info(pinned.path)
-        if now is None or (now.num_bytes, now.version) != (pinned.num_bytes, pinned.version):
-            return None  # other rows than were scored
         try:
-            with self._source.open(pinned.path) as file:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            check_pin(shard.file, self._source)
+            with self._source.open(shard.file.path) as file:
+                parquet = open_parquet(file)
                 before = shard.row_groups[: shard.row_groups.index(group)]
                 first_row = sum(parquet.metadata.row_group(each).num_rows for each in before)
                 columns = list(self._decoder.columns)
                 return parquet.read_row_group(group, columns=columns), first_row
+        except InputChangedError:  # other rows than were scored
+            return None
         except (pa.ArrowException, OSError):  # damaged: its rows are in quarantine
             return None
 

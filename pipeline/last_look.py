@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engines.reference import import_runtime
+from engines.onnxrt import import_onnxruntime
 from pipeline.drift import measure_drift, num_drift_rows, worst
 from pipeline.drift_sample import CommittedParts, DriftSampler, Sampled
 from pipeline.engine_facts import engine_of
@@ -38,7 +38,7 @@ def import_judges(run: PreparedRun) -> None:
     resolved = run.resolved
     if num_drift_rows(run.job, run.plan.num_rows) and not resolved.built:
         _decoder(run)
-        import_runtime()
+        import_onnxruntime()
 
 
 def check_before_publication(

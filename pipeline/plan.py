@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
+from engines.keys import digest
 from pipeline.config import Job
 from pipeline.errors import InputError
 from pipeline.footers import Footer, PinnedFile, read_footers
@@ -83,7 +81,7 @@ class Plan:
     def input_fingerprint(self) -> str:
         """sha256 over the pinned files: equal only for equal input."""
         unreadable = [[file.path, file.num_bytes, file.version] for file in self.unreadable]
-        return _digest([*(asdict(file) for file in self.files), *unreadable])
+        return digest([*(asdict(file) for file in self.files), *unreadable])
 
     @property
     def num_unreadable_rows(self) -> int:
@@ -180,7 +178,7 @@ def run_id_of(
         "class_names": list(class_names),
         **({"version": version} if version > 1 else {}),
     }
-    return f"{plan.date}-{_digest(pins)[:12]}"
+    return f"{plan.date}-{digest(pins)[:12]}"
 
 
 def shuffled(shards: Sequence[Shard], seed: str) -> tuple[Shard, ...]:
@@ -191,11 +189,6 @@ def shuffled(shards: Sequence[Shard], seed: str) -> tuple[Shard, ...]:
     order, or from different points of a circle, they meet and go on side by side to the end.
     """
     return tuple(random.Random(seed).sample(shards, len(shards)))
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=list)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_data(path: str) -> bool:

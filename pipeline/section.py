@@ -1,4 +1,4 @@
-"""What all sections of a job file have in common."""
+"""What all sections of a job file, and of the price list, have in common."""
 
 from __future__ import annotations
 
