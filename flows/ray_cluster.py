@@ -11,7 +11,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported: no telemetry
@@ -22,7 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 from flows.devices import num_cores
 from flows.ray_desk import Desk
 from flows.ray_line import FarDesk, Switchboard
-from flows.ray_node import LaneCall, Node, start_lane
+from flows.ray_node import LaneCall, Need, Node, start_lane
 from pipeline.config import Job
 from pipeline.errors import ConfigError, one_line
 
@@ -32,25 +31,6 @@ LOCAL = "local"
 """As an address: a cluster of this machine alone, for as long as this process lives."""
 Submit = Callable[[LaneCall, Mapping[str, Any]], Any]
 """Hands a lane to Ray with these options of its task; returns what Ray knows it by."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Need:
-    """What a lane takes of a node."""
-
-    num_cpus: int
-    num_gpus: int
-    num_threads: int | None
-    """CPU threads of its engine; None: its share of the node's, beside a GPU."""
-
-    def fit(self, node: Mapping[str, float]) -> int:
-        """How many lanes such resources hold."""
-        by_cpu = int(node.get("CPU", 0) // self.num_cpus)
-        return min(by_cpu, int(node.get("GPU", 0))) if self.num_gpus else by_cpu
-
-    def __str__(self) -> str:
-        cpus = f"{self.num_cpus} CPU{'s' if self.num_cpus > 1 else ''}"
-        return f"a GPU and {cpus}" if self.num_gpus else cpus
 
 
 class Cluster:
@@ -85,8 +65,7 @@ class Cluster:
             lane=lane,
             job=job,
             folder=os.getcwd(),
-            num_threads=self.need.num_threads,
-            need=(self.need.num_cpus, self.need.num_gpus),
+            need=self.need,
         )
         # A lane that is lost is asked for anew. Without max_calls=0 its process ends with it.
         options = {"max_retries": 0, "max_calls": 0, "num_cpus": self.need.num_cpus}
@@ -172,12 +151,11 @@ def work(call: LaneCall) -> None:
     """The Ray task: a lane on this node."""
     own = _own_node()
     resources = own["Resources"]
-    need = Need(num_cpus=call.need[0], num_gpus=call.need[1], num_threads=call.num_threads)
     node = Node(
         name=_name(own),
         num_cpus=int(resources.get("CPU", 1)),
         gpus=",".join(ray.get_runtime_context().get_accelerator_ids().get("GPU", ())),
-        num_lanes=max(1, need.fit(resources)),
+        num_lanes=max(1, call.need.fit(resources)),
     )
     desk = FarDesk(call.desk)
     lane = start_lane(call, node)

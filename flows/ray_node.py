@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,6 +18,25 @@ from flows.ray_line import Line
 from pipeline import start_up
 from pipeline.config import Job
 from pipeline.lane import Lane, LaneDevice, modules_ahead
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Need:
+    """What a lane takes of a node."""
+
+    num_cpus: int
+    num_gpus: int
+    num_threads: int | None
+    """CPU threads of its engine; None: its share of the node's, beside a GPU."""
+
+    def fit(self, node: Mapping[str, float]) -> int:
+        """How many lanes such resources hold."""
+        by_cpu = int(node.get("CPU", 0) // self.num_cpus)
+        return min(by_cpu, int(node.get("GPU", 0))) if self.num_gpus else by_cpu
+
+    def __str__(self) -> str:
+        cpus = f"{self.num_cpus} CPU{'s' if self.num_cpus > 1 else ''}"
+        return f"a GPU and {cpus}" if self.num_gpus else cpus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,10 +50,7 @@ class LaneCall:
     job: Job
     folder: str
     """Where the driver works: relative paths of the job begin there."""
-    num_threads: int | None
-    """CPU threads; None: its GPU's share of the node's."""
-    need: tuple[int, int]
-    """CPUs and GPUs that it takes of a node."""
+    need: Need
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,9 +78,10 @@ def start_lane(call: LaneCall, node: Node) -> Lane:
 
 def device_of(call: LaneCall, node: Node) -> LaneDevice:
     """What the lane is bound to: the GPU that the cluster gave it, or so many threads."""
-    if call.num_threads is not None and not node.gpus:
-        cpu = this_cpu(call.num_threads)  # what the driver cannot see from where it is
-        return LaneDevice(name=f"{node.name}-cpu", num_threads=call.num_threads, cpu=cpu)
+    num_threads = call.need.num_threads
+    if num_threads is not None and not node.gpus:
+        cpu = this_cpu(num_threads)  # what the driver cannot see from where it is
+        return LaneDevice(name=f"{node.name}-cpu", num_threads=num_threads, cpu=cpu)
     os.environ[VISIBLE] = node.gpus
     found = lane_devices(call.job)[0]
     num_threads = call.job.lanes.threads or max(1, node.num_cpus // node.num_lanes)

@@ -23,7 +23,7 @@ from flows.ray_desk import Desk, News
 from flows.ray_engines import Wanted
 from flows.ray_lane import serve
 from flows.ray_lanes import RayLanes
-from flows.ray_node import LaneCall, Node, device_of
+from flows.ray_node import LaneCall, Need, Node, device_of
 from pipeline.config import Job
 from pipeline.cost import own_price
 from pipeline.engine import request_for
@@ -42,7 +42,8 @@ def job(features_job: Path) -> Job:
 
 def call_of(job: Job, num_threads: int | None = 1) -> LaneCall:
     folder = os.getcwd()
-    return LaneCall(desk="", lane="a", job=job, folder=folder, num_threads=num_threads, need=(1, 0))
+    need = Need(num_cpus=1, num_gpus=0, num_threads=num_threads)
+    return LaneCall(desk="", lane="a", job=job, folder=folder, need=need)
 
 
 def test_without_ray_the_error_names_the_extra(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +80,7 @@ def test_a_lane_takes_a_gpu_or_the_cpus_of_a_node(
 
 def test_nobody_guesses_the_cpus_of_nodes_that_are_not_there_yet(job: Job) -> None:
     pytest.importorskip("ray", reason="needs the extra `ray`")
-    from flows.ray_cluster import Need, need_of
+    from flows.ray_cluster import need_of
 
     with pytest.raises(ConfigError, match=r"lanes\.threads: not given"):
         need_of(
