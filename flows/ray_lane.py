@@ -166,7 +166,8 @@ class _Service:
         except Exception as error:
             self._error = error
         else:
-            self._built = resolved
+            with self._lock:
+                self._built = resolved
         self._wake.set()
 
     def _say(self, text: str) -> None:
