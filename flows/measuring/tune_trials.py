@@ -12,9 +12,11 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from random import Random
 
+from engines.build import EngineRequest
 from engines.errors import BuildError
 from engines.manifest import StoredEngine
 from engines.model import fingerprint_model
@@ -97,10 +99,8 @@ class LaneTrials:
         """
         wanted = settings.batch_size
         if wanted not in self._engines:
-            job = with_settings(self._job, settings)
-            request = request_for(job, self._plan.num_features, self._device.engine_device)
-            fingerprint = fingerprint_model(request.model)
-            engine = get_engine(job, self._plan, request, fingerprint, self._say).engine
+            job, request = self._asked(settings)
+            engine = get_engine(job, self._plan, request, self._fingerprint, self._say).engine
             if wanted not in (None, found := engine.manifest.batch_size):
                 raise BuildError(
                     f"engine for batches of {wanted:,}: it takes {found:,}; expected {wanted:,}. "
@@ -113,11 +113,18 @@ class LaneTrials:
         """Seconds that building the settings' engine takes, about; 0 when it is there."""
         if settings.batch_size in self._engines:
             return 0.0
-        job = with_settings(self._job, settings)
-        request = request_for(job, self._plan.num_features, self._device.engine_device)
-        if stored_engine(job, request, fingerprint_model(request.model)):
+        if stored_engine(*self._asked(settings), self._fingerprint):
             return 0.0
         return self.engine(LaneSettings()).manifest.build_s
+
+    def _asked(self, settings: LaneSettings) -> tuple[Job, EngineRequest]:
+        job = with_settings(self._job, settings)
+        return job, request_for(job, self._plan.num_features, self._device.engine_device)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Of the model, which no setting changes: for one of torch it has to be made."""
+        return fingerprint_model(self._asked(LaneSettings())[1].model)
 
     def measure(self, settings: LaneSettings) -> float:
         """Rows per second of a lane, from commit to commit, while the stages before are busy."""
