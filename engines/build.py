@@ -140,7 +140,7 @@ def _validity(request: EngineRequest) -> dict[str, object]:
     }
 
 
-def resolve_engine(  # the last two are rarely given
+def resolve_engine(
     request: EngineRequest,
     store: EngineStore,
     rows: RowSource,

@@ -11,7 +11,7 @@ import errno
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engines.candidates import Candidate, CandidateFactory, batch_size_for
 from engines.devices import Cpu, Device, this_cpu
@@ -99,7 +99,7 @@ class _Step:
     rows_per_s: float = 0.0
     error: str | None = None
     note: str | None = None
-    float_layers: tuple[str, ...] = field(default=())
+    float_layers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -118,7 +118,7 @@ class Ladder:
         opened: Closes the runners that the climb leaves open.
     """
 
-    def __init__(  # each is a thing of its own
+    def __init__(
         self,
         spec: ModelSpec,
         factory: CandidateFactory,

@@ -1,4 +1,4 @@
-"""The lanes of a run: one for each GPU or MIG slice that NVML reports, or one on the CPU."""
+"""The lanes of a run: one for each GPU or MIG slice that NVML reports, or some on the CPU."""
 
 from __future__ import annotations
 
@@ -177,13 +177,13 @@ def _gpu_lanes(job: Job, gpus: Sequence[FoundGpu]) -> list[LaneDevice]:
 
 
 def share_cores(near: Sequence[Collection[int]], allowed: Collection[int]) -> list[frozenset[int]]:
-    """Cores for each GPU: those of its NUMA node, divided among the GPUs of that node.
+    """Cores for each lane: those of its GPU's NUMA node, divided among the lanes of that node.
 
-    A GPU whose node is unknown, or has no core that is allowed, shares all that are. Threads of one
-    physical core stay together. With fewer cores than GPUs, a core serves several.
+    One on the CPU, or whose node is unknown or has no core that is allowed, shares all that are.
+    Threads of one physical core stay together. With fewer cores than lanes, a core serves several.
 
     Args:
-        near: Cores of each GPU's NUMA node; empty: unknown.
+        near: Cores of each GPU's NUMA node; empty: unknown, or no GPU.
         allowed: Cores that this process may use.
     """
     nodes: dict[frozenset[int], list[int]] = defaultdict(list)

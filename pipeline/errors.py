@@ -58,7 +58,7 @@ class InputChangedError(InputError):
 
 
 class StorageError(PipelineError):
-    """The store cannot promise create-if-absent."""
+    """The store does not keep its promises, or holds what a run may not take or replace."""
 
 
 class StoreUnavailableError(StorageError):

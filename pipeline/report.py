@@ -241,7 +241,7 @@ class RunReport:
     """Shards whose parts an earlier, interrupted attempt had committed."""
     attempts: int
     examples_per_sec: float
-    """rows / wall_s: everything included, engine build too."""
+    """Rows that were scored for it / wall_s: everything included, engine build too."""
     wall_s: float
     """Wall-clock seconds of all attempts, from process start to publication."""
     phases: Phases

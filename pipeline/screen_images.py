@@ -1,4 +1,4 @@
-"""Screen a block of encoded images before DALI sees it; a placeholder takes each bad one's slot."""
+"""Screen encoded images before a decoder sees them; a placeholder takes each bad one's slot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScreenedImages:
-    """What goes to DALI for a block of rows. The lists change when more images turn out bad."""
+    """What goes to the decoder for some rows. The lists change when more images turn out bad."""
 
     encoded: list[Bytes]
     """One view for each row, on Arrow's memory or on the placeholder's."""
