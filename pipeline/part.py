@@ -15,6 +15,7 @@ from pipeline.blocks import Array, ScoredBlock
 from pipeline.column_types import as_stored
 from pipeline.distribution import count_scores, stride_for
 from pipeline.plan import Shard
+from pipeline.unanswered import without_numbers
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -74,6 +75,7 @@ def build_parts(shard: Shard, blocks: Sequence[ScoredBlock], layout: OutputLayou
 
     `shard` is that of the blocks: it knows which of its rows are lost.
     """
+    blocks = [without_numbers(block) for block in blocks]
     scored = pa.Table.from_batches([_scored_rows(block, layout) for block in blocks])
     entries = _quarantine_entries(shard, blocks)
     reasons: Counter[str] = Counter()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from pipeline.blocks import BadRow, Block
 from pipeline.lane_messages import PoisonRow, Suspect
 from pipeline.plan import LostRows, Shard
 from pipeline.read import groups_of
+from pipeline.row_digest import digest_of
 from pipeline.row_groups import UNREADABLE
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _masked(block: Block, found: Mapping[int, PoisonRow], columns: Sequence[str]
             stage=STAGE,
             reason=row.reason,
             message=row.message,
-            sha256=_digest(block.rows.slice(slot, 1).select(list(columns))),
+            sha256=digest_of(block.rows.slice(slot, 1).select(list(columns))),
         )
         for slot, row in found.items()
     }
@@ -72,16 +73,6 @@ def nulled(rows: pa.RecordBatch, mask: np.ndarray, columns: Sequence[str]) -> pa
         masked = pc.if_else(chosen, nulls, column)
         rows = rows.set_column(rows.schema.get_field_index(name), field, masked)
     return rows
-
-
-def _digest(row: pa.RecordBatch) -> str:
-    """Of the encoded image, or of the features' bytes; empty for a null."""
-    values = [column[0].as_py() for column in row.columns]
-    if any(value is None for value in values):
-        return ""
-    if isinstance(values[0], bytes):
-        return hashlib.sha256(values[0]).hexdigest()
-    return hashlib.sha256(np.asarray(values, np.float32).tobytes()).hexdigest()
 
 
 def try_suspects(
@@ -113,7 +104,8 @@ def try_suspects(
                 is_warm = True
             where = suspect.shard.index, suspect.first_row
             tools.marks.begin(*where, suspect.num_rows, is_trial=True)
-            deque(score([block]), maxlen=0)
+            with suppress(Exception):  # an engine that refuses a row survives it
+                deque(score([block]), maxlen=0)
             tools.marks.end(*where)
             on_cleared()
 

@@ -20,13 +20,15 @@ from engines.runner import HostRunner, Outputs
 from pipeline.block_size import BLOCKS_AHEAD
 from pipeline.blocks import Array, BadRow, Block, Decoder, ScoredBlock, pad
 from pipeline.report import Ceilings, StageTimes
+from pipeline.row_digest import digest_of
+from pipeline.unanswered import STAGE, run_batch
 from pipeline.work_marks import WorkMarks
 
 MEASURED_BLOCKS = 4
 """Blocks of each core with which its ceilings are measured: some tenths of a second of pictures."""
 
-Decoded = tuple[list[Array], dict[int, BadRow]]
-"""The engine's batches of a block, the last one padded, and its bad rows by position."""
+Decoded = tuple[Block, list[Array], dict[int, BadRow]]
+"""A block, the engine's batches of it, the last one padded, and its bad rows by position."""
 
 
 class CoreScoring:
@@ -124,7 +126,7 @@ class CoreScoring:
                 engine_with_copies_per_sec=thread_rows / infer_s,  # a CPU copies nothing
             )
         )
-        for block, (_, bad_rows), answers in zip(measured, decoded, outputs, strict=True):
+        for (block, _, bad_rows), answers in zip(decoded, outputs, strict=True):
             yield self._scored(block, answers, bad_rows)
 
     def _score_block(self, block: Block) -> ScoredBlock:
@@ -137,7 +139,7 @@ class CoreScoring:
             began = ended
             batch = self._decode_batch(block, first, bad_rows)
             decoded_at = time.perf_counter()
-            answers.append(self._runner.run(batch))
+            answers.append(self._run(block, first, batch, bad_rows))
             ended = time.perf_counter()
             decode_s += decoded_at - began
             infer_s += ended - decoded_at
@@ -148,7 +150,7 @@ class CoreScoring:
         bad_rows: dict[int, BadRow] = {}
         self._begin(block)
         firsts = range(0, block.rows.num_rows, self._runner.batch_size)
-        return [self._decode_batch(block, first, bad_rows) for first in firsts], bad_rows
+        return block, [self._decode_batch(block, first, bad_rows) for first in firsts], bad_rows
 
     def _decode_batch(self, block: Block, first: int, bad_rows: dict[int, BadRow]) -> Array:
         """A full batch from row `first` of a block on; what is bad is noted in `bad_rows`."""
@@ -158,10 +160,26 @@ class CoreScoring:
         return pad(inputs, batch_size)
 
     def _infer(self, decoded: Decoded) -> list[Outputs]:
-        return [self._runner.run(batch) for batch in decoded[0]]
+        block, batches, bad_rows = decoded
+        size = self._runner.batch_size
+        return [self._run(block, k * size, batch, bad_rows) for k, batch in enumerate(batches)]
+
+    def _run(self, block: Block, first: int, batch: Array, bad_rows: dict[int, BadRow]) -> Outputs:
+        """The answers to a batch from row `first` on; what is refused is noted in `bad_rows`."""
+        outputs, refused = run_batch(self._runner, batch, lambda: self._mark(block))
+        for slot, message in refused.items():
+            row = block.rows.slice(first + slot, 1).select(list(self._decoder.columns))
+            bad_row = BadRow(
+                stage=STAGE, reason="engine_refused", message=message, sha256=digest_of(row)
+            )
+            bad_rows.setdefault(first + slot, bad_row)
+        return outputs
+
+    def _mark(self, block: Block) -> None:
+        self._marks.begin(block.shard.index, block.first_row, block.rows.num_rows)
 
     def _begin(self, block: Block) -> None:
-        self._marks.begin(block.shard.index, block.first_row, block.rows.num_rows)
+        self._mark(block)
         self._marks.count(block.rows.num_rows)
 
     def _end(self, block: Block) -> None:
