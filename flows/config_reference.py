@@ -24,6 +24,7 @@ import pydantic
 from pydantic.fields import FieldInfo
 
 from pipeline.config import Job
+from pipeline.section import PATTERNS
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = "docs/configuration.md"
@@ -193,8 +194,10 @@ def _kind_in_words(schema: dict[str, Any]) -> str:
         return f"list{least}: {_kind_in_words(schema.get('items', {}))}"
     if schema.get("type") == "object":
         return f"mapping: {_kind_in_words(schema.get('additionalProperties') or {})}"
+    if schema.get("pattern") in PATTERNS:
+        return PATTERNS[schema["pattern"]]
     word = WORDS.get(schema.get("type", ""), schema.get("type", "anything"))
-    bounds = [f"{said} {schema[name]:g}" for name, said in BOUNDS if name in schema]
+    bounds = [f"{said} {schema[name]:.12g}" for name, said in BOUNDS if name in schema]
     return " ".join([word, ", ".join(bounds)]).strip()
 
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from pipeline.config_engine import EngineSection, ModelSection
 from pipeline.paths import is_listed_below, stays_below
-from pipeline.section import Section, Share
+from pipeline.section import NAME, TEXTFILE, TIME_OF_DAY, Section, Share
 from pipeline.time_zone import find_zone
 
 OUTPUT_COLUMNS = {
@@ -199,7 +199,7 @@ class LanesSection(Section):
 class WindowSection(Section):
     """By when a night must be published. One that will not make it warns early, and goes on."""
 
-    deadline: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")] | None = None
+    deadline: Annotated[str, Field(pattern=TIME_OF_DAY)] | None = None
     """Time of day, such as `"07:00"`, in `timezone`, `days_after` days after the date that is
     scored. A date that is caught up with more than a day later has no deadline any more."""
     timezone: str = "UTC"
@@ -294,7 +294,7 @@ class MailSection(Section):
 class MetricsSection(Section):
     """Figures of a run for Prometheus, during the run and after it."""
 
-    textfile: Annotated[str, Field(pattern=r"\.prom$")]
+    textfile: Annotated[str, Field(pattern=TEXTFILE)]
     """File that is replaced every ten seconds, for node_exporter's textfile collector, such as
     `/var/lib/node_exporter/nightscore-users.prom`: each job has one of its own."""
 
@@ -302,7 +302,7 @@ class MetricsSection(Section):
 class Job(Section):
     """One job file."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=NAME)]
     """Folder below the output and name in reports: lower case, digits, `-` and `_`."""
     description: str = ""
     """For people."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import yaml
 from engines.masking import MASK, SECRET_NAME, has_credentials
 from pipeline.config import Job
 from pipeline.errors import ConfigError
+from pipeline.job_problems import Location, first_problem, line_of
 
-Location = tuple[int | str, ...]
 DEEPEST = 8
 """Sections within sections; YAML can nest a section in itself."""
 
@@ -57,7 +56,7 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
     try:
         return Job.model_validate(data)
     except pydantic.ValidationError as error:
-        raise ConfigError(_first_problem(path, root, error)) from None
+        raise ConfigError(first_problem(path, root, error)) from None
 
 
 def parse_date(text: str) -> str:
@@ -124,57 +123,9 @@ def _refuse_secrets(path: str, root: yaml.Node | None, data: Any, at: Location =
             _refuse_secrets(path, root, child, (*at, key))
     is_named = bool(at) and SECRET_NAME.search(str(at[-1])) is not None
     if is_named or (isinstance(data, str) and has_credentials(data)):
-        line = _line_of(root, at)
+        line = line_of(root, at)
         where = f"{path}, line {line}" if line else path
         raise ConfigError(
             f"{where}: {'.'.join(map(str, at))}: a secret in the job; expected none. Put it into "
             "the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
-
-
-def _first_problem(path: str, root: yaml.Node | None, error: pydantic.ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    location = problem["loc"]
-    dotted = ".".join(str(key) for key in location)
-    line = _line_of(root, location)
-    where = f"{path}, line {line}: {dotted}" if line else f"{path}: {dotted}".removesuffix(": ")
-    more = f" ({error.error_count() - 1} more problems.)" if error.error_count() > 1 else ""
-    match problem["type"]:
-        case "extra_forbidden":
-            allowed = _allowed_keys(location[:-1])
-            close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(allowed)}."
-            return f"{where}: unknown key. {hint}{more}"
-        case "missing":
-            return f"{where}: missing; expected a value.{more}"
-    message = problem["msg"].removeprefix("Value error, ")
-    shown = problem["input"]
-    found = "" if isinstance(shown, Mapping) else f" {shown!r};"
-    return f"{where}:{found} {message[0].lower()}{message[1:].rstrip('.')}.{more}"
-
-
-def _line_of(node: yaml.Node | None, location: Sequence[int | str]) -> int | None:
-    """Line, from 1, of the deepest part of `location` that is in the file."""
-    line = None
-    for key in location:
-        if isinstance(node, yaml.MappingNode):
-            pairs = {name.value: (name, value) for name, value in node.value}
-            if key not in pairs:
-                break
-            name, node = pairs[key]
-            line = name.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            node = node.value[key]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
-
-
-def _allowed_keys(location: Sequence[int | str]) -> list[str]:
-    section: Any = Job
-    for key in location:
-        annotation = section.model_fields[str(key)].annotation
-        choices = getattr(annotation, "__args__", None) or (annotation,)
-        section = next(choice for choice in choices if choice is not type(None))
-    return [field.alias or name for name, field in section.model_fields.items()]

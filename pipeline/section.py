@@ -7,6 +7,16 @@ from typing import Annotated
 import pydantic
 from pydantic import Field
 
+NAME = r"^[a-z0-9][a-z0-9_-]*$"
+TIME_OF_DAY = r"^([01]\d|2[0-3]):[0-5]\d$"
+TEXTFILE = r"\.prom$"
+PATTERNS = {
+    NAME: "lower case letters, digits, `-` and `_`, the first one no sign",
+    TIME_OF_DAY: 'a time of day such as "07:00"',
+    TEXTFILE: "a path that ends in .prom",
+}
+"""What text of each pattern is, in words."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -22,6 +22,7 @@ from flows.config_reference import (
     sections,
 )
 from pipeline.config import Job
+from pipeline.section import TEXTFILE
 
 MEND = "run `python -m flows.config_reference`, and commit what it writes"
 JOBS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "prices.yaml")
@@ -104,6 +105,22 @@ def test_a_section_that_is_new_is_taken_without_a_change_here() -> None:
     assert (to.kind, to.default, to.meaning) == ("list: text", "`[]`", "Addresses | people.")
     assert port.kind == "whole number at least 1, at most 65535"
     assert port.meaning == ""
+
+
+def test_text_of_a_pattern_and_large_bounds_are_told_in_words() -> None:
+    class Figures(pydantic.BaseModel):
+        """Figures."""
+
+        textfile: str = pydantic.Field(pattern=TEXTFILE)
+        rows: int = pydantic.Field(le=1_048_576)
+        code: str = pydantic.Field(pattern="^[a-c]$")
+
+    (figures,) = sections(Figures)
+    assert [key.kind for key in figures.keys] == [
+        "a path that ends in .prom",
+        "whole number at most 1048576",
+        "text",
+    ]
 
 
 def test_the_command_prints_both(score: Callable[..., Any]) -> None:
