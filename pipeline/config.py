@@ -214,7 +214,7 @@ class WindowSection(Section):
     @classmethod
     def _not_in_base_sixty(cls, value: Any) -> Any:
         """YAML 1.1 takes an unquoted 10:30 for the number 630."""
-        if isinstance(value, int) and 0 <= value < 24 * 60:
+        if type(value) is int and 0 <= value < 24 * 60:  # and not YAML's `off`
             return f"{value // 60:02}:{value % 60:02}"
         return value
 
