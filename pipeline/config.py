@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from pipeline.config_engine import EngineSection, ModelSection
 from pipeline.paths import is_listed_below, stays_below
-from pipeline.section import NAME, TEXTFILE, TIME_OF_DAY, Section, Share
+from pipeline.section import NAME, TEXTFILE, TIME_OF_DAY, Address, Section, Share
 from pipeline.time_zone import find_zone
 
 OUTPUT_COLUMNS = {
@@ -47,7 +47,7 @@ class FeaturesInput(Section):
 class InputSection(Section):
     """Where the rows are, and what of them is read."""
 
-    uri: str
+    uri: Address
     """Folder of the dataset, local or `s3://bucket/prefix`."""
     partition: str | None = "dt={date}"
     """Sub-folder of one night, with `{date}`; null: the whole folder is scored every time."""
@@ -73,11 +73,11 @@ class InputSection(Section):
 class OutputSection(Section):
     """Where scores go: `<uri>/<job>/dt=<date>/`."""
 
-    uri: str
+    uri: Address
     """Folder, or `s3://bucket/prefix` of a store that honours conditional writes."""
     compression: Literal["zstd", "snappy", "none"] = "zstd"
     """Of the Parquet parts."""
-    delta: bool | str = False
+    delta: bool | Address = False
     """A Delta Lake table besides, partitioned by `dt`. `true`: `<uri>/<job>` is the table, and
     nothing is copied. An address: a table of its own there, with copies of the parts, in which
     earlier versions of a date stay readable. Needs the extra `delta`."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.section import Section, Share
+from pipeline.section import Address, Section, Share
 
 Rgb = tuple[float, float, float]
 
@@ -73,7 +73,7 @@ class TensorRtSection(Section):
 class EngineSection(Section):
     """Where engines are kept, and how they are built."""
 
-    store: str = ".nightscore/engines"
+    store: Address = ".nightscore/engines"
     """Folder, or `s3://bucket/prefix` that several machines share."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Rows per engine call; null: what suits the device."""

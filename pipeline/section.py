@@ -12,14 +12,17 @@ from pydantic_core.core_schema import ErrorType
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
 TIME_OF_DAY = r"^([01]\d|2[0-3]):[0-5]\d$"
 TEXTFILE = r"\.prom$"
+NOT_BLANK = r"\S"
 PATTERNS = {
     NAME: "lower case letters, digits, `-` and `_`, the first one no sign",
     TIME_OF_DAY: 'a time of day such as "07:00"',
     TEXTFILE: "a path that ends in .prom",
+    NOT_BLANK: "a folder or `s3://bucket/prefix`",
 }
 """What text of each pattern is, in words."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Address = Annotated[str, Field(pattern=NOT_BLANK)]
 
 _WRONG_KIND: dict[type, ErrorType] = {bool: "bool_type", int: "int_type", float: "float_type"}
 

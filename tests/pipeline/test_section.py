@@ -1,4 +1,4 @@
-"""What all sections refuse: switches for numbers."""
+"""What all sections refuse: switches for numbers, and addresses that say nothing."""
 
 from __future__ import annotations
 
@@ -67,3 +67,11 @@ def test_switches_whole_numbers_and_numbers_in_text_stay_what_they_are(tmp_path:
     assert (job.lanes.grace_s, job.limits.max_psi, job.lanes.threads) == (3.0, 0.001, 8)
     assert job.window is not None
     assert job.window.deadline == "07:00"
+
+
+@pytest.mark.parametrize("key", ["input.uri", "output.uri", "output.delta", "engine.store"])
+@pytest.mark.parametrize("blank", ["''", "'  '"])
+def test_an_address_is_not_blank(tmp_path: Path, key: str, blank: str) -> None:
+    said = complaint(tmp_path, GOOD, f"{key}={blank}")
+    assert f"{key}: {blank}; expected " in said
+    assert said.endswith("a folder or `s3://bucket/prefix`.")
