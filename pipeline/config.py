@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, Field
 
-from pipeline.config_engine import EngineSection, ModelSection
+from pipeline.config_engine import MAX_BATCH_IMAGES, EngineSection, ModelSection
 from pipeline.paths import is_listed_below, stays_below
 from pipeline.section import NAME, TEXTFILE, TIME_OF_DAY, Address, Section, Share
 from pipeline.time_zone import find_zone
@@ -350,6 +350,15 @@ class Job(Section):
                     f"{key}: below what `input` reads: yesterday's scores would be taken for rows; "
                     "expected a folder elsewhere, or one that begins with `_`"
                 )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _batch_of_images_is_small(self) -> Job:
+        num_rows = self.engine.batch_size or 1
+        if self.input.images and num_rows > MAX_BATCH_IMAGES:
+            raise ValueError(
+                f"engine.batch_size: {num_rows:,} images; expected at most {MAX_BATCH_IMAGES:,}"
+            )
         return self
 
     @property

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from pipeline.section import Address, Section, Share
 
+MAX_BATCH_IMAGES = 16_384
+"""Such a batch takes gigabytes already, and is beyond what makes any device faster."""
+
 Rgb = tuple[float, float, float]
 
 
@@ -75,8 +78,8 @@ class EngineSection(Section):
 
     store: Address = ".nightscore/engines"
     """Folder, or `s3://bucket/prefix` that several machines share."""
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Rows per engine call; null: what suits the device."""
+    batch_size: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    """Rows per engine call, of images at most 16,384; null: what suits the device."""
     calibration: CalibrationSection = CalibrationSection()
     gate: GateSection = GateSection()
     tensorrt: TensorRtSection = TensorRtSection()

@@ -35,6 +35,20 @@ def test_a_job_may_not_ask_for_fewer_rows_than_int8_is_judged_by(
     assert "rows" in complaint(tmp_path, GOOD, f"{asked}{MIN_ROWS - 1}")
 
 
+def test_a_batch_of_more_rows_than_can_be_meant_is_refused(tmp_path: Path) -> None:
+    asked = "engine.batch_size="
+    assert load(tmp_path, GOOD, f"{asked}1_048_576").engine.batch_size == 1 << 20
+    said = complaint(tmp_path, GOOD, f"{asked}1_000_000_000")
+    assert said.endswith(f"batch_size: 1000000000; expected a number of at most {1 << 20:,}.")
+
+
+def test_a_batch_of_images_is_smaller(tmp_path: Path) -> None:
+    text = GOOD.replace('features:\n    columns: ["f*"]', "images: {column: image}")
+    assert load(tmp_path, text, "engine.batch_size=16_384").engine.batch_size == 16_384
+    said = complaint(tmp_path, text, "engine.batch_size=16_385")
+    assert said.endswith("engine.batch_size: 16,385 images; expected at most 16,384.")
+
+
 def test_an_unknown_key_is_named_with_its_line_and_the_likely_one(tmp_path: Path) -> None:
     text = GOOD + "limits:\n  max_quarantine: 0.1\n"
     assert complaint(tmp_path, text) == (
