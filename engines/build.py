@@ -242,7 +242,9 @@ class _Build:
                 f"rows to calibrate with: {rows.dtype} {rows.shape}; expected {expected.dtype} "
                 f"{('rows', *expected.row_shape)}. Check that the input has rows that can be read."
             )
-        first = max(1, len(rows) * wanted // (wanted + held_out))
+        # Too few rows are shared as asked, but the gate gets its own or half of them: it decides.
+        shared = len(rows) * wanted // (wanted + held_out)
+        first = max(1, min(shared, len(rows) - min(held_out, len(rows) // 2)))
         if first == len(rows):  # one row: it has to do for both
             return rows, HeldOut(rows=rows, labels=sample.labels)
         labels = None if sample.labels is None else sample.labels[first:]

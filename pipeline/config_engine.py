@@ -50,7 +50,7 @@ class GateSection(Section):
     """What an engine must reach on held-out rows, against fp32, before it may score."""
 
     rows: Annotated[int, Field(ge=8)] = 512
-    """How many rows are held out for it."""
+    """How many rows are held out for it; of a date with too few rows, at least half."""
     min_agreement: Share = 0.97
     """Share of rows with the same top-1 class; for scores the explained variance."""
     min_cosine: Share = 0.98

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.build import Sample, request_key, resolve_engine
+from engines.build import CalibrationSpec, Sample, request_key, resolve_engine
 from engines.devices import this_cpu
 from engines.errors import AccuracyError, ModelError
 from engines.gate import MIN_ROWS, run_rows
@@ -115,6 +115,18 @@ def test_calibration_and_held_out_rows_are_drawn_once_and_disjoint(
     manifest = resolve_engine(request, store, rows, quiet).engine.manifest
     assert asked == [(96, 0)]
     assert (manifest.calibration_rows, manifest.accuracy.num_rows) == (32, 64)
+
+
+@pytest.mark.parametrize(("num_rows", "num_judged"), [(200, 64), (101, 50), (2, 1)])
+def test_many_calibration_rows_leave_the_gate_its_own_or_half_of_all(
+    store: EngineStore, tmp_path: Path, num_rows: int, num_judged: int
+) -> None:
+    request = request_for(features_spec(write_features_model(tmp_path / "model.onnx")))
+    request = dataclasses.replace(request, calibration=CalibrationSpec(num_rows=100_000))
+    sample = feature_sample(num_rows, seed=1)
+    manifest = resolve_engine(request, store, lambda *_: sample, quiet).engine.manifest
+    assert manifest.accuracy.num_rows == num_judged
+    assert manifest.calibration_rows == num_rows - num_judged
 
 
 @pytest.mark.parametrize(("num_rows", "num_judged"), [(1, 1), (2, 1), (10, 7), (11, 8)])
