@@ -71,7 +71,10 @@ def _nights(job: Job, last: int) -> tuple[HistoryRow, ...]:
 
 
 def render_last(facts: Facts) -> RenderableType:
-    """A line for each night, their medians, and the alerts of the newest; 80 columns wide."""
+    """A line for each night, their medians, and the alerts of the newest; 80 columns wide.
+
+    A night of which `score requeue` scored a few rows is in no median: its rate says little.
+    """
     nights, alerts = facts["nights"], [Alert(**alert) for alert in facts["alerts"]]
     table = _table("date", numbers=("rows", "quarantined", "rows/s", "$/100k", "took"))
     table.add_column("engine", overflow="fold")
@@ -86,16 +89,18 @@ def render_last(facts: Facts) -> RenderableType:
             words.duration(night["wall_s"]),
             Text(words.plain(f"{night['runtime']} {night['precision']}")),
         )
-    table.add_section()
-    table.add_row(
-        "median",
-        words.count(round(median(night["rows"] for night in nights))),
-        "",
-        words.amount(median(night["examples_per_sec"] for night in nights)),
-        words.amount(median(night["usd_per_100k"] for night in nights), min_decimals=2),
-        words.duration(median(night["wall_s"] for night in nights)),
-        style="bold",
-    )
+    whole = [night for night in nights if not night["rows_taken_over"]]
+    if whole:
+        table.add_section()
+        table.add_row(
+            "median",
+            words.count(round(median(night["rows"] for night in whole))),
+            "",
+            words.amount(median(night["examples_per_sec"] for night in whole)),
+            words.amount(median(night["usd_per_100k"] for night in whole), min_decimals=2),
+            words.duration(median(night["wall_s"] for night in whole)),
+            style="bold",
+        )
     return Group(table, *alert_lines(alerts))
 
 

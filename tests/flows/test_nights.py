@@ -37,7 +37,7 @@ def job(tmp_path: Path) -> Job:
     )
 
 
-def publish(root: Path, day: int, wall_s: float, rows: int = 4_000) -> None:
+def publish(root: Path, day: int, wall_s: float, rows: int = 4_000, taken_over: int = 0) -> None:
     """What a night leaves behind."""
     date = f"2026-11-{day}"
     report = dataclasses.replace(
@@ -48,6 +48,7 @@ def publish(root: Path, day: int, wall_s: float, rows: int = 4_000) -> None:
         wall_s=wall_s,
         examples_per_sec=rows / wall_s,
         building_s=0.0,
+        rows_taken_over=taken_over,
     )
     published = {"run_id": report.run_id, "version": 1, "published_at": f"{date}T02:00:00Z"}
     folder = root / "demo" / f"dt={date}"
@@ -75,6 +76,15 @@ def test_the_last_nights_are_a_table_and_the_alerts_of_the_newest(job: Job) -> N
     assert "2026-11-20  4,000         0.2%    44.4  0.0252  1 min 30 s  openvino int8" in text
     assert "2026-11-18" not in text
     assert "rate: 44.4 rows/s, 55.6% below" in " ".join(text.split())
+
+
+def test_nights_whose_quarantine_was_tried_again_are_in_no_median(job: Job) -> None:
+    for day in (21, 22, 23, 24, 25):
+        publish(Path(job.output.uri), day, 1.0, taken_over=3_990)
+    text = shown(render_last(last_facts(job, 9)))
+    assert "2026-11-25" in text
+    assert "median 4,000 97.6 0.0252 41.0 s" in " ".join(text.split())
+    assert "\nmedian" not in shown(render_last(last_facts(job, 5))), "there is none to take it of"
 
 
 @pytest.mark.parametrize("width", [40, 60])

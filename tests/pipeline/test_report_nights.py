@@ -80,6 +80,16 @@ def test_rate_and_cost_of_the_last_nights_are_drawn_and_said(
         assert f">{cell}<" in page
 
 
+def test_nights_whose_quarantine_was_tried_again_are_in_no_median(
+    a_report: Build, past: Sequence[HistoryRow]
+) -> None:
+    few = dataclasses.replace(past[0], rows_taken_over=1, examples_per_sec=1.0)
+    rate, _ = labels(render_html(a_report(), [few, *past[1:2]]))
+    assert rate.endswith("in those before 1.00 to 104, median 104.")
+    alone, _ = labels(render_html(a_report(), [few]))
+    assert alone.endswith("median 1.00.")
+
+
 def test_the_first_night_is_not_compared(a_report: Build) -> None:
     page = render_html(a_report())
     assert labels(page) == []
