@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +32,8 @@ class Columns:
     """Width of the engine's input: columns, or the length of the fixed-size list."""
     wider_types: Mapping[str, pa.DataType]
     """What passthrough columns become that not all files have in one type."""
+    sha256: str
+    """Over the features in their order, and passthrough columns with their types in all parts."""
 
 
 def columns_of(job: Job, footers: Sequence[Footer], root: str) -> Columns:
@@ -76,7 +80,17 @@ def columns_of(job: Job, footers: Sequence[Footer], root: str) -> Columns:
         for name, kind in copied.items()
         if any(as_stored(schema.field(name).type) != kind for schema in schemas)
     }
-    return Columns(features=fitting[0], num_features=fitting[1], wider_types=wider)
+    return Columns(
+        features=fitting[0],
+        num_features=fitting[1],
+        wider_types=wider,
+        sha256=_digest(*fitting, copied),
+    )
+
+
+def _digest(features: Sequence[str], width: int, copied: Mapping[str, pa.DataType]) -> str:
+    kinds = [(name, str(kind)) for name, kind in copied.items()]
+    return hashlib.sha256(json.dumps([features, width, kinds]).encode()).hexdigest()
 
 
 def _feature_columns(job: Job, schema: pa.Schema, where: str) -> tuple[str, ...]:

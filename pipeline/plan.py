@@ -74,6 +74,8 @@ class Plan:
     num_features: int
     wider_types: Mapping[str, pa.DataType] = field(default_factory=dict)
     """For this and the two before, see `Columns`."""
+    columns_sha256: str = ""
+    """`Columns.sha256`: two plans read and copy rows alike only where it is equal."""
     unreadable: tuple[UnreadableFile, ...] = ()
     """Files of the date that are no Parquet; their rows are in no shard and in no sum."""
 
@@ -150,6 +152,7 @@ def make_plan(job: Job, date: str, source: Storage) -> Plan:
         feature_columns=columns.features,
         num_features=columns.num_features,
         wider_types=columns.wider_types,
+        columns_sha256=columns.sha256,
         unreadable=unreadable,
     )
 

@@ -127,6 +127,7 @@ def draft_of(
             "uri": job.input.uri,
             "files": [asdict(file) for file in plan.files],
             "unreadable": [asdict(file) for file in plan.unreadable],
+            "columns_sha256": plan.columns_sha256,
         },
         "passthrough": list(job.input.passthrough),
         "parts": [_manifest_entry(records[shard.index]) for shard in plan.shards],

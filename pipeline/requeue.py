@@ -16,14 +16,22 @@ def requeue(
 ) -> None:
     """Make shards with rows in quarantine count as not scored.
 
-    Where the date is published, the new version's ledger takes over all other shards: those of the
-    same input whose engine may score this run, too. That ledger may have rows in quarantine itself:
-    a guard may have stopped the version.
+    Where the date is published, the new version's ledger takes over all other shards: those of
+    unchanged files whose engine may score this run, too. That ledger may have rows in quarantine
+    itself: a guard may have stopped the version.
+
+    A shard keeps its index, which names its part. Where a file has more or fewer shards than it
+    had, or is new or gone, those of the files behind it have others, and are scored again.
     """
     ledger.forget_quarantine()
-    if replaces is None or not _has_same_input(replaces, plan):
+    if replaces is None:
         return
-    planned = {(shard.index, shard.file.path, shard.row_groups) for shard in plan.shards}
+    unchanged = _unchanged_files(replaces, plan)
+    planned = {
+        (shard.index, shard.file.path, shard.row_groups)
+        for shard in plan.shards
+        if shard.file.path in unchanged
+    }
     paths = {name: f"{replaces.folder}/{path}" for path, name in replaces.files()}
     # The ledger knows more than the manifest: how the scores of each shard are distributed.
     records = Ledger(output, replaces.job, replaces.run_id).records() or replaces.records()
@@ -36,6 +44,17 @@ def requeue(
             ledger.adopt(taken, {record.part.name: paths[record.part.name]})
 
 
-def _has_same_input(replaces: Published, plan: Plan) -> bool:
-    files = [dataclasses.asdict(file) for file in plan.files]
-    return bool(replaces.manifest["input"]["files"] == files)
+def _unchanged_files(replaces: Published, plan: Plan) -> set[str]:
+    """Paths of the files whose rows would be read and copied now as they were then.
+
+    One file may change that for all: the first one gives features their order, and copied columns
+    have a type that holds the values of all files.
+    """
+    scored = replaces.manifest["input"]
+    before = {file["path"]: file for file in scored["files"]}
+    now = {file.path: dataclasses.asdict(file) for file in plan.files}
+    if "columns_sha256" in scored:
+        is_alike = scored["columns_sha256"] == plan.columns_sha256
+    else:  # of an earlier version of this program
+        is_alike = before == now
+    return {path for path, file in now.items() if is_alike and before.get(path) == file}

@@ -92,7 +92,8 @@ def requeue(
 ) -> None:
     """Try the rows of a date that are in quarantine again, and publish the outcome.
 
-    Only shards with such rows are scored. A published date gets a new version.
+    Only shards with such rows are scored, and those of files that have changed. A published date
+    gets a new version.
     """
     score_night(job, date, set, again="quarantine", accept=accept, as_json=json)
 
