@@ -31,7 +31,7 @@ from pipeline.errors import GuardError
 from pipeline.guards import NightWatch
 from pipeline.lane import Lane
 from pipeline.report import DeviceUse, Price, RunReport, StageTimes
-from pipeline.run import Night, PreparedRun, RunClock, prepare_run, watch_over
+from pipeline.run import Night, PreparedRun, RunClock, is_left_alone, prepare_run, watch_over
 from pipeline.start_up import keep_pandas_out
 from pipeline.storage import open_storage
 from pipeline.store_errors import resumable
@@ -69,6 +69,8 @@ def run_night(
 ) -> RunReport:
     """Score one date of a job and publish it; a published date is left as it is.
 
+    So is one whose quarantine is to be tried again, if there is nothing in it.
+
     Args:
         night: A date of a job.
         observer: Is told of the progress.
@@ -95,7 +97,7 @@ def run_night(
                 price = price_of(job, date, night.machine_share)
                 output = open_storage(job.output.uri)
                 published = find_published(output, job.name, date)
-                if published is not None and night.again == "no":
+                if published and is_left_alone(night, published, output, observer.say):
                     from pipeline.finish import already_published
 
                     return already_published(job, output, published)

@@ -34,6 +34,8 @@ class RunState:
 
     date: str
     run_id: str
+    version: int
+    """Of the date: that it has, or was to be."""
     num_rows: int
     num_done: int
     """Rows of shards that are committed."""
@@ -78,6 +80,7 @@ def _read_run(output: Storage, job: Job, run_id: str) -> RunState | None:
     try:
         run = json.loads(data)
         sizes, num_rows = shard_sizes(run), sum(file["num_rows"] for file in run["files"])
+        version = int(run.get("version", 1))
     except (ValueError, KeyError, TypeError) as error:
         log.warning(
             "%s/%s/run.json: damaged; the run is not shown (%s).", output.uri, folder, error
@@ -89,6 +92,7 @@ def _read_run(output: Storage, job: Job, run_id: str) -> RunState | None:
     return RunState(
         date=run_id[:DATE_CHARACTERS],
         run_id=run_id,
+        version=version,
         num_rows=num_rows,
         num_done=round(sum(sizes[shard] for shard in times if shard < len(sizes))),
         num_shards=len(sizes),

@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 
+from pipeline.config import Job
 from pipeline.engine_pin import EnginePin
 from pipeline.ledger import Ledger
-from pipeline.plan import Plan
-from pipeline.storage import Storage
+from pipeline.live import find_runs
+from pipeline.plan import Plan, input_files
+from pipeline.storage import Storage, open_storage
 from pipeline.versions import Published
+
+
+def has_nothing_to_try(job: Job, published: Published, output: Storage) -> bool:
+    """Whether a published date has nothing in quarantine, and its input is what was scored.
+
+    A run that was to be the next version may have rows in quarantine, too: a guard stopped it.
+
+    Args:
+        job: The job.
+        published: The current version of the date.
+        output: Of the job.
+    """
+    manifest = published.manifest
+    if manifest["quarantined"] or manifest["input"]["unreadable"]:
+        return False
+    found = input_files(job, published.date, open_storage(job.input.uri))
+    now = {(file.path, file.num_bytes, file.version) for file in found}
+    scored = {
+        (file["path"], file["num_bytes"], file["version"]) for file in manifest["input"]["files"]
+    }
+    runs = find_runs(output, job, published.date)
+    return now == scored and all(run.version <= published.version for run in runs)
 
 
 def requeue(

@@ -26,7 +26,7 @@ from pipeline.ledger import Attempt, CommitRecord, Ledger
 from pipeline.part import ENGINE_KEY, OutputLayout
 from pipeline.plan import Plan, Shard, make_plan, run_id_of, shuffled
 from pipeline.report import Price
-from pipeline.requeue import requeue
+from pipeline.requeue import has_nothing_to_try, requeue
 from pipeline.storage import Storage, open_storage, probe
 from pipeline.tuning import tuned
 from pipeline.versions import Published, published_folder
@@ -106,6 +106,16 @@ class RunClock:
         for name, moment in asdict(self).items():
             if moment:
                 setattr(self, name, moment + seconds)
+
+
+def is_left_alone(
+    night: Night, published: Published, output: Storage, say: Callable[[str], None]
+) -> bool:
+    """Whether a published date stays as it is; said where something else was asked for."""
+    if night.again == "quarantine" and has_nothing_to_try(night.job, published, output):
+        say(f"nothing is in quarantine: version {published.version} is left as it is")
+        return True
+    return night.again == "no"
 
 
 def prepare_run(

@@ -93,7 +93,7 @@ def requeue(
     """Try the rows of a date that are in quarantine again, and publish the outcome.
 
     Only shards with such rows are scored, and those of files that have changed. A published date
-    gets a new version.
+    gets a new version; it is left as it is where there are neither.
     """
     score_night(job, date, set, again="quarantine", accept=accept, as_json=json)
 

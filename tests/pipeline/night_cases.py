@@ -39,9 +39,9 @@ def score_night(job: Job, date: str, runner: Any, again: Again = "no") -> RunRep
     """What `flows.night.run_night` does, in one thread of this process."""
     output = open_storage(job.output.uri)
     published = find_published(output, job.name, date)
-    if published is not None and again == "no":
-        return already_published(job, output, published)
     wanted = Night(job=job, date=date, again=again)
+    if published and pipeline.run.is_left_alone(wanted, published, output, lambda _: None):
+        return already_published(job, output, published)
     device, clock = LaneDevice(name="cpu", num_threads=1), RunClock()
     run = pipeline.run.prepare_run(
         wanted, [device], clock, lambda _: None, the_engine, replaces=published

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from night_cases import score_night, without_an_engine
 from pipeline_cases import DATE, SumRunner, a_job, job_data, users, write_input
 
 from pipeline.config import Job
+from pipeline.errors import GuardError
 from pipeline.report import RunReport
 from pipeline.verify import verify_published
 
@@ -64,6 +66,10 @@ def folder(job: Job) -> Path:
 
 def manifest_of(job: Job) -> Path:
     return folder(job) / "_MANIFEST.json"
+
+
+def version(job: Job) -> int:
+    return int(json.loads(manifest_of(job).read_text())["version"])
 
 
 def id_types(job: Job) -> set[pa.DataType]:
@@ -132,3 +138,59 @@ class TestTakenOver:
         if is_mended:
             mend(job)
         assert requeued(job).rows_taken_over == num_taken_over
+
+
+class TestNothingToTry:
+    """A published date without rows in quarantine is left as it is."""
+
+    def test_it_gets_no_new_version(self, job: Job) -> None:
+        mend(job)
+        first = night(job)
+        again = requeued(job)
+        assert (again.status, again.run_id) == ("already_published", first.run_id)
+        assert version(job) == 1
+
+    def test_not_even_after_its_quarantine_was_emptied(self, job: Job) -> None:
+        night(job)
+        mend(job)
+        assert requeued(job).status == "published"
+        assert requeued(job).status == "already_published"
+        assert version(job) == 2
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda job: write(job, "b", users(FILE_ROWS)),
+            lambda job: write(job, "d", users(FILE_ROWS)),
+            lambda job: Path(job.input.uri, f"dt={DATE}", "c.parquet").unlink(),
+        ],
+        ids=["written again", "new", "gone"],
+    )
+    def test_unless_its_input_has_changed(self, job: Job, change: Callable[[Job], None]) -> None:
+        mend(job)
+        night(job)
+        change(job)
+        assert requeued(job).status == "published"
+        assert version(job) == 2
+
+    def test_a_file_that_cannot_be_read_is_tried_again(self, job: Job) -> None:
+        mend(job)
+        Path(job.input.uri, f"dt={DATE}", "d.parquet").write_bytes(b"no Parquet")
+        night(job)
+        assert requeued(job).status == "published"
+
+    def test_a_next_version_that_a_guard_stopped_is_tried_again(
+        self, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mend(job)
+        night(job)
+
+        def stop(*_: object) -> None:
+            raise GuardError("quarantine", "too many rows")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("night_cases.finish_run", stop)
+            with pytest.raises(GuardError):
+                score_night(job, DATE, SumRunner(), again="all")
+        assert requeued(job).status == "published"
+        assert version(job) == 2

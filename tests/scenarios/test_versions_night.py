@@ -134,6 +134,20 @@ def test_requeued_rows_are_scored_and_the_other_shards_taken_over(
     assert len(same) >= len(before) - 2 * shards_with_bad_rows
 
 
+def test_a_date_without_quarantine_is_left_as_it_is_by_requeue(
+    score: Callable[..., Any], features_job: Path, tmp_path: Path
+) -> None:
+    filled = ("--set", "input.features.fill_missing=0")
+    more = ("--date", DATE, "--json", "--set", f"output.uri={tmp_path / 'out'}", *filled)
+    first = score("run", features_job, *more)
+    assert (first.code, first.json["quarantined"]) == (0, 0), first.err
+    again = score("requeue", features_job, *more)
+    assert again.code == 0, again.err
+    assert "nothing is in quarantine: version 1 is left as it is" in again.err
+    found = (again.json["status"], again.json["run_id"])
+    assert found == ("already_published", first.json["run_id"])
+
+
 def sums(output: Path) -> dict[str, str]:
     parts = (output / "users" / f"dt={DATE}").glob("part-*.parquet")
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in parts}
