@@ -47,6 +47,7 @@ def status_facts(job: Job, date: str | None = None) -> Facts:
         if (found := _published(output, job, folder.removeprefix("dt=")))
     ]
     current = {entry["run_id"] for entry in published}
+    versions = {entry["date"]: entry.get("version", 0) for entry in published}
     runs = [run for run in find_runs(output, job, date) if run.run_id not in current]
     return {
         "job": job.name,
@@ -56,7 +57,9 @@ def status_facts(job: Job, date: str | None = None) -> Facts:
             for run in runs
             if run.is_kept
         ],
-        "unfinished": [_unfinished(run) for run in runs if not run.is_kept],
+        "unfinished": [
+            _unfinished(run, versions.get(run.date, 0)) for run in runs if not run.is_kept
+        ],
     }
 
 
@@ -71,12 +74,14 @@ def _published(output: Storage, job: Job, date: str) -> Facts | None:
     return {**{key: found.manifest[key] for key in keys}, "version": found.version}
 
 
-def _unfinished(run: RunState) -> Facts:
+def _unfinished(run: RunState, published_version: int) -> Facts:
     now = datetime.datetime.now(datetime.UTC)
     attempt, is_here = run.attempt, run.attempt is not None and is_on_this_machine(run.attempt)
     working = None if attempt is None else run.end is None
     if is_here and attempt is not None and run.end is None:
         working = is_alive(attempt)
+    is_overtaken = run.version <= published_version and not (working and is_here)
+    working = working and not is_overtaken
     left_s = run.left_s if working else None
     ends_at = None if left_s is None else now + datetime.timedelta(seconds=left_s)
     return {
@@ -84,6 +89,8 @@ def _unfinished(run: RunState) -> Facts:
         "run_id": run.run_id,
         "working": working,
         "certain": run.end is not None or is_here,
+        "overtaken": is_overtaken,
+        "version": run.version,
         "rows": run.num_rows,
         "rows_done": run.num_done,
         "shards": run.num_shards,
@@ -166,13 +173,19 @@ def render_status(facts: Facts) -> RenderableType:
     for entry in facts["unfinished"]:
         rows = f"{entry['rows_done']:,} of {entry['rows']:,}"
         table.add_row(plain(entry["date"]), _state(entry), rows, "", plain(entry["run_id"]))
-    details = [_details(entry) for entry in facts["unfinished"] if entry["attempt"]]
+    details = [
+        _details(entry)
+        for entry in facts["unfinished"]
+        if entry["attempt"] and not entry["overtaken"]
+    ]
     return Group(table, *(part for pair in details for part in (Text(""), pair)))
 
 
 def _state(entry: Facts) -> str:
     if entry["working"]:
         return "scoring" if entry["certain"] else "scoring, or killed"
+    if entry["overtaken"]:
+        return "overtaken, for gc"
     if entry["why_ended"]:
         return "interrupted"
     return "killed" if entry["attempt"] else "not begun"
@@ -200,8 +213,14 @@ def _details(entry: Facts) -> RenderableType:
     if not entry["working"]:
         why = entry["why_ended"] or "killed before it could say why"
         table.add_row("ended", Text(plain(why)))
-        table.add_row("to go on", f"score run JOB --date {plain(entry['date'])}")
+        table.add_row("to go on", _same_command(entry))
     return table
+
+
+def _same_command(entry: Facts) -> str:
+    run = f"score run JOB --date {plain(entry['date'])}"
+    # Whichever of the two it was: what a requeue took over counts for both.
+    return run if entry["version"] == 1 else f"{run} --force, or score requeue: as it was begun"
 
 
 def _rate(entry: Facts) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import os
 import socket
 import subprocess
@@ -34,12 +35,13 @@ def output(job: Job) -> Storage:
     return open_storage(job.output.uri)
 
 
-def begin(output: Storage, attempt: Attempt, num_done: int = 2) -> Ledger:
+def begin(output: Storage, attempt: Attempt, num_done: int = 2, version: int = 1) -> Ledger:
     """A run of four shards of 100 rows; a shard each ten seconds, the last one just now."""
     ledger = Ledger(output, "users", RUN_ID)
     description = {
         "run_id": RUN_ID,
         "date": "2026-11-20",
+        "version": version,
         "files": [{"num_rows": 400}],
         "num_shards": 4,
         "shard_rows": [100] * 4,
@@ -129,6 +131,29 @@ def test_an_interrupted_run_says_why_and_how_to_go_on(job: Job, output: Storage)
     text = shown(job)
     assert "interrupted" in text
     assert "Stop: SIGTERM" in text
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_run_whose_date_another_one_published_is_overtaken(
+    job: Job, output: Storage, version: int
+) -> None:
+    begin(output, an_attempt(host="elsewhere"), version=version)
+    counts = {"rows": 400, "scored": 400, "quarantined": 0}
+    manifest = {"job": "users", "date": "2026-11-20", "run_id": "2026-11-20-b", **counts}
+    manifest |= {"published_at": "2026-11-21T02:00:00Z"}
+    output.create("users/dt=2026-11-20/_MANIFEST.json", json.dumps(manifest).encode())
+    (run,) = status_facts(job)["unfinished"]
+    assert (run["overtaken"], run["working"]) == (version == 1, version == 2)
+    text = shown(job)
+    assert ("overtaken" in text) == (version == 1)
+    assert "to go on" not in text, "of one at work elsewhere nobody knows that it has ended"
+
+
+def test_a_forced_run_goes_on_by_the_command_that_began_it(job: Job, output: Storage) -> None:
+    ledger = begin(output, an_attempt(), version=2)
+    ledger.end(an_attempt(), AttemptEnd(ended_at="2026-11-21", why="Stop: SIGTERM", rows_begun=9))
+    said = "score run JOB --date 2026-11-20 --force, or score requeue: as it was begun"
+    assert said in shown(job)
 
 
 def test_of_another_machine_nobody_knows_whether_it_lives(job: Job, output: Storage) -> None:
