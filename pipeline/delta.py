@@ -38,6 +38,8 @@ MAX_TRIES = 20
 LONGEST_PAUSE_S = 0.5
 NUM_COPIERS = 4
 """Parts in memory at once, when they are copied to a table of its own."""
+LOCAL_TIMES = "timestampNtz"
+"""The only feature that a column of ours may need: a table has it from the first such column on."""
 
 
 def update_table(job: Job, output: Storage, date: str) -> bool:
@@ -105,12 +107,20 @@ class _Table:
         known = table.transaction_version(application)
         if known is not None and known >= published.version:
             return False
+        schema = self._schema(published, {field.name: field for field in table.schema().fields})
+        if _has_local_times(schema) and LOCAL_TIMES not in (table.protocol().writer_features or ()):
+            # A commit adds no feature, and one without it leaves a table that nobody can open.
+            table.alter.add_feature(
+                deltalake.TableFeatures.TimestampWithoutTimezone,
+                allow_protocol_versions_increase=True,
+            )
+            return self._commit(published)
         if self._own is not None:
             self._copy(published, self._own)
         table.create_write_transaction(
             [_added(published, entry) for entry in published.manifest["parts"]],
             "overwrite",
-            self._schema(published, {field.name: field for field in table.schema().fields}),
+            schema,
             [DATE_COLUMN],
             [(DATE_COLUMN, "=", published.date)],
             commit_properties=deltalake.CommitProperties(
@@ -198,6 +208,16 @@ class _Table:
 
         with ThreadPoolExecutor(NUM_COPIERS) as pool:
             list(pool.map(copy, _part_paths(published)))
+
+
+def _has_local_times(schema: Any) -> bool:
+    """Whether a Delta schema has times without a zone, be it in lists."""
+
+    def is_local(kind: pa.DataType) -> bool:
+        inner = [kind.field(index).type for index in range(kind.num_fields)]
+        return (pa.types.is_timestamp(kind) and kind.tz is None) or any(map(is_local, inner))
+
+    return any(is_local(kind) for kind in pa.schema(schema).types)
 
 
 def _part_paths(published: Published) -> list[str]:

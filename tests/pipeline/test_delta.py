@@ -204,6 +204,25 @@ def test_a_new_column_is_null_on_earlier_dates(tmp_path: Path, local: Dated) -> 
     assert nulls["f0"].to_list() == [NUM_ROWS - NUM_BAD, 0]
 
 
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.list_(pa.timestamp("us"))], ids=str)
+def test_a_new_column_of_times_without_a_zone_leaves_the_table_readable(
+    kind: pa.DataType, tmp_path: Path, local: Dated
+) -> None:
+    local.score(ONE)
+    update_table(local.job, local.output, DATE)
+    table = users(3).append_column("seen_at", pa.nulls(3, kind))
+    write_input(tmp_path / "in", table, folder=f"dt={NEXT_DATE}")
+    job = a_job(
+        job_data(tmp_path), output={"delta": True}, input={"passthrough": ["user_id", "seen_at"]}
+    )
+    next_day = dataclasses.replace(local, job=job, date=NEXT_DATE)
+    for run_id in (f"{NEXT_DATE}-one", f"{NEXT_DATE}-two"):
+        next_day.score(run_id)
+        assert update_table(job, local.output, NEXT_DATE)
+    assert rows_by_date(local) == {DATE: NUM_ROWS - NUM_BAD, NEXT_DATE: 3}
+    assert read(local)["seen_at"].null_count() == NUM_ROWS - NUM_BAD + 3
+
+
 def test_a_column_of_another_type_is_refused(tmp_path: Path, local: Dated) -> None:
     local.score(ONE)
     update_table(local.job, local.output, DATE)
