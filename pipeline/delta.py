@@ -10,13 +10,13 @@ adds the parts of the published version, and it carries the version's number und
 of job and date: versions only count up, so that one is never committed twice and never after a
 later one. Whoever finds a published date that the table does not have yet commits it.
 
-The package `deltalake` (extra `delta`) is imported here alone, and only when a job asks for it.
+The package `deltalake` (extra `delta`) is imported in this module and in `delta_table.py`, and only
+when a job asks for it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from collections.abc import Mapping
@@ -27,8 +27,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.column_types import as_stored
 from pipeline.config import Job
-from pipeline.delta_columns import DATE_COLUMN
+from pipeline.delta_table import (
+    DATE_COLUMN,
+    first_line,
+    open_table,
+    options_for,
+    types_of,
+    uri_of,
+)
 from pipeline.errors import StorageError, StoreRefusedError, StoreUnavailableError
 from pipeline.storage import Storage, open_storage
 from pipeline.versions import Published, find_published
@@ -81,12 +89,12 @@ class _Table:
     """The Delta table of a job."""
 
     def __init__(self, job: Job, output: Storage) -> None:
-        self._job = job.name
+        self._job = job
         self._output = output
         delta = job.output.delta
         self._own = open_storage(delta) if isinstance(delta, str) else None
         """None: the table's files are the published ones."""
-        self.uri = self._own.uri if self._own else f"{output.uri}/{job.name}"
+        self.uri = uri_of(job)
 
     def commit(self, published: Published) -> bool:
         """Replace a date, unless the table has this version of it or a later one."""
@@ -95,19 +103,19 @@ class _Table:
         try:
             return self._commit(published)
         except (CommitFailedError, FileNotFoundError) as error:
-            raise _OutdatedError(_first_line(error)) from error
+            raise _OutdatedError(first_line(error)) from error
         except (DeltaError, OSError, StoreRefusedError) as error:
-            raise _unavailable(self.uri, _first_line(error)) from error
+            raise _unavailable(self.uri, first_line(error)) from error
 
     def _commit(self, published: Published) -> bool:
         import deltalake
 
-        table = self._opened() or self._created(published)
+        table = open_table(self._job) or self._created(published)
         application = f"nightscore:{published.job}:{published.date}"
         known = table.transaction_version(application)
         if known is not None and known >= published.version:
             return False
-        schema = self._schema(published, {field.name: field for field in table.schema().fields})
+        schema = self._schema(published, table.schema())
         if _has_local_times(schema) and LOCAL_TIMES not in (table.protocol().writer_features or ()):
             # A commit adds no feature, and one without it leaves a table that nobody can open.
             table.alter.add_feature(
@@ -134,57 +142,45 @@ class _Table:
         )
         return True
 
-    def _opened(self) -> Any | None:
-        """The table as it is now; None when there is none yet."""
-        import deltalake
-
-        options = _options(self.uri)
-        if not deltalake.DeltaTable.is_deltatable(self.uri, options):
-            return None
-        table = deltalake.DeltaTable(self.uri, storage_options=options)
-        found = table.metadata()
-        if found.name not in (None, self._job) or found.partition_columns != [DATE_COLUMN]:
-            raise StorageError(
-                f"{self.uri}: a Delta table named {found.name}, partitioned by "
-                f"{', '.join(found.partition_columns) or 'nothing'}; expected one of the job "
-                f"{self._job}, partitioned by {DATE_COLUMN}. Name another place in `output.delta`."
-            )
-        return table
-
     def _created(self, published: Published) -> Any:
         """A new table, or the one that somebody else has made meanwhile."""
         import deltalake
 
         return deltalake.DeltaTable.create(
             self.uri,
-            self._schema(published, {}),
+            self._schema(published, deltalake.Schema([])),
             mode="ignore",
             partition_by=[DATE_COLUMN],
-            name=self._job,
-            description=f"Scores of the nightscore job {self._job}, a partition for each date",
-            storage_options=_options(self.uri),
+            name=self._job.name,
+            description=f"Scores of the nightscore job {self._job.name}, a partition for each date",
+            storage_options=options_for(self.uri),
         )
 
-    def _schema(self, published: Published, known_fields: Mapping[str, Any]) -> Any:
-        """The columns that are known, and those of the published parts."""
+    def _schema(self, published: Published, known: Any) -> Any:
+        """The columns that are known, and those of the published parts.
+
+        A column that is null in all of a date has no type that Delta Lake has: it is left out,
+        and readers take the table's.
+        """
         import deltalake
         from deltalake.exceptions import DeltaError
 
-        fields = dict(known_fields)
         with self._output.open(f"{published.folder}/{_part_paths(published)[0]}") as file:
-            arrow = pq.read_schema(file).remove_metadata()
-        arrow = pa.schema([field.with_nullable(True) for field in arrow])
+            found = [field for field in pq.read_schema(file) if not pa.types.is_null(field.type)]
+        kinds = {field.name: as_stored(field.type) for field in found} | {DATE_COLUMN: pa.date32()}
         try:
-            wanted = deltalake.Schema.from_arrow(arrow.append(pa.field(DATE_COLUMN, pa.date32())))
+            wanted = deltalake.Schema.from_arrow(pa.schema(kinds))
         except Exception as error:  # it raises nothing narrower
             raise self._refused(published, error) from error
-        for field in wanted.fields:
-            known = fields.setdefault(field.name, field)
-            if known.type != field.type:
+        fields, known_types = {field.name: field for field in known.fields}, types_of(known)
+        for field, kind in zip(wanted.fields, types_of(wanted).values(), strict=True):
+            if known_types.get(field.name, kind) != kind:
                 raise StorageError(
-                    f"{self.uri}: column `{field.name}` is {known.type}; expected {field.type}, as "
-                    f"{published.date} has it. Name another table in `output.delta`."
+                    f"{self.uri}: column `{field.name}` is {known_types[field.name]}; expected "
+                    f"{kind}, as {published.date} has it. Name another table in `output.delta`."
                 )
+            if fields.setdefault(field.name, field).type != field.type:  # lists without a null
+                fields[field.name] = field
         try:
             return deltalake.Schema(list(fields.values()))
         except DeltaError as error:  # such as a new column whose name differs from one only in case
@@ -192,7 +188,7 @@ class _Table:
 
     def _refused(self, published: Published, error: Exception) -> StorageError:
         return StorageError(
-            f"{self.uri}: cannot have the columns of {published.date} ({_first_line(error)}); "
+            f"{self.uri}: cannot have the columns of {published.date} ({first_line(error)}); "
             "expected such as Delta Lake has. Name another table in `output.delta`, or leave the "
             "column out of `input.passthrough`."
         )
@@ -237,22 +233,6 @@ def _added(published: Published, entry: Mapping[str, Any]) -> Any:
         data_change=True,
         stats=json.dumps({"numRecords": entry["num_scored"]}),
     )
-
-
-def _options(uri: str) -> dict[str, str] | None:
-    """For a bucket: the same endpoint as everything else; credentials are in the environment."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not uri.startswith("s3://") or not endpoint:
-        return None
-    return {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": str(endpoint.startswith("http://")).lower(),
-    }
-
-
-def _first_line(error: Exception) -> str:
-    """Delta's errors have a whole stack of C frames below it."""
-    return str(error).partition("\n")[0]
 
 
 def _unavailable(uri: str, found: str) -> StoreUnavailableError:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.column_types import as_stored, common_type
 from pipeline.config import Job
-from pipeline.delta_columns import check_delta_columns
+from pipeline.delta_columns import delta_types
 from pipeline.errors import ConfigError
 from pipeline.footers import Footer
 from pipeline.image_column import IMAGE_FIELD, holds_images
@@ -31,7 +31,8 @@ class Columns:
     num_features: int
     """Width of the engine's input: columns, or the length of the fixed-size list."""
     wider_types: Mapping[str, pa.DataType]
-    """What passthrough columns become that not all files have in one type."""
+    """What passthrough columns become that not all files have in one type, or in another one than
+    the job's Delta table."""
     sha256: str
     """Over the features in their order, and passthrough columns with their types in all parts."""
 
@@ -73,24 +74,24 @@ def columns_of(job: Job, footers: Sequence[Footer], root: str) -> Columns:
             f"{error} {num_wrong} of {len(footers)} files {'is' if num_wrong == 1 else 'are'} like "
             "this, the others fit the job: write the file again."
         )
-    check_delta_columns(job, copied, f"{root}/{footers[0].file.path}")
+    kinds = delta_types(job, copied, f"{root}/{footers[0].file.path}")
     schemas = [files[0].schema for files in alike.values()]
     wider = {
         name: kind
-        for name, kind in copied.items()
+        for name, kind in kinds.items()
         if any(as_stored(schema.field(name).type) != kind for schema in schemas)
     }
     return Columns(
         features=fitting[0],
         num_features=fitting[1],
         wider_types=wider,
-        sha256=_digest(*fitting, copied),
+        sha256=_digest(*fitting, kinds),
     )
 
 
-def _digest(features: Sequence[str], width: int, copied: Mapping[str, pa.DataType]) -> str:
-    kinds = [(name, str(kind)) for name, kind in copied.items()]
-    return hashlib.sha256(json.dumps([features, width, kinds]).encode()).hexdigest()
+def _digest(features: Sequence[str], width: int, kinds: Mapping[str, pa.DataType]) -> str:
+    named = [(name, str(kind)) for name, kind in kinds.items()]
+    return hashlib.sha256(json.dumps([features, width, named]).encode()).hexdigest()
 
 
 def _feature_columns(job: Job, schema: pa.Schema, where: str) -> tuple[str, ...]:

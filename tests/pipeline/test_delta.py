@@ -17,6 +17,7 @@ from pipeline_cases import DATE, a_job, a_plan, job_data, users, write_input
 from version_cases import Dated
 
 from pipeline import delta, delta_columns
+from pipeline.config import Job
 from pipeline.delta import update_table
 from pipeline.errors import ConfigError, StorageError, StoreUnavailableError
 from pipeline.report import RunReport
@@ -147,15 +148,15 @@ def test_a_date_that_is_not_published_is_not_committed(local: Dated) -> None:
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Let somebody act once, after the table was opened for a commit and before the commit."""
-    opened = delta._Table._opened
+    opened = delta.open_table
 
-    def pause(table: delta._Table) -> Any:
-        found = opened(table)
+    def pause(job: Job) -> Any:
+        found = opened(job)
         monkeypatch.undo()
         act()
         return found
 
-    monkeypatch.setattr(delta._Table, "_opened", pause)
+    monkeypatch.setattr(delta, "open_table", pause)
 
 
 def test_two_that_commit_the_same_version_commit_it_once(
@@ -223,31 +224,62 @@ def test_a_new_column_of_times_without_a_zone_leaves_the_table_readable(
     assert read(local)["seen_at"].null_count() == NUM_ROWS - NUM_BAD + 3
 
 
-def test_a_column_of_another_type_is_refused(tmp_path: Path, local: Dated) -> None:
-    local.score(ONE)
-    update_table(local.job, local.output, DATE)
+def test_a_column_that_had_another_type_before_there_was_a_table_is_refused(
+    tmp_path: Path, local: Dated
+) -> None:
     table = users(NUM_ROWS)
     names = pa.array([str(row) for row in range(NUM_ROWS)])
     write_input(tmp_path / "in", table.set_column(0, "user_id", names), folder=f"dt={NEXT_DATE}")
-    next_day = dataclasses.replace(local, date=NEXT_DATE)
-    next_day.score(f"{NEXT_DATE}-one")
-    with pytest.raises(StorageError, match=r"column `user_id` is .*long.*; expected .*string"):
+    for date in (DATE, NEXT_DATE):
+        dataclasses.replace(local, date=date, job=a_job(job_data(tmp_path))).score(f"{date}-one")
+    update_table(local.job, local.output, DATE)
+    with pytest.raises(StorageError, match=r"column `user_id` is int64; expected string, as 2026-"):
         update_table(local.job, local.output, NEXT_DATE)
+
+
+def test_a_column_that_was_null_before_there_was_a_table_is_null_in_it(
+    tmp_path: Path, local: Dated
+) -> None:
+    more = {"passthrough": ["user_id", "more"]}
+    for date, kind in ((DATE, pa.null()), (NEXT_DATE, pa.string())):
+        table = users(3).append_column("more", pa.nulls(3, kind))
+        write_input(tmp_path / "in", table, folder=f"dt={date}")
+        job = a_job(job_data(tmp_path), input=more)
+        dataclasses.replace(local, date=date, job=job).score(f"{date}-one")
+        update_table(local.job, local.output, date)
+    assert read(local).schema["more"] == pl.String
+    assert read(local)["more"].null_count() == 6
+
+
+def test_lists_that_had_no_null_may_have_some_from_now_on(tmp_path: Path, local: Dated) -> None:
+    job = a_job(
+        job_data(tmp_path), output={"delta": True}, input={"passthrough": ["user_id", "more"]}
+    )
+    full = pa.list_(pa.field("element", pa.int32(), nullable=False))
+    schema = pa.schema({"user_id": pa.int64(), "more": full, "dt": pa.date32()})
+    deltalake.DeltaTable.create(table_of(local), schema, partition_by=["dt"], name="users")
+    more = pa.array([[1, None]] * 3, pa.list_(pa.int32()))
+    write_input(tmp_path / "in", users(3).append_column("more", more))
+    dataclasses.replace(local, job=job).score(ONE)
+    update_table(job, local.output, DATE)
+    assert read(local)["more"].to_list() == [[1, None]] * 3
 
 
 def test_a_column_that_differs_from_a_known_one_only_in_case_is_refused(
     tmp_path: Path, local: Dated
 ) -> None:
-    local.score(ONE)
-    update_table(local.job, local.output, DATE)
     table = users(NUM_ROWS)
     shouted = table.rename_columns(["USER_ID", *table.column_names[1:]])
     write_input(tmp_path / "in", shouted, folder=f"dt={NEXT_DATE}")
     job = a_job(job_data(tmp_path), output={"delta": True}, input={"passthrough": ["USER_ID"]})
     next_day = dataclasses.replace(local, date=NEXT_DATE, job=job)
     next_day.score(f"{NEXT_DATE}-one")
+    local.score(ONE)
+    update_table(local.job, local.output, DATE)
     with pytest.raises(StorageError, match=rf"columns of {NEXT_DATE} .*Duplicate.*; expected such"):
         update_table(job, local.output, NEXT_DATE)
+    with pytest.raises(ConfigError, match=r"`USER_ID` and `user_id` are one name in a Delta table"):
+        next_day.score(f"{NEXT_DATE}-two")
 
 
 def test_columns_of_one_name_that_were_published_all_the_same_are_told_in_a_sentence(
@@ -257,7 +289,7 @@ def test_columns_of_one_name_that_were_published_all_the_same_are_told_in_a_sent
     write_input(tmp_path / "in", table.append_column("Score", table["f0"]))
     job = a_job(job_data(tmp_path), output={"delta": True}, input={"passthrough": ["Score"]})
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.input_columns.check_delta_columns", lambda *_: None)
+        patch.setattr("pipeline.input_columns.delta_types", lambda _, types, __: types)
         dataclasses.replace(local, job=job).score(ONE)
     with pytest.raises(StorageError, match=rf"cannot have the columns of {DATE} .*Duplicate"):
         update_table(job, local.output, DATE)
@@ -269,8 +301,9 @@ def test_another_jobs_table_is_left_alone(tmp_path: Path, local: Dated) -> None:
     deltalake.DeltaTable.create(lake, schema, partition_by=["dt"], name="others")
     local.score(ONE)
     job = a_job(job_data(tmp_path), output={"delta": lake})
-    with pytest.raises(StorageError, match=r"named others.*expected one of the job users"):
-        update_table(job, local.output, DATE)
+    for touch in (lambda: update_table(job, local.output, DATE), lambda: a_plan(job)):
+        with pytest.raises(StorageError, match=r"named others.*expected one of the job users"):
+            touch()
     assert deltalake.DeltaTable(lake).version() == 0
 
 
