@@ -80,7 +80,8 @@ class OutputSection(Section):
     delta: bool | Address = False
     """A Delta Lake table besides, partitioned by `dt`. `true`: `<uri>/<job>` is the table, and
     nothing is copied. An address: a table of its own there, with copies of the parts, in which
-    earlier versions of a date stay readable. Needs the extra `delta`."""
+    earlier versions of a date stay readable. Dates that were published before are brought in by
+    `score backfill` over them. Needs the extra `delta`."""
 
 
 class LimitsSection(Section):

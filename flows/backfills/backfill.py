@@ -1,8 +1,9 @@
 """Score the dates of a period that are not published; works with and without a Prefect server.
 
 One date is scored as `score run` does it, so whatever is interrupted goes on where it stopped: the
-same command passes over what is published. Nights of the job on this machine go first (`turns.py`),
-and a date that is caught up with has no deadline. Lanes stay warm between dates.
+same command passes over what is published, and commits to the job's Delta table what it lacks of
+that. Nights of the job on this machine go first (`turns.py`), and a date that is caught up with has
+no deadline. Lanes stay warm between dates.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from flows.progress import LineProgress
 from pipeline import report_words as words
 from pipeline.backfill_log import BackfillLog
 from pipeline.config import Job
+from pipeline.delta import update_table
 from pipeline.errors import GuardError, PipelineError, one_line
 from pipeline.report import RunReport, report_from_dict
 from pipeline.run import GIB, Night
@@ -147,6 +149,7 @@ class _Backfill:
                 self._work(self._crews[0])
             else:
                 self._work_at_once()
+            self._commit_to_table()
         except BaseException as error:
             self._give_up(f"{type(error).__name__.strip('_')}: {one_line(error)}".rstrip(": "))
             raise
@@ -185,6 +188,28 @@ class _Backfill:
                     raise
             else:
                 self._end_of(outcome)
+
+    def _commit_to_table(self) -> None:
+        """See that the job's Delta table has all that is published, as its reader may expect.
+
+        Dates that were published before there was a table are not in it, and one that was scored
+        now may have ended before its commit.
+        """
+        if not self._job.output.delta:
+            return
+        output = open_storage(self._job.output.uri)
+        for outcome in self.summary().dates:
+            if outcome.status not in DONE:
+                continue
+            try:
+                if update_table(self._job, output, outcome.date):
+                    self._observer.say(f"{outcome.date}: now in the Delta table, too")
+            except (PipelineError, OSError) as error:
+                found = self._not_done(outcome.date, error, outcome.usd)
+                self._note(replace(outcome, status=found.status, why=found.why))
+                self._observer.say(f"{found.date}: {found.why}")
+                if found.status == "interrupted":  # the store is gone, for other dates, too
+                    return
 
     def _next(self) -> str | None:
         """The next date, if there is money for it."""

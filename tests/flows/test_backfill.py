@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import pytest
 
 from flows.backfills.backfill import BackfillRequest, run_backfill
@@ -18,7 +19,9 @@ from flows.demo_data import write_users
 from flows.giving_way import at_work
 from flows.progress import LineProgress
 from pipeline.config import Job
+from pipeline.errors import StorageError
 from pipeline.job_file import load_job
+from pipeline.storage import Storage
 from pipeline.verify import verify_published
 
 pytestmark = pytest.mark.timeout(170)
@@ -129,6 +132,76 @@ def test_an_interruption_is_told_and_the_same_command_goes_on(job: Job) -> None:
     assert by_date(found)[FIRST] == "already_published"
     assert [by_date(found)[date] for date in GOOD[1:]] == ["published"] * 2
     assert found.spent_usd > summary.spent_usd
+
+
+def with_table(job: Job, place: bool | str = True) -> Job:
+    return job.model_copy(update={"output": job.output.model_copy(update={"delta": place})})
+
+
+def dates_in(table: Path) -> list[str]:
+    found = deltalake.DeltaTable(table).to_pyarrow_table(columns=["dt"])["dt"]
+    return sorted(str(date) for date in set(found.to_pylist()))
+
+
+def test_dates_that_were_published_before_are_brought_into_the_delta_table(job: Job) -> None:
+    backfill(job, last="2026-11-03")
+    job = with_table(job)
+    backfill(job, first=LAST)
+    table = Path(job.output.uri, job.name)
+    assert by_date(backfill(job, dry_run=True))[FIRST] == "already_published"
+    assert dates_in(table) == [LAST]
+    lines: list[str] = []
+    request = BackfillRequest(job=job, first=FIRST, last=LAST)
+    found = run_backfill(request, LineProgress(lines.append))
+    assert [by_date(found)[date] for date in GOOD] == ["already_published"] * 3
+    assert [line for line in lines if "Delta" in line] == [
+        f"{date}: now in the Delta table, too" for date in GOOD[:2]
+    ]
+    assert dates_in(table) == GOOD
+    version = deltalake.DeltaTable(table).version()
+    backfill(job)
+    assert deltalake.DeltaTable(table).version() == version
+
+
+@pytest.mark.parametrize("is_scored_now", [True, False])
+def test_a_published_date_that_the_delta_table_does_not_get_is_told(
+    job: Job, tmp_path: Path, is_scored_now: bool
+) -> None:
+    lake = tmp_path / "lake"
+    lake.mkdir()
+    (lake / f"dt={FIRST}").write_text("a file where a folder should be")
+    if not is_scored_now:
+        backfill(job, last=FIRST)
+    job = with_table(job, str(lake))
+    found = backfill(job, last=FIRST)
+    assert (by_date(found), found.exit_code) == ({FIRST: "interrupted"}, 75)
+    assert "The date is published, and the same command commits it" in found.dates[0].why
+    (lake / f"dt={FIRST}").unlink()
+    assert by_date(backfill(job, last=FIRST)) == {FIRST: "already_published"}
+    assert dates_in(lake) == [FIRST]
+
+
+def test_a_date_that_does_not_fit_the_delta_table_does_not_keep_others_out(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backfill(job, last="2026-11-03")
+    tried: list[str] = []
+
+    def refuse_first(_job: Job, _output: Storage, date: str) -> bool:
+        tried.append(date)
+        if date == FIRST:
+            raise StorageError("column `x` is int64; expected string.")
+        return False
+
+    monkeypatch.setattr("flows.backfills.backfill.update_table", refuse_first)
+    found = backfill(with_table(job), last="2026-11-03")
+    assert tried == GOOD[:2]
+    assert [outcome.status for outcome in found.dates] == [
+        "failed",
+        "no_input",
+        "already_published",
+    ]
+    assert (found.exit_code, found.dates[0].why) == (1, "column `x` is int64; expected string.")
 
 
 def test_a_date_for_which_too_little_is_left_is_not_begun_nor_any_after_it(job: Job) -> None:
