@@ -6,7 +6,7 @@ here is needed for correctness: a reader never sees garbage, and no run reads it
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,20 +110,37 @@ def collect(output: Storage, garbage: Garbage) -> None:
 
 
 def summary(garbage: Garbage) -> dict[str, Any]:
-    """Numbers of files and bytes, in all and by reason."""
+    """Numbers of files, and of bytes that come back, in all and by reason."""
     by_reason: dict[str, dict[str, int]] = {}
-    for info, why in garbage.files:
+    freed = _freed_bytes([info for info, _ in garbage.files])
+    for (_, why), num_bytes in zip(garbage.files, freed, strict=True):
         entry = by_reason.setdefault(why, {"num_files": 0, "num_bytes": 0})
         entry["num_files"] += 1
-        entry["num_bytes"] += info.num_bytes
+        entry["num_bytes"] += num_bytes
     if garbage.uploads:
         by_reason[UPLOAD] = {"num_files": len(garbage.uploads), "num_bytes": 0}
     return {
         "num_files": len(garbage.files),
-        "num_bytes": sum(info.num_bytes for info, _ in garbage.files),
+        "num_bytes": sum(freed),
         "num_uploads": len(garbage.uploads),
         "by_reason": by_reason,
     }
+
+
+def _freed_bytes(files: Sequence[FileInfo]) -> list[int]:
+    """For each file what comes back when all of them go.
+
+    That is nothing while a published or kept version has the same part under another name. Of names
+    that all go, the last brings the bytes.
+    """
+    gone: Counter[tuple[int, int]] = Counter()
+    freed = []
+    for info in files:
+        if info.shared is not None:
+            gone[info.shared] += 1
+        is_last = info.shared is None or gone[info.shared] == info.shared[1]
+        freed.append(info.num_bytes if is_last else 0)
+    return freed
 
 
 def _is_temporary(info: FileInfo) -> bool:

@@ -111,6 +111,7 @@ class LocalStorage:
             num_bytes=status.st_size,
             version=str(status.st_mtime_ns),
             modified_at=status.st_mtime,
+            shared=(status.st_ino, status.st_nlink) if status.st_nlink > 1 else None,
         )
 
     @_named

@@ -26,6 +26,9 @@ class FileInfo:
     """ETag of an object, modification time in ns of a file: changes when the content does."""
     modified_at: float = field(compare=False)
     """Unix time of the last change in s, by the store's clock; objects may have whole seconds."""
+    shared: tuple[int, int] | None = field(default=None, compare=False)
+    """Inode of a file that has several names on its disk, and how many; its bytes are there until
+    the last of them goes."""
 
 
 class Storage(Protocol):

@@ -336,6 +336,21 @@ class TestGarbage:
         assert all("/commits/" in path for path in calls[0])
         assert not any("/commits/" in path for path in calls[1])
 
+    def test_it_is_told_how_many_bytes_come_back(self, dated: Dated) -> None:
+        def inodes() -> dict[int, int]:
+            paths = Path(dated.output.uri).rglob("*")
+            return {path.stat().st_ino: path.stat().st_size for path in paths if path.is_file()}
+
+        if dated.output.uri.startswith("s3://"):
+            pytest.skip("an object has one name")
+        for name in NAMES:
+            dated.score(name)
+        for keep_versions in (9, 0):
+            before, found = inodes(), garbage(dated, keep_versions=keep_versions)
+            collect(dated.output, found)
+            gone = before.keys() - inodes().keys()
+            assert summary(found)["num_bytes"] == sum(before[inode] for inode in gone) > 0
+
 
 def test_a_folder_that_is_being_published_is_left_alone(dated: Dated) -> None:
     path = f"{dated.job.name}/dt={DATE}/part-00000-x.parquet"
