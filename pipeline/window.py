@@ -68,7 +68,9 @@ def find_window(
         ends += [deadline] if deadline + CATCH_UP >= opened else []
     if section.max_hours is not None:
         ends.append((opened + datetime.timedelta(hours=section.max_hours)).astimezone(zone))
-    return Window(opened=opened, deadline=min(ends)) if ends else None
+    # In UTC: moments of one zone compare as times of day, and an autumn night has some twice.
+    first = min(ends, key=lambda end: end.astimezone(datetime.UTC), default=None)
+    return None if first is None else Window(opened=opened, deadline=first)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -73,6 +73,15 @@ def test_of_a_deadline_and_a_number_of_hours_what_comes_first_counts() -> None:
         assert window.deadline == expected
 
 
+@pytest.mark.parametrize(("max_hours", "first"), [(0.2, "02:27:00+02:00"), (1, "02:30:00+02:00")])
+def test_in_the_hour_that_comes_twice_what_comes_first_counts(max_hours: float, first: str) -> None:
+    opened = datetime.datetime(2026, 10, 25, 0, 15, tzinfo=UTC)  # 02:15, summer time
+    section = WindowSection(deadline="02:30", timezone="Europe/Zurich", max_hours=max_hours)
+    window = find_window(section, "2026-10-24", opened)
+    assert window is not None
+    assert window.deadline.isoformat() == f"2026-10-25T{first}"
+
+
 @pytest.mark.parametrize(("written", "meant"), [(630, "10:30"), ("07:00", "07:00"), (0, "00:00")])
 def test_a_time_of_day_need_not_be_quoted(written: object, meant: str) -> None:
     """YAML 1.1 reads 10:30 as 630."""
