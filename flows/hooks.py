@@ -75,10 +75,12 @@ def _log(flow: Flow[..., Any], flow_run: FlowRun, how: str, state: State) -> tup
     """Subject and text. The worker's copy of a flow run is older than its name: it has a title."""
     parameters = flow_run.parameters
     subject = f"{what_of(parameters, flow_run.expected_start_time)} {how}"
+    command, period = ("backfill", "period") if "first" in parameters else ("run", "date")
     why = (state.message or "no reason was given").rstrip(".")
     text = (
         f"{why}.\nCommitted shards are kept. To go on: `prefect flow-run retry {flow_run.id}`, or "
-        "the same run again from its deployment's page, or `score run` with the job and the date."
+        f"the same run again from its deployment's page, or `score {command}` with the job and the "
+        f"{period}."
     )
     job = job_name(str(parameters.get("job", "")))
     flow_run_logger(flow_run, flow).warning("%s %s: %s", job, subject, text)

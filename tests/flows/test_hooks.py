@@ -47,6 +47,18 @@ def test_the_log_says_what_happened_why_and_how_to_go_on(
     assert len(mails) == (hook is crashed)
 
 
+def test_a_backfill_goes_on_by_the_command_for_its_period(
+    mails: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    period = {"job": JOB, "first": "2026-11-01", "last": "2026-11-20"}
+    crashed(FLOW, SimpleNamespace(**{**vars(RUN), "parameters": period}), STATE)
+    (said,) = caplog.messages
+    assert said.startswith("demo backfill 2026-11-01 to 2026-11-20 crashed: ")
+    assert "`score backfill` with the job and the period" in said
+    assert "score run" not in said
+    assert [text for *_, text in mails] == [said.partition(": ")[2]]
+
+
 def test_the_worker_mails_for_a_process_that_was_killed(
     mails: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
