@@ -45,6 +45,7 @@ DESCRIPTIONS = {
 TAG = "nightscore"
 PREFIX = re.compile(r"[\w .-]*")
 """Prefect takes others, too, which its automations would read as patterns or templates."""
+CRON_FIELDS = 5
 POOL_TYPES = ("process", "kubernetes")
 """For the latter see infra/kubernetes/prefect: its base job template has what we set."""
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
@@ -130,6 +131,12 @@ def _check(wanted: Wanted) -> None:
         find_zone(wanted.timezone)
     except ValueError as error:
         raise ConfigError(f"--{error}.") from None
+    # Prefect takes a sixth one as seconds: a night every second, where a minute was meant.
+    if (num_fields := len(wanted.cron.split())) > CRON_FIELDS:
+        raise ConfigError(
+            f"--cron {wanted.cron!r}: {num_fields} fields; expected five: minute, hour, day, month "
+            "and weekday. Leave out seconds and years."
+        )
     try:
         asyncio.run(longest_gap_s(wanted.cron, wanted.timezone))
     except ValueError:  # no cron, or dates such as February 30

@@ -56,6 +56,13 @@ def test_a_wrong_schedule_is_refused_before_the_server_is_asked(cron: str) -> No
 
 
 @pytest.mark.usefixtures("nobody_answers")
+@pytest.mark.parametrize("cron", ["*/5 * * * * *", "30 0 * * * 0", "0 0 * * * * 2026"])
+def test_a_schedule_with_seconds_or_years_is_refused(cron: str) -> None:
+    with pytest.raises(ConfigError, match=r"[67] fields; expected five"):
+        deploy(Wanted(job=JOB, cron=cron))
+
+
+@pytest.mark.usefixtures("nobody_answers")
 @pytest.mark.parametrize("timezone", ["Mars/Olympus", "../etc", "Europe"])
 def test_a_wrong_time_zone_is_refused_before_the_server_is_asked(timezone: str) -> None:
     with pytest.raises(ConfigError, match="--timezone"):
