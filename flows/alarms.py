@@ -26,6 +26,10 @@ lost on the way before it counts as dead."""
 ALLOWED_S = 6 * 3600.0
 """From the schedule until a night must be published."""
 SCHEDULES_AHEAD = 60
+GONE = "no sign of life"
+"""Message of the state that a silent run is given."""
+RUN = "{{ event.resource.id }}"
+"""The flow run that an alarm is about: filled in by the server."""
 
 Alarm = dict[str, Any]
 
@@ -84,7 +88,7 @@ def alarms(nightly: str, gap_s: float) -> tuple[Alarm, ...]:
                 "subject": "a night was skipped",
                 "text": f"A run of score/{nightly} was cancelled before it began, as another one "
                 "was still running. Its date is not scored: run score/backfill for it.",
-                "run": "{{ event.resource.id }}",  # filled in by the server
+                "run": RUN,
             },
         },
         {
@@ -123,6 +127,7 @@ def alarms(nightly: str, gap_s: float) -> tuple[Alarm, ...]:
                 "text": f"A run of score/{nightly} has shown no sign of life for five minutes: its "
                 "machine or its worker is gone. Committed shards are kept; start a worker, and run "
                 "the same date again.",
+                "run": RUN,
             },
         },
     )
@@ -136,27 +141,50 @@ def automations(found: tuple[Alarm, ...], alert: UUID, block: UUID | None) -> li
         alert: Id of the deployment `score/alert`.
         block: A notification block that the server sends itself, besides.
     """
-    from prefect.events.schemas.automations import AutomationCore
-
     made = []
     for alarm in found:
         told, trigger = alarm["parameters"], dict(alarm)
         for key in ("name", "description", "parameters"):
             del trigger[key]
         actions = [{"type": "run-deployment", "deployment_id": alert, "parameters": told}]
-        if block is not None:
-            said = {"subject": f"{alarm['name']}: {told['subject']}", "body": told["text"]}
-            actions.append({"type": "send-notification", "block_document_id": block, **said})
+        said = {"subject": f"{alarm['name']}: {told['subject']}", "body": told["text"]}
+        sent = {"type": "send-notification", "block_document_id": block, **said}
         if alarm["name"].endswith(": silent"):
             # Or its page says for ever that it runs.
-            gone = {"state": "CRASHED", "message": "no sign of life"}
-            actions.append({"type": "change-flow-run-state", **gone})
-        automation = {
-            "name": alarm["name"],
-            "description": alarm["description"],
-            "trigger": {"type": "event", **trigger},
-            "actions": actions,
-            "owner_resource": f"prefect.deployment.{alert}",
-        }
-        made.append(AutomationCore.model_validate(automation))
+            actions.append({"type": "change-flow-run-state", "state": "CRASHED", "message": GONE})
+            if block is not None:
+                marked = {**alarm, "name": f"{alarm['name']}, marked"}
+                made.append(_automation(marked, _when_marked(trigger), [sent], alert))
+        elif block is not None:
+            actions.append(sent)
+        made.append(_automation(alarm, trigger, actions, alert))
     return made
+
+
+def _when_marked(silent: Alarm) -> Alarm:
+    """When the server has marked a silent run as crashed: it refuses that for one that has ended.
+
+    The sign of life of a run that ends at once may arrive after its end: to the server it has gone
+    silent. `score/alert` looks at the run itself; a block cannot.
+    """
+    return {
+        "posture": "Reactive",
+        "expect": ["prefect.flow-run.Crashed"],
+        "match": {**silent["match"], "prefect.state-message": GONE},
+        "match_related": silent["match_related"],
+    }
+
+
+def _automation(
+    alarm: Alarm, trigger: Alarm, actions: list[dict[str, Any]], alert: UUID
+) -> AutomationCore:
+    from prefect.events.schemas.automations import AutomationCore
+
+    automation = {
+        "name": alarm["name"],
+        "description": alarm["description"],
+        "trigger": {"type": "event", **trigger},
+        "actions": actions,
+        "owner_resource": f"prefect.deployment.{alert}",
+    }
+    return AutomationCore.model_validate(automation)

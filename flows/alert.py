@@ -6,10 +6,14 @@ from contextlib import suppress
 from uuid import UUID
 
 from prefect import flow, get_client, get_run_logger
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.runtime import flow_run
 
 from flows.hooks import mail_warning
 from flows.run_names import job_name, what_of
+
+ENDED = (StateType.COMPLETED, StateType.FAILED)
+"""States that only a run itself takes."""
 
 
 def _run_name() -> str:
@@ -34,16 +38,21 @@ def alert(
         job: Job file (YAML), as the worker sees its path.
         subject: What is wrong, in a few words.
         text: What to do about it.
-        run: The flow run that it is about, `prefect.flow-run.<id>`: its date is said, too.
+        run: The flow run that it is about, `prefect.flow-run.<id>`: its date is said, too. Nothing
+            is told about one that has ended by itself: its last sign of life came after its end.
     """
     logger = get_run_logger()
-    with suppress(Exception):  # an alarm without its date is better than none
-        subject += f": {_date_of(run)}" if run else ""
+    if run:
+        with suppress(Exception):  # an alarm without its date is better than none
+            found = _read(run)
+            subject += f": {what_of(found.parameters, found.expected_start_time)}"
+            if found.state_type in ENDED:
+                logger.info("%s: %s? No: it has ended.", job_name(job), subject)
+                return
     logger.warning("%s: %s. %s", job_name(job), subject, text)
     mail_warning(logger, job, subject, text)
 
 
-def _date_of(run: str) -> str:
+def _read(run: str) -> FlowRun:
     with get_client(sync_client=True) as client:
-        found = client.read_flow_run(UUID(run.rpartition(".")[2]))
-    return what_of(found.parameters, found.expected_start_time)
+        return client.read_flow_run(UUID(run.rpartition(".")[2]))

@@ -52,17 +52,30 @@ def test_every_alarm_belongs_to_the_alert_and_runs_it_with_words_for_a_person() 
         assert set(action["parameters"]) - {"run"} == {"subject", "text"}
 
 
-def test_a_night_that_was_skipped_is_told_with_its_run_which_knows_the_date() -> None:
+def test_a_night_that_was_skipped_or_is_silent_is_told_with_its_run_which_knows_the_date() -> None:
     told = {name: one["actions"][0]["parameters"] for name, one in made().items()}
-    assert [name for name in told if "run" in told[name]] == ["skipped"]
+    assert [name for name in told if "run" in told[name]] == ["skipped", "silent"]
 
 
 def test_a_block_is_sent_by_the_server_itself() -> None:
     block = uuid.uuid4()
-    for automation in made(block).values():
-        (sent,) = [a for a in automation["actions"] if a["type"] == "send-notification"]
-        assert sent["block_document_id"] == str(block)
-        assert automation["actions"][0]["parameters"]["text"] == sent["body"]
+    found = made(block)
+    texts = {
+        name: one["actions"][0].get("parameters", {}).get("text") for name, one in found.items()
+    }
+    sent = {
+        name: action
+        for name, one in found.items()
+        for action in one["actions"]
+        if action["type"] == "send-notification"
+    }
+    assert {action["block_document_id"] for action in sent.values()} == {str(block)}
+    assert {name: action["body"] for name, action in sent.items()} == {
+        "late": texts["late"],
+        "skipped": texts["skipped"],
+        "missing": texts["missing"],
+        "silent, marked": texts["silent"],
+    }
     assert not [a for one in made().values() for a in one["actions"] if "block" in str(a)]
 
 
@@ -72,6 +85,16 @@ def test_only_a_silent_run_is_given_another_state() -> None:
         for name, automation in made().items()
     }
     assert states == {"late": [], "skipped": [], "missing": [], "silent": ["CRASHED"]}
+
+
+def test_a_block_about_a_silent_run_waits_until_the_server_has_marked_it() -> None:
+    """It refuses that for a run that has ended, and whose sign of life was overtaken by its end."""
+    found = made(uuid.uuid4())
+    (mark,) = [a for a in found["silent"]["actions"] if a["type"] == "change-flow-run-state"]
+    trigger = found["silent, marked"]["trigger"]
+    assert trigger["posture"] == "Reactive"
+    assert trigger["match"]["prefect.state-message"] == mark["message"]
+    assert trigger["expect"] == [f"prefect.flow-run.{mark['state'].title()}"]
 
 
 def test_alarms_watch_one_deployment_and_no_other() -> None:

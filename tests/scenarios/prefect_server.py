@@ -24,7 +24,7 @@ START_TIMEOUT_S = 150.0
 
 def ask(
     url: str,
-    body: dict[str, Any] | None = None,
+    body: dict[str, Any] | list[dict[str, Any]] | None = None,
     patience_s: float = 60.0,
     method: str | None = None,
 ) -> Any:
@@ -113,10 +113,11 @@ class Server:
         self.processes.append(worker)
         return worker
 
-    def begin_run(self, deployment: str, **parameters: str) -> str:
-        """Have a deployment run; the id of the flow run."""
+    def begin_run(self, deployment: str, at: str | None = None, **parameters: str) -> str:
+        """Have a deployment run, now or at some time; the id of the flow run."""
         identity = ask(f"{self.url}/deployments/name/{deployment}")["id"]
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        scheduled = {"type": "SCHEDULED", "state_details": {"scheduled_time": at}}
+        body = {"parameters": parameters, "state": scheduled}
         made: str = self.post(f"/deployments/{identity}/create_flow_run", body)["id"]
         return made
 
@@ -145,7 +146,7 @@ class Server:
         state: str = ask(f"{self.url}/flow_runs/{run}")["state_type"]
         return state
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
+    def post(self, path: str, body: dict[str, Any] | list[dict[str, Any]]) -> Any:
         return ask(f"{self.url}{path}", body)
 
     def stop(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,12 +109,16 @@ def box() -> Iterator[Mailbox]:
         yield mailbox
 
 
+def with_mail(job: Path, box: Mailbox) -> dict[str, Any]:
+    mail = {"to": ["me@example.com"], "from": "score@example.com", "host": HOST, "port": box.port}
+    return {**read_job(job), "mail": {**mail, "security": "none"}}
+
+
 def test_an_overlapping_night_is_cancelled_and_a_killed_one_is_told_by_the_worker(
     server: Server, features_job: Path, box: Mailbox
 ) -> None:
-    mail = {"to": ["me@example.com"], "from": "score@example.com", "host": HOST, "port": box.port}
-    with_mail = {**read_job(features_job), "mail": {**mail, "security": "none"}}
-    deployed(server, write_job(features_job, with_mail), "--prefix", "users-")
+    job = write_job(features_job, with_mail(features_job, box))
+    deployed(server, job, "--prefix", "users-")
     first = server.begin_run("score/users-nightly", date=DATE)
     # It stands still, or it may have ended when the second one begins.
     for process in server.wait_for("a process", lambda: flow_processes(server)):
@@ -157,6 +163,71 @@ def test_a_night_that_nobody_begins_is_told_and_so_is_one_that_is_missing(
         "the night has not begun",
         "no night was published for 30 hours",
     }
+
+
+def test_silent_nights_are_told_by_their_dates_and_one_that_has_ended_is_not(
+    server: Server, features_job: Path, box: Mailbox
+) -> None:
+    """Each has a sign of life and none after it; that of the last one came after its end."""
+    made = server.run("python", "-c", BLOCK)
+    assert made.returncode == 0, made.stderr
+    job = write_job(features_job, with_mail(features_job, box))
+    deployed(server, job, "--prefix", "still-", "--notify", "custom-webhook/ops")
+    shorten(server, "score/still-nightly: silent")
+    nights = [begin_by_hand(server, "score/still-nightly", f"2026-11-0{day}") for day in (1, 2, 3)]
+    set_state(server, nights[-1], "COMPLETED")
+    server.post("/events", [sign_of_life(night, "still-nightly") for night in nights])
+
+    def alerts() -> Any:
+        told = server.runs("still-alert")
+        ended = [run for run in told if run["state_type"] == "COMPLETED"]
+        return len(ended) == len(nights)
+
+    server.wait_for("the alarms", alerts)
+    server.wait_for("both mails", lambda: len(box.messages) > 1)
+    assert sorted(str(message["Subject"]) for message in box.messages) == [
+        f"[nightscore] users: a night has gone silent: 2026-11-0{day}" for day in (1, 2)
+    ]
+    assert [server.state_of(night) for night in nights] == ["CRASHED", "CRASHED", "COMPLETED"]
+    marked = "score/still-nightly: silent, marked"
+    server.wait_for("the blocks", lambda: num_firings(server, marked) == 2)
+
+
+BLOCK = """
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+CustomWebhookNotificationBlock(name="ops", url="http://127.0.0.1:1/").save("ops")
+"""
+"""Nobody listens there: that the server wants to send it is enough."""
+
+
+def begin_by_hand(server: Server, deployment: str, date: str) -> str:
+    """A run that the server takes for a running one, without a process."""
+    night = server.begin_run(deployment, at="2099-01-01T00:00:00Z", date=date)
+    set_state(server, night, "RUNNING")
+    return night
+
+
+def set_state(server: Server, run: str, state: str) -> None:
+    server.post(f"/flow_runs/{run}/set_state", {"state": {"type": state}, "force": True})
+
+
+def sign_of_life(run: str, tag: str) -> dict[str, Any]:
+    """The event, as the process of a run sends it."""
+    return {
+        "id": str(uuid.uuid4()),
+        "occurred": datetime.datetime.now(datetime.UTC).isoformat(),
+        "event": "prefect.flow-run.heartbeat",
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+        "related": [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}],
+    }
+
+
+def num_firings(server: Server, automation: str) -> int:
+    """How often it has gone off."""
+    wanted = {"filter": {"event": {"name": ["prefect.automation.triggered"]}}}
+    found = server.post("/events/filter", wanted)["events"]
+    names = [event["resource"]["prefect.resource.name"] for event in found]
+    return names.count(automation)
 
 
 def shorten(server: Server, name: str) -> None:
