@@ -30,6 +30,7 @@ from pipeline.cost import find_price, load_prices, own_price
 from pipeline.errors import GuardError
 from pipeline.guards import NightWatch
 from pipeline.lane import Lane
+from pipeline.process_start import process_age_s
 from pipeline.report import DeviceUse, Price, RunReport, StageTimes
 from pipeline.run import Night, PreparedRun, RunClock, is_left_alone, prepare_run, watch_over
 from pipeline.start_up import keep_pandas_out
@@ -230,8 +231,4 @@ def process_start() -> float:
 
     From /proc on Linux; elsewhere the moment of the call.
     """
-    with suppress(OSError, ValueError, IndexError):
-        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-        return time.monotonic() - age_s
-    return time.monotonic()
+    return time.monotonic() - (process_age_s(os.getpid()) or 0.0)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import os
 import socket
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, JustifyMethod, RenderableType
@@ -20,6 +17,7 @@ from pipeline.config import Job
 from pipeline.errors import VerifyError
 from pipeline.ledger import Attempt
 from pipeline.live import RunState, find_runs
+from pipeline.process_start import process_age_s, process_name
 from pipeline.report_words import duration, plain
 from pipeline.storage import Storage, open_storage
 from pipeline.telemetry import Sampler
@@ -125,12 +123,11 @@ def is_on_this_machine(attempt: Attempt) -> bool:
 
 def is_alive(attempt: Attempt) -> bool:
     """Whether the process of an attempt on this machine still lives; numbers are used again."""
-    with suppress(OSError, ValueError, IndexError):
-        fields = Path(f"/proc/{attempt.pid}/stat").read_text().rpartition(")")[2].split()
-        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        began = datetime.datetime.fromisoformat(attempt.started_at).timestamp()
-        return fields[0] != "Z" and time.time() - age_s <= began + STARTED_SLACK_S
-    return False
+    if attempt.process:
+        return process_name(attempt.pid) == attempt.process
+    age_s = process_age_s(attempt.pid)  # the note is of an earlier version of this program
+    began = datetime.datetime.fromisoformat(attempt.started_at).timestamp()
+    return age_s is not None and time.time() - age_s <= began + STARTED_SLACK_S
 
 
 def _devices(attempt: Attempt) -> list[Facts]:

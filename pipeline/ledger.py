@@ -102,6 +102,8 @@ class Attempt:
     """Rows that its lanes may have begun beyond their last commits, at most; None: unknown."""
     lanes: str = ""
     """Names of its lanes, such as `gpu0 gpu1`; empty: unknown."""
+    process: str = ""
+    """Of `pipeline.process_start.process_name`; empty: unknown."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()

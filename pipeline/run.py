@@ -25,6 +25,7 @@ from pipeline.lane_messages import LaneSetup, PoisonRow, WatchLimits
 from pipeline.ledger import Attempt, CommitRecord, Ledger
 from pipeline.part import ENGINE_KEY, OutputLayout
 from pipeline.plan import Plan, Shard, make_plan, run_id_of, shuffled
+from pipeline.process_start import process_name
 from pipeline.report import Price
 from pipeline.requeue import has_nothing_to_try, requeue
 from pipeline.storage import Storage, open_storage, probe
@@ -217,6 +218,7 @@ def _new_attempt(
         started_at=began.isoformat(),
         host=socket.gethostname(),
         pid=os.getpid(),
+        process=process_name(os.getpid()),
         prepared_s=clock.prepared - clock.started,
         build_s=resolved.build_s if resolved.built else 0.0,
         rows_at_risk=sum(

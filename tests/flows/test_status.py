@@ -19,6 +19,7 @@ from flows.commands import status as cli_status
 from flows.status import is_alive, render_status, status_facts
 from pipeline.config import Job
 from pipeline.ledger import Attempt, AttemptEnd, Ledger
+from pipeline.process_start import process_name
 from pipeline.storage import Storage, open_storage
 from tests.pipeline.pipeline_cases import a_job, job_data
 
@@ -120,6 +121,16 @@ def test_a_number_that_belongs_to_a_younger_process_is_another_one() -> None:
     began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=300)
     assert is_alive(an_attempt())
     assert not is_alive(an_attempt(started_at=began.isoformat(), pid=os.getpid()))
+
+
+def test_a_clock_that_jumps_kills_no_process() -> None:
+    began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=300)
+    mine = process_name(os.getpid())
+    assert is_alive(an_attempt(started_at=began.isoformat(), pid=os.getpid(), process=mine))
+    assert not is_alive(an_attempt(pid=os.getpid(), process=mine + "0"))
+    with subprocess.Popen(["true"]) as child:
+        assert process_name(child.pid) != mine
+    assert process_name(child.pid) == ""
 
 
 def test_an_interrupted_run_says_why_and_how_to_go_on(job: Job, output: Storage) -> None:
