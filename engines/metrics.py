@@ -56,13 +56,22 @@ def roc_auc(scores: Floats, positive: npt.NDArray[np.bool_]) -> float:
 def explained_variance(expected: Array, found: Array, variance: Array | float = 0.0) -> Floats:
     """R squared of each column: 1 - mean squared error / variance; not below 0.
 
+    Args and shapes are those of `unexplained`.
+    """
+    lost = unexplained(expected, found, variance).mean(axis=0)
+    return np.asarray(np.where(lost < 1.0, 1.0 - lost, 0.0))
+
+
+def unexplained(expected: Array, found: Array, variance: Array | float = 0.0) -> Floats:
+    """Squared errors as shares of their column's variance; the shape is that of `expected`.
+
     Args:
         expected: [rows] or [rows, columns], finite.
         found: The same shape; what is not finite explains nothing.
         variance: Of each column elsewhere; counts where it is larger than that of these rows.
     """
     expected = expected.astype(np.float64)
-    errors = np.mean(np.square(found - expected), axis=0)
     rounding = np.square(ROUNDING * np.abs(expected).max(axis=0)) + np.finfo(np.float64).tiny
     varies = np.maximum(np.maximum(expected.var(axis=0), variance), rounding)
-    return np.asarray(np.where(errors < varies, 1.0 - errors / varies, 0.0))
+    with np.errstate(over="ignore"):  # errors where nothing varies
+        return np.asarray(np.square(found - expected) / varies)

@@ -176,6 +176,9 @@ class Drift:
     it was not measured, or when the rows' scores do not vary."""
     mean_abs_diff: float | None = None
     """Of the best class's probability, or of the scores."""
+    at_best: float | None = None
+    """Scores: what `agreement` may be over all rows, and is less for these by chance. None for
+    classes, and in reports of versions of this program that knew no more."""
     note: str = ""
     """Why it was not measured, or not judged."""
 

@@ -365,10 +365,45 @@ def test_classes_are_judged_with_what_chance_allows(
     assert is_too_far(drift, "classes", min_agreement) is stops
 
 
-def test_scores_are_judged_as_they_are() -> None:
-    drift = Drift(rows=32, agreement=0.96, mean_abs_diff=0.0)
-    assert is_too_far(drift, "scores", 0.97)
-    assert not is_too_far(drift, "scores", 0.96)
+def stopped_nights(explained: Any, rows: int, tails: str, num_nights: int = 200) -> int:
+    """Of nights whose engine explains so much of each column, those that are stopped at 0.97."""
+    rng, shape = np.random.default_rng(0), (rows, len(explained))
+    stopped = 0
+    for _ in range(num_nights):
+        scores = rng.normal(size=shape)
+        errors = rng.normal(size=shape) if tails == "normal" else rng.laplace(0, 0.5**0.5, shape)
+        variance = np.ones(len(explained))
+        found = {"score": scores + errors * np.sqrt(1 - np.asarray(explained))}
+        sampled = Sampled(inputs=scores, answers=found, variance=variance)
+        stopped += is_too_far(drift_module._compare_scores(scores, sampled), "scores", 0.97)
+    return stopped
+
+
+@pytest.mark.parametrize("tails", ["normal", "heavy"])
+@pytest.mark.parametrize(
+    ("explained", "rows", "least", "most"),
+    [
+        ([0.97], 32, 0, 3),
+        ([0.97], 512, 0, 3),
+        ([0.97] * 64, 32, 0, 6),
+        ([0.97] * 64, 128, 0, 3),
+        ([0.9], 32, 120, 200),
+        ([0.9], 128, 199, 200),
+        ([0.9] + [0.99] * 63, 32, 60, 200),
+        ([0.9] + [0.99] * 63, 128, 190, 200),
+    ],
+)
+def test_scores_are_judged_with_what_chance_allows(
+    tails: str, explained: list[float], rows: int, least: int, most: int
+) -> None:
+    assert least <= stopped_nights(explained, rows, tails) <= most
+
+
+def test_what_chance_does_not_explain_of_the_scores_stops_the_night() -> None:
+    drift = Drift(rows=32, agreement=0.93, at_best=0.975)
+    assert not is_too_far(drift, "scores", 0.97)
+    assert is_too_far(drift, "scores", 0.98)
+    assert worst([drift, other := Drift(rows=512, agreement=0.96, at_best=0.965)]) is other
 
 
 @pytest.mark.parametrize("rows", [1, 32, 512])
