@@ -31,6 +31,8 @@ LUCK = 0.00135
 """How often an engine that just reaches its gate may be stopped: one night in 740, as often as a
 normal variable passes three standard deviations. Wilson's bound would do so ten times as often:
 near a share of one it is too low for 32 rows. Of scores, see `_chance`."""
+CLOSE = 1e-2
+"""How near the gate wants a score that is always the same, as a share of it."""
 NORMAL_SPREAD = 2.0
 """Variance of a normal variable's square, by its squared mean."""
 
@@ -86,7 +88,8 @@ def _compare_scores(expected: Array, sampled: Sampled) -> Drift:
     """Of the column that is explained worst.
 
     The variance is that of the rows, or of all scores of their parts where it is larger: a few rows
-    may be alike by chance.
+    may be alike by chance. A column that is the same in all rows, and was published so, says
+    nothing.
     """
     found = sampled.answers["score"]
     known = finite_rows(expected)  # as above
@@ -94,9 +97,11 @@ def _compare_scores(expected: Array, sampled: Sampled) -> Drift:
     if len(expected) < MIN_SCORES:
         few = f"{len(expected)} rows are too few to judge by: at least {MIN_SCORES}"
         return Drift(rows=len(expected), note=few)
-    if not np.ptp(expected, axis=0).all():
+    close = np.isclose(expected, found, rtol=CLOSE).all(axis=0)
+    judged = ~close | (np.ptp(expected, axis=0) > 0)
+    if not judged.any():
         return Drift(rows=len(expected), note="the scores of these rows do not vary")
-    squares = unexplained(expected, found, sampled.variance)
+    squares = unexplained(expected, found, sampled.variance)[:, judged]
     lost = squares.mean(axis=0)
     return Drift(
         rows=len(expected),

@@ -323,7 +323,7 @@ def test_scores_that_say_little_are_not_judged(
     monkeypatch: pytest.MonkeyPatch, scores: Any, why: str
 ) -> None:
     engine = fp32(monkeypatch, score=scores)
-    measured = measure_drift(engine, committed(score=scores + 1))
+    measured = measure_drift(engine, committed(score=scores))
     assert measured.agreement is None
     assert why in measured.note
     assert not is_too_far(measured, "scores", 0.97)
@@ -404,6 +404,41 @@ def test_what_chance_does_not_explain_of_the_scores_stops_the_night() -> None:
     assert not is_too_far(drift, "scores", 0.97)
     assert is_too_far(drift, "scores", 0.98)
     assert worst([drift, other := Drift(rows=512, agreement=0.96, at_best=0.965)]) is other
+
+
+def test_a_column_that_never_varies_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scores = np.random.default_rng(0).normal(size=(64, 3))
+    scores[:, 1] = 0.5
+    engine, found = fp32(monkeypatch, score=scores), scores + 0.001
+    measured = measure_drift(engine, committed(score=found))
+    assert measured.note == ""
+    assert measured.agreement == pytest.approx(1.0, abs=1e-4)
+    found[:, 2] = np.roll(found[:, 2], 1)
+    assert is_too_far(measure_drift(engine, committed(score=found)), "scores", 0.97)
+
+
+@pytest.mark.parametrize("value", [0.1, np.nan, 1e30])
+def test_a_column_that_varies_in_what_was_published_alone_has_drifted(
+    monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    scores = np.random.default_rng(0).normal(size=(64, 2))
+    scores[:, 1] = 0.0
+    engine, found = fp32(monkeypatch, score=scores), scores.copy()
+    found[::2, 1] = value
+    measured = measure_drift(engine, committed(score=found))
+    assert (measured.agreement, measured.at_best) == (0.0, 0.0)
+    assert is_too_far(measured, "scores", 0.5)
+
+
+def test_a_column_that_seldom_varies_is_judged_by_the_variance_of_its_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scores = np.zeros((32, 1))  # behind a ReLU, say
+    engine = fp32(monkeypatch, score=scores)
+    measured = measure_drift(engine, committed(1.0, score=scores + 0.01))
+    assert measured.agreement == pytest.approx(0.9999)
 
 
 @pytest.mark.parametrize("rows", [1, 32, 512])
