@@ -17,7 +17,12 @@ from typing import NoReturn
 COLLECT_AFTER_OBJECTS = 50_000
 """What imports leave behind is no garbage: to look for some every 700 objects costs 0.05 s."""
 AGAIN_AFTER_S = 0.05
-"""Of a signal that met a callback, which has ended by then."""
+"""Of a signal that met a callback, or someone at a lock, who is done by then."""
+AT_A_LOCK = frozenset(
+    {f"Condition.{name}" for name in ("__enter__", "__exit__", "_acquire_restore", "_release_save")}
+    | {f"_AcquireFutures.{name}" for name in ("__enter__", "__exit__")}
+)
+"""Python's own functions that take or leave the locks of semaphores, events, futures and pools."""
 Handler = Callable[[int, FrameType | None], None]
 EXIT_NOT_PRINTED = 1
 NOT_PRINTED = "expected room for what is printed. All else is done; print it somewhere else."
@@ -48,6 +53,37 @@ class Stop(BaseException):
         self.number, self.handler = number, handler
 
 
+def between_locks(handler: Handler) -> Handler:
+    """The handler of a signal, to be called a moment later where the signal meets one at a lock.
+
+    `with` leaves only what it has entered: raised while Python's own code enters or leaves a
+    condition, an error leaves the lock taken, and whoever comes next waits for ever.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if _is_at_a_lock(frame):
+            _again(number)
+        else:
+            handler(number, frame)
+
+    return handle
+
+
+def _is_at_a_lock(frame: FrameType | None) -> bool:
+    """Whether one of the calls is; the last may be of a handler that was called there."""
+    while frame is not None:
+        if frame.f_code.co_qualname in AT_A_LOCK:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _again(number: int) -> None:
+    timer = threading.Timer(AGAIN_AFTER_S, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
+
+
 def _not_lost(found: sys.UnraisableHookArgs) -> None:
     """Python drops what is raised in a callback, such as importlib's, and a signal with it."""
     if isinstance(found.exc_value, Stop):
@@ -58,9 +94,7 @@ def _not_lost(found: sys.UnraisableHookArgs) -> None:
     else:
         sys.__unraisablehook__(found)
         return
-    again = threading.Timer(AGAIN_AFTER_S, os.kill, (os.getpid(), number))
-    again.daemon = True
-    again.start()
+    _again(number)
 
 
 def _keep_printing() -> None:

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from pipeline.errors import GUARDS, Interrupted
-from pipeline.start_up import Stop, printing
+from pipeline.start_up import Stop, between_locks, printing
 
 JobPath = Annotated[str, typer.Argument(metavar="JOB", help="Job file (YAML).", show_default=False)]
 Date = Annotated[str, typer.Option("--date", help="ISO date of the run, such as 2026-11-20.")]
@@ -112,6 +112,7 @@ def interruptible(kept: str = "committed shards are kept") -> Iterator[None]:
     """Turn SIGINT and SIGTERM into `Interrupted`: lanes end, and exit code 75 says resume."""
     received: list[str] = []
 
+    @between_locks
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # once is enough; cleaning up must not be disturbed
         received.append(signal.Signals(number).name)

@@ -128,3 +128,34 @@ except BaseException as error:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.stdout, done.stderr) == (said + "\n", "")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_meets_one_at_a_lock_leaves_no_lock_taken(name: str) -> None:
+    """Other threads of a pool, say, would wait for it for ever."""
+    script = f"""
+import os, signal, time
+from functools import partial
+from threading import Condition, Lock
+from types import SimpleNamespace
+from flows.commands.terminal import interruptible
+lock = Lock()
+lock.acquire()
+# What the condition calls as soon as it has its lock: C, so that the signal meets its own frame.
+met = partial(os.kill, os.getpid(), signal.{name})
+condition = Condition(SimpleNamespace(
+    acquire=lock.acquire, release=lock.release,
+    __enter__=met, __exit__=lambda *_: lock.release(),
+))
+try:
+    with interruptible():
+        with condition:
+            print("inside")
+        time.sleep(90)
+except BaseException as error:
+    print(repr(error), lock.locked())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout == f"inside\nInterrupted('{name} {RESUME}') False\n", done.stderr
