@@ -46,13 +46,15 @@ class Guards:
 
     Args:
         accept: Names of guards that may not stop this run.
+        command: That does the same again, and would take `--accept`.
 
     Raises:
         ConfigError: A name is none of `pipeline.errors.GUARDS`.
     """
 
-    def __init__(self, accept: Iterable[str] = ()) -> None:
+    def __init__(self, accept: Iterable[str] = (), command: str = "score run JOB --date D") -> None:
         self._accept = known_guards(accept)
+        self._command = command
         self._overruled: dict[str, str] = {}
 
     @property
@@ -74,7 +76,9 @@ class Guards:
         if guard in self._accept:
             self._overruled[guard] = found
             return
-        raise GuardError(guard, f"{found} {way_out}, or publish as it is with `--accept {guard}`.")
+        accept = "".join(f" --accept {name}" for name in sorted({*self._accept, guard}))
+        how = f"or publish as it is with `{self._command}{accept}`."
+        raise GuardError(guard, f"{found} {way_out}, {how}")
 
     def check_rows(self, job: Job, date: str, num_rows: int) -> None:
         """Whether the date has the rows that it should have."""

@@ -60,6 +60,12 @@ class Night:
     machine_share: float = 1.0
     """Of this machine that it uses, and pays: dates that are scored at once share it."""
 
+    @property
+    def command(self) -> str:
+        """That scores it, but for the job file's name; a backfill's dates have it too."""
+        name = "requeue" if self.again == "quarantine" else "run"
+        return f"score {name} JOB --date {self.date}{' --force' * (self.again == 'all')}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedRun:
@@ -140,7 +146,7 @@ def prepare_run(
             out counts as this one's.
         replaces: The version that is published and will be replaced.
     """
-    guards = Guards(night.accept)
+    guards = Guards(night.accept, night.command)
     clock.ready = clock.ready or time.monotonic()
     date, device = night.date, devices[0]
     job = tuned(night.job, device.engine_device, say)

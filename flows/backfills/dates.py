@@ -27,9 +27,10 @@ def dates_between(first: str, last: str) -> list[str]:
     begin, end = (datetime.date.fromisoformat(parse_date(date)) for date in (first, last))
     num_days = (end - begin).days + 1
     if not 1 <= num_days <= MAX_DATES:
+        advice = "Name the earlier date first" if num_days < 1 else "Backfill one part at a time"
         raise ConfigError(
             f"--from {first} --to {last}: {num_days:,} dates; expected 1 to {MAX_DATES:,}. "
-            "Name the earlier date first."
+            f"{advice}."
         )
     return [(begin + datetime.timedelta(days=day)).isoformat() for day in range(num_days)]
 

@@ -62,10 +62,14 @@ def test_a_period_has_all_of_its_dates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "last"), [("2026-11-02", "2026-11-01"), ("2010-01-01", "2026-01-01")]
+    ("first", "last", "advice"),
+    [
+        ("2026-11-02", "2026-11-01", "Name the earlier date first"),
+        ("0001-01-01", "9999-12-31", "Backfill one part at a time"),
+    ],
 )
-def test_a_period_that_is_none_is_refused(first: str, last: str) -> None:
-    with pytest.raises(ConfigError, match=r"dates; expected 1 to 3,660"):
+def test_a_period_that_is_none_is_refused(first: str, last: str, advice: str) -> None:
+    with pytest.raises(ConfigError, match=rf"dates; expected 1 to 3,660\. {advice}\."):
         dates_between(first, last)
 
 

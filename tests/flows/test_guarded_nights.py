@@ -337,7 +337,7 @@ def test_the_command_names_the_guard_and_takes_its_name(
     assert ended.code == 3, ended.err
     assert set(ended.json) == {"status", "exit_code", "guard", "error"}
     assert (ended.json["guard"], ended.json["exit_code"]) == ("rows", 3)
-    assert ended.json["error"].endswith("or publish as it is with `--accept rows`.")
+    assert f"with `score run JOB --date {DATE} --accept rows`." in ended.json["error"]
     wrong = score(*command, *few, "--accept", "row")
     assert wrong.code == 2
     assert wrong.json["error"].startswith("--accept row: no such guard; expected one of rows, ")

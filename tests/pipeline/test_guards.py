@@ -23,6 +23,7 @@ from pipeline.report import Drift, RunReport, ScoreDistribution, report_from_dic
 from pipeline.report_guards import guard_facts
 from pipeline.report_html import render_html
 from pipeline.report_text import render_markdown
+from pipeline.run import Again, Night
 
 ENGINE = "0123456789abcdef"
 DRIFTED = Drift(rows=32, agreement=0.5, mean_abs_diff=0.2)
@@ -82,7 +83,7 @@ def test_every_guard_is_tested() -> None:
 
 @pytest.mark.parametrize("guard", GUARDS)
 def test_a_guard_says_what_it_found_what_to_do_and_how_to_overrule_it(guard: str) -> None:
-    guards = Guards(set(GUARDS) - {guard})
+    guards = Guards()
     with pytest.raises(GuardError) as stopped:
         CHECKS[guard](guards)
     assert stopped.value.guard == guard
@@ -90,8 +91,25 @@ def test_a_guard_says_what_it_found_what_to_do_and_how_to_overrule_it(guard: str
     message = str(stopped.value)
     assert message.startswith(SAID[guard])
     assert " Nothing was " in message
-    assert message.endswith(f", or publish as it is with `--accept {guard}`.")
+    command = f"score run JOB --date D --accept {guard}"
+    assert message.endswith(f", or publish as it is with `{command}`.")
     assert guards.accepted == ()
+
+
+@pytest.mark.parametrize(
+    ("again", "command"),
+    [
+        ("no", "score run JOB --date 2026-11-20"),
+        ("all", "score run JOB --date 2026-11-20 --force"),
+        ("quarantine", "score requeue JOB --date 2026-11-20"),
+    ],
+)
+def test_a_guard_names_the_command_that_takes_its_name(again: Again, command: str) -> None:
+    """All of it: `score backfill` accepts none."""
+    night = Night(job=a_limited_job(), date="2026-11-20", again=again, accept=frozenset({"scores"}))
+    with pytest.raises(GuardError) as stopped:
+        CHECKS["drift"](Guards(night.accept, night.command))
+    assert f"`{command} --accept drift --accept scores`." in str(stopped.value)
 
 
 @pytest.mark.parametrize("guard", GUARDS)
