@@ -89,6 +89,9 @@ def run_backfill(
     backfill.begin()
     try:
         backfill.forecast() if request.dry_run else backfill.run()
+    except BaseException as error:
+        backfill.give_up(f"{type(error).__name__.strip('_')}: {one_line(error)}".rstrip(": "))
+        raise
     finally:
         summary = backfill.summary()
         if tell is not None:
@@ -150,9 +153,6 @@ class _Backfill:
             else:
                 self._work_at_once()
             self._commit_to_table()
-        except BaseException as error:
-            self._give_up(f"{type(error).__name__.strip('_')}: {one_line(error)}".rstrip(": "))
-            raise
         finally:
             self._stopped.set()
             for crew in self._crews:
@@ -234,7 +234,7 @@ class _Backfill:
             return True
         why = f"about {words.usd(expected_usd)}, and {self._budget}"
         self._note(DateOutcome(date=date, status="cost_cap", why=why))
-        self._give_up(f"after {date}, for which too little is left", "cost_cap")
+        self.give_up(f"after {date}, for which too little is left", "cost_cap")
         return False
 
     def _score(self, date: str, crew: Crew, turns: Turns) -> DateOutcome:
@@ -284,9 +284,9 @@ class _Backfill:
         why, status = one_line(error), _status_of(error)
         if status == "guard" and self._is_cap(date, error):
             status = "cost_cap"
-            self._give_up(f"the cost cap was reached at {date}", status)
+            self.give_up(f"the cost cap was reached at {date}", status)
         elif status == "interrupted":
-            self._give_up(f"not begun: {date} was interrupted", status)
+            self.give_up(f"not begun: {date} was interrupted", status)
         elif not isinstance(error, (PipelineError, OSError)):
             log.error("%s, %s: failed.", self._job.name, date, exc_info=error)
             why = f"{type(error).__name__}: {why}"
@@ -313,7 +313,7 @@ class _Backfill:
         with self._lock:
             self._outcomes[outcome.date] = outcome
 
-    def _give_up(self, why: str, status: Status = "interrupted") -> None:
+    def give_up(self, why: str, status: Status = "interrupted") -> None:
         """Begin no other date."""
         with self._lock:
             left, self._todo = self._todo, []

@@ -65,12 +65,14 @@ class BackfillSummary:
 
     @property
     def exit_code(self) -> int:
-        """As of the command: the first that applies of 75, 1, 3 and 0; of a dry run always 0.
+        """As of the command: the first that applies of 75, 1, 3 and 0; of a dry run 75 or 0.
 
         75: interrupted, or a store is full or out of reach: the same command goes on. 1: a date
         failed, or has no input and `strict` is set. 3: a guard or the cost cap stopped dates.
         """
-        found = set() if self.dry_run else {outcome.status for outcome in self.dates}
+        found = {outcome.status for outcome in self.dates}
+        if self.dry_run:
+            found &= {"interrupted"}
         if "interrupted" in found:
             return EXIT_INTERRUPTED
         if "failed" in found or (self.strict and "no_input" in found):
@@ -80,10 +82,8 @@ class BackfillSummary:
     @property
     def status(self) -> str:
         """`planned`, `done`, `failed`, `stopped` or `interrupted`."""
-        if self.dry_run:
-            return "planned"
         names = {EXIT_FAILED: "failed", EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interrupted"}
-        return names.get(self.exit_code, "done")
+        return names.get(self.exit_code, "planned" if self.dry_run else "done")
 
     def counts(self) -> dict[Status, int]:
         """Dates by status, in the order of `SAID`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -51,7 +51,7 @@ def backfill(  # noqa: PLR0913  # each argument is an option of the command
     75 interrupted.
     """
     from flows.backfills.backfill import BackfillRequest, run_backfill
-    from flows.backfills.summary import render_summary
+    from flows.backfills.summary import BackfillSummary, render_summary
     from flows.cli import EXIT_INTERRUPTED
     from pipeline.errors import Interrupted
 
@@ -66,13 +66,17 @@ def backfill(  # noqa: PLR0913  # each argument is an option of the command
         dry_run=dry_run,
     )
 
-    def tell(summary: Any) -> None:
-        show(summary.to_dict() if json else summary, render_summary, as_json=json)
-
+    told: list[BackfillSummary] = []
     try:
         with interruptible("published dates and committed shards are kept"):
-            summary = run_backfill(request, observer(quiet=json), tell)
-    except Interrupted as stop:  # the summary is told
-        errors.print(f"interrupted: {stop}", soft_wrap=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+            run_backfill(request, observer(quiet=json), told.append)
+    except Interrupted as stop:
+        if not told:
+            raise
+        is_done = told[0].exit_code != EXIT_INTERRUPTED
+        said = "all dates have ended; the mail about them may not be sent." if is_done else stop
+        errors.print(f"interrupted: {said}", soft_wrap=True)
+    # Once, and as it is told: what comes after it, such as the mail, changes nothing.
+    summary = told[0]
+    show(summary.to_dict() if json else summary, render_summary, as_json=json)
     raise typer.Exit(summary.exit_code)
