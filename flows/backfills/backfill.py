@@ -287,7 +287,7 @@ class _Backfill:
             self.give_up(f"the cost cap was reached at {date}", status)
         elif status == "interrupted":
             self.give_up(f"not begun: {date} was interrupted", status)
-        elif not isinstance(error, (PipelineError, OSError)):
+        elif not isinstance(error, (PipelineError, EngineError, OSError)):
             log.error("%s, %s: failed.", self._job.name, date, exc_info=error)
             why = f"{type(error).__name__}: {why}"
         return DateOutcome(date=date, status=status, why=why, usd=usd)

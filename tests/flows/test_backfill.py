@@ -13,6 +13,7 @@ from typing import Any
 import deltalake
 import pytest
 
+from engines.errors import ModelError
 from flows.backfills.backfill import BackfillRequest, run_backfill
 from flows.backfills.summary import BackfillSummary, DateOutcome
 from flows.demo_data import write_users
@@ -87,6 +88,18 @@ def test_one_date_that_fails_and_one_without_input_do_not_stop_the_others(job: J
     assert by_date(again) == {**by_date(found), **dict.fromkeys(GOOD, "already_published")}
     assert again.began_at == found.began_at, "the same command goes on with the same backfill"
     assert again.spent_usd == pytest.approx(found.spent_usd, rel=0.5)
+
+
+def test_what_a_model_cannot_take_is_one_sentence(
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise ModelError("m.onnx: takes 8 features; expected 7.")
+
+    monkeypatch.setattr("flows.backfills.backfill.run_night", refuses)
+    (found,) = backfill(job, last=FIRST).dates
+    assert (found.status, found.why) == ("failed", "m.onnx: takes 8 features; expected 7.")
+    assert caplog.records == []
 
 
 def test_one_mail_says_what_came_of_a_backfill(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
