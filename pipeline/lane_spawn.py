@@ -9,7 +9,7 @@ import atexit
 import multiprocessing
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -55,7 +55,8 @@ def take_process() -> LaneProcess:
 @contextmanager
 def process_ahead() -> Iterator[None]:
     """Begin a process for the first lane to come; at the end it is gone, if no lane took it."""
-    _ahead.append(_spawn())
+    with suppress(OSError):  # a head start only: the lane that needs one tells what is wrong
+        _ahead.append(_spawn())
     try:
         yield
     finally:

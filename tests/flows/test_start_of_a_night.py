@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import pytest
 from flows.cli import lane_ahead
 from pipeline.job_file import load_job
 from pipeline.lane import Lane, LaneDevice, modules_ahead
-from tests.conftest import DATE
+from tests.conftest import DATE, SCORE
 from tests.engines.small_devices import H200
 
 HEAVY = {"nvidia.dali", "onnx", "torch", "prefect", "polars", "fsspec", "openvino_telemetry"}
@@ -90,6 +91,18 @@ def test_a_command_that_comes_to_no_lane_leaves_no_process(
     command = start_score("run", tmp_path / "none.yaml", "--date", DATE)
     assert command.end().code == 2
     assert command.lingering() == []
+
+
+@pytest.mark.timeout(100)
+def test_a_process_that_cannot_be_made_is_told_in_a_sentence_and_an_object(
+    features_job: Path,
+) -> None:
+    command = f"ulimit -f 8; exec {SCORE} run {features_job} --date {DATE} --json"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == json.loads(done.stdout)["exit_code"] == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "File too large" in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
