@@ -106,7 +106,7 @@ class _ShardReader:
             with self.source.open(shard.file.path) as file:
                 parquet = open_parquet(file)
                 for group in shard.row_groups:
-                    if why_too_large(parquet, group, self.columns, self.max_group_bytes):
+                    if why_too_large(file, parquet, group, self.columns, self.max_group_bytes):
                         return False
                 for rows in self._batches(parquet, shard.row_groups):
                     if num_rows + rows.num_rows > shard.num_rows:
@@ -224,7 +224,7 @@ def sample_rows(
         try:
             with named(f"{source.uri}/{pinned.path}"), source.open(pinned.path) as file:
                 parquet = open_parquet(file)
-                if too_large := why_too_large(parquet, group, columns, max_group_bytes):
+                if too_large := why_too_large(file, parquet, group, columns, max_group_bytes):
                     raise pa.ArrowInvalid(too_large)
                 sampled.append(_some_rows(parquet, group, columns, per_group, rng))
         except PARQUET_ERRORS as error:  # who scores it quarantines it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -26,6 +27,8 @@ PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, IndexError)
 PIECE_BYTES = 1 << 20
 TRIAL_ROWS = 1 << 10
 """Rows that are looked at together to find out whether a group can be read."""
+STREAM_BYTES = 1 << 6
+"""Any size makes pyarrow open a chunk without reading it."""
 
 
 def max_group_bytes(max_group_gib: float | None, lane_bytes: int) -> int:
@@ -65,15 +68,18 @@ def batches(
 
 
 def why_too_large(
-    parquet: pq.ParquetFile, group: int, columns: Sequence[str], max_bytes: int
+    file: Any, parquet: pq.ParquetFile, group: int, columns: Sequence[str], max_bytes: int
 ) -> str | None:
     """What a row group's footer promises, if it is more than `max_bytes`; None: it may be read.
 
     A footer that promises a million million rows promises as many values in memory: small pages do
     not make it harmless.
+
+    Raises:
+        OSError: One of the columns is encrypted.
     """
     promised = parquet.metadata.row_group(group)
-    chunks = [promised.column(index) for index in _column_indices(promised, columns)]
+    chunks = _chunks(file, parquet, group, columns)
     num_bytes = max(
         sum(chunk.total_uncompressed_size for chunk in chunks),
         sum(chunk.total_compressed_size for chunk in chunks),
@@ -98,14 +104,14 @@ def why_lost(
         OSError: The store failed: a group is damaged only if its bytes can be had.
     """
     try:
-        too_large = why_too_large(parquet, group, columns, max_bytes)
+        too_large = why_too_large(file, parquet, group, columns, max_bytes)
     except PARQUET_ERRORS as error:
         return UNREADABLE, f"row group {group}: {one_line(error)}"
     if too_large:
         return TOO_LARGE, too_large
     wrong = _what_is_wrong(parquet, group, columns)
     if wrong:
-        _read_bytes(file, parquet.metadata.row_group(group))
+        _read_bytes(file, _chunks(file, parquet, group, columns))
         wrong = _what_is_wrong(parquet, group, columns)  # the store may have failed for a moment
     return (UNREADABLE, f"row group {group}: {wrong}") if wrong else None
 
@@ -120,14 +126,26 @@ def _what_is_wrong(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) 
     return None if num_rows == promised else f"{num_rows:,} rows of {promised:,} that it promises"
 
 
-def _column_indices(group: Any, columns: Sequence[str]) -> list[int]:
-    """Of the chunks of some columns; a nested column has several."""
-    paths = [group.column(index).path_in_schema for index in range(group.num_columns)]
-    return [
-        index
-        for index, path in enumerate(paths)
-        if any(path == name or path.startswith(f"{name}.") for name in columns)
-    ]
+def _chunks(file: Any, parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[Any]:
+    """What the footer says of a group's chunks of some columns; a nested column has several."""
+    names, paths = set(columns), enumerate(parquet.reader.column_paths)
+    wanted = [index for index, path in paths if not names.isdisjoint(_names_above(path))]
+    # Asked what an encrypted chunk is like, pyarrow (26.0) ends the process. A reader of no rows
+    # raises, and reads nothing.
+    unread = pq.ParquetFile(file, metadata=parquet.metadata, buffer_size=STREAM_BYTES).reader
+    try:
+        next(unread.iter_batches(0, [group], wanted, use_threads=False), None)
+    except OSError as error:
+        if "decrypt" in str(error):
+            raise OSError("a column of the job is encrypted") from None
+        raise
+    promised = parquet.metadata.row_group(group)
+    return [promised.column(index) for index in wanted]
+
+
+def _names_above(path: Sequence[str]) -> Iterator[str]:
+    """By which pyarrow reads a chunk: its column's, and those of the fields that it is in."""
+    return itertools.accumulate(path, "{}.{}".format)
 
 
 def _row_bytes(schema: pa.Schema, columns: Sequence[str]) -> float:
@@ -144,16 +162,15 @@ def _value_bytes(kind: pa.DataType) -> float:
         return 4.0
 
 
-def _read_bytes(file: Any, group: Any) -> None:
+def _read_bytes(file: Any, chunks: Sequence[Any]) -> None:
     """Raise what the store raises. Where the footer tells nonsense there is nothing to be read."""
     file.seek(0, os.SEEK_END)
     file_bytes = file.tell()
-    for index in range(group.num_columns):
+    for chunk in chunks:
         begin = end = 0
         with suppress(*PARQUET_ERRORS):
-            column = group.column(index)
-            begin = column.dictionary_page_offset or column.data_page_offset
-            end = min(begin + column.total_compressed_size, file_bytes)
+            begin = chunk.dictionary_page_offset or chunk.data_page_offset
+            end = min(begin + chunk.total_compressed_size, file_bytes)
         if 0 <= begin < end:
             file.seek(begin)
             for start in range(begin, end, PIECE_BYTES):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from pyarrow.parquet import encryption
 
 Rng = np.random.Generator
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -264,6 +266,22 @@ def parquet_bytes(table: pa.Table, rows_per_group: int, **options: Any) -> bytes
     defaults = {"write_page_checksum": True, "compression": "zstd"}
     pq.write_table(table, sink, row_group_size=rows_per_group, **defaults | options)
     return bytes(sink.getvalue())
+
+
+def with_encrypted(table: pa.Table, rows_per_group: int, *names: str) -> bytes:
+    """A Parquet file of which some columns are encrypted, and the footer is not."""
+
+    class Kms(encryption.KmsClient):
+        def wrap_key(self, key: bytes, _: str) -> bytes:
+            return base64.b64encode(key)
+
+    settings = encryption.EncryptionConfiguration(
+        footer_key="f", column_keys={"k": list(names)}, plaintext_footer=True
+    )
+    keys = encryption.CryptoFactory(lambda _: Kms()).file_encryption_properties(
+        encryption.KmsConnectionConfig(), settings
+    )
+    return parquet_bytes(table, rows_per_group, encryption_properties=keys)
 
 
 def mutant_parquet(data: bytes, other: bytes, rng: Rng) -> bytes:

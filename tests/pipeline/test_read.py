@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hostile_inputs import with_encrypted
 from pipeline_cases import DATE, a_job, a_plan, job_data, users, write_input
 
 from pipeline.blocks import Block
@@ -162,6 +163,17 @@ def test_a_row_group_that_promises_too_much_is_not_read(job: Job) -> None:
     assert "row group 0 promises 14 rows of " in first.message
     assert "limits.max_group_gib" in first.message
     assert ids_of(blocks) == {28: 28, 29: 29}
+
+
+def test_a_column_that_is_encrypted_costs_the_rows_of_its_file(job: Job) -> None:
+    a_file(job).write_bytes(with_encrypted(users(50), 10, "f0"))
+    plan, source = a_plan(job), open_storage(job.input.uri)
+    (block,) = told(job, plan.shards[0])
+    assert {lost.num_rows for lost in block.shard.lost} == {10}
+    assert "a column of the job is encrypted" in block.poison[0].message
+    sample = sample_rows(plan, source, ["user_id", "f0"], 10_000, seed=0)["user_id"].to_pylist()
+    assert sorted(sample) == list(range(50, 83))
+    assert ids_of(read_all(job, plan, 50)[:1]) == {row: row for row in range(30)}  # not of f0
 
 
 def test_what_pyarrow_delivers_beyond_the_promise_is_never_let_out(

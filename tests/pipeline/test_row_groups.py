@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hostile_inputs import footer_of, parquet_bytes, with_footer, with_promise
+from hostile_inputs import footer_of, parquet_bytes, with_encrypted, with_footer, with_promise
 from pipeline_cases import (
     DATE,
     SumRunner,
@@ -44,20 +44,20 @@ from pipeline.verify import verify_published
 MANY = 10**12
 
 
-def opened(data: bytes) -> pq.ParquetFile:
-    return open_parquet(io.BytesIO(data))
+def too_large(data: bytes, columns: list[str], max_bytes: int) -> str | None:
+    file = io.BytesIO(data)
+    return why_too_large(file, open_parquet(file), 0, columns, max_bytes)
 
 
 def test_a_group_within_the_limit_may_be_read() -> None:
-    parquet = opened(parquet_bytes(users(1000), 1000))
-    assert why_too_large(parquet, 0, ["user_id", "f0", "f1"], 1 << 20) is None
+    assert too_large(parquet_bytes(users(1000), 1000), ["user_id", "f0", "f1"], 1 << 20) is None
 
 
 def test_only_the_columns_of_the_job_count() -> None:
     table = pa.table({"user_id": range(8), "blob": [b"x" * 100_000] * 8, "blob2": [b"y"] * 8})
-    parquet = opened(parquet_bytes(table, 8, use_dictionary=False))
-    assert why_too_large(parquet, 0, ["user_id", "blob2"], 10_000) is None
-    said = why_too_large(parquet, 0, ["user_id", "blob"], 10_000)
+    data = parquet_bytes(table, 8, use_dictionary=False)
+    assert too_large(data, ["user_id", "blob2"], 10_000) is None
+    said = too_large(data, ["user_id", "blob"], 10_000)
     assert said is not None
     assert said.startswith("row group 0 promises 8 rows of 0.00 GiB; at most 0.00 GiB are read")
 
@@ -76,11 +76,10 @@ def test_rows_that_are_promised_count_as_what_they_take_in_memory(
     values: pa.Array, row_bytes: float
 ) -> None:
     data = with_promise(parquet_bytes(pa.table({"x": values}), 500), 500, MANY)
-    parquet = opened(data)
-    assert parquet.metadata.num_rows == MANY
+    assert pq.read_metadata(io.BytesIO(data)).num_rows == MANY
     at_least = int(MANY * row_bytes)
-    assert why_too_large(parquet, 0, ["x"], at_least) is None
-    assert why_too_large(parquet, 0, ["x"], at_least - 1) is not None
+    assert too_large(data, ["x"], at_least) is None
+    assert too_large(data, ["x"], at_least - 1) is not None
 
 
 def test_the_limit_is_the_jobs_or_what_a_lane_can_take() -> None:
@@ -107,6 +106,36 @@ def test_a_bomb_is_told_by_its_footer_and_costs_nothing() -> None:
     assert why[0] == TOO_LARGE
     assert "promises 8 rows of 0.06 GiB; at most 0.03 GiB are read" in why[1]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 20 << 10
+
+
+def test_all_chunks_of_a_nested_column_count_and_none_of_a_like_named_one() -> None:
+    noise = np.random.default_rng(0).bytes(100_000)
+    table = pa.table({"a": [{"n": 1, "b": {"c": noise}}], "ab": [b"x"], "a.x": [noise * 2]})
+    data = parquet_bytes(table, 1)
+    assert too_large(data, ["a"], 100_000) is not None
+    assert too_large(data, ["a"], 150_000) is None
+    assert too_large(data, ["ab"], 10_000) is None
+    assert too_large(data, ["a.x"], 150_000) is not None
+
+
+def test_a_column_that_is_encrypted_is_no_matter_unless_the_job_reads_it() -> None:
+    file = io.BytesIO(with_encrypted(users(20), 10, "f1"))
+    parquet = open_parquet(file)
+    assert why_lost(file, parquet, 1, ["user_id", "f0"], 1 << 30) is None
+    assert why_lost(file, parquet, 1, ["user_id", "f0", "f1"], 1 << 30) == (
+        UNREADABLE,
+        "row group 1: a column of the job is encrypted",
+    )
+
+
+def test_a_damaged_group_beside_an_encrypted_column_is_damage() -> None:
+    data = bytearray(with_encrypted(users(20), 10, "f1"))
+    chunk = pq.read_metadata(io.BytesIO(data)).row_group(0).column(0)
+    data[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 0xFF
+    file = io.BytesIO(bytes(data))
+    why = why_lost(file, open_parquet(file), 0, ["user_id", "f0"], 1 << 30)
+    assert why is not None
+    assert (why[0], "CRC" in why[1]) == (UNREADABLE, True)
 
 
 def test_a_footer_that_points_nowhere_is_damage() -> None:
