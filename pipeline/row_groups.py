@@ -57,13 +57,15 @@ def batches(
     """Rows of some row groups, at most `num_rows` at a time and never none.
 
     Text must be UTF-8: damage that no checksum tells would end up in parts, which other programs
-    then cannot read.
+    then cannot read. Numbers and times may be what they are: DuckDB has a time of 24:00:00.
     """
     for rows in parquet.iter_batches(
         num_rows, row_groups=list(groups), columns=list(columns), use_threads=use_threads
     ):
         if rows.num_rows:
-            rows.validate(full=True)
+            rows.validate()
+            for column in rows.columns:
+                column.validate(full=not pa.types.is_primitive(column.type))
             yield rows
 
 

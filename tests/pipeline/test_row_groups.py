@@ -138,6 +138,22 @@ def test_a_damaged_group_beside_an_encrypted_column_is_damage() -> None:
     assert (why[0], "CRC" in why[1]) == (UNREADABLE, True)
 
 
+def test_a_time_at_the_end_of_the_day_costs_no_row() -> None:
+    micros = pa.array([86_400_000_000, 5], pa.time64("us"))
+    file = io.BytesIO(parquet_bytes(pa.table({"at": micros}), 2))
+    assert why_lost(file, open_parquet(file), 0, ["at"], 1 << 30) is None
+
+
+@pytest.mark.parametrize("column", [pa.array(["name"]), pa.array([["name"]])])
+def test_text_that_is_not_utf_8_costs_its_group(column: pa.Array) -> None:
+    table = pa.table({"text": column})
+    data = parquet_bytes(table, 1, write_page_checksum=False, compression="none")
+    file = io.BytesIO(data.replace(b"name", b"\xff\xfe\xfd\xfc"))
+    why = why_lost(file, open_parquet(file), 0, ["text"], 1 << 30)
+    assert why is not None
+    assert (why[0], "UTF8" in why[1]) == (UNREADABLE, True)
+
+
 def test_a_footer_that_points_nowhere_is_damage() -> None:
     data = parquet_bytes(users(500), 500)
     file = io.BytesIO(with_footer(data[:40] + bytes(8), footer_of(data)))
