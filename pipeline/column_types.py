@@ -26,6 +26,39 @@ def as_stored(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+def without_views(column: pa.Array) -> pa.Array:
+    """Text and bytes of a column, or inside it, as large ones: Arrow cannot filter views (26.0).
+
+    Parquet has one type for both. Chunked columns are taken as well.
+    """
+    kind = _without_views(column.type)
+    return column if kind == column.type else column.cast(kind)
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    """Lists that are views themselves stay as they are: Arrow filters those, and casts none."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind):
+        return pa.list_(_field_without_views(kind.value_field))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_field_without_views(kind.value_field))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_field_without_views(kind.value_field), kind.list_size)
+    if pa.types.is_struct(kind):
+        return pa.struct([_field_without_views(field) for field in kind])
+    if pa.types.is_map(kind):
+        fields = map(_field_without_views, (kind.key_field, kind.item_field))
+        return pa.map_(*fields, keys_sorted=kind.keys_sorted)
+    return kind
+
+
+def _field_without_views(field: pa.Field) -> pa.Field:
+    return field.with_type(_without_views(field.type))
+
+
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     """The narrowest type that holds all values of both, as stored; None: some would be lost.
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.blocks import Array, ScoredBlock
-from pipeline.column_types import as_stored
+from pipeline.column_types import as_stored, without_views
 from pipeline.distribution import count_scores, stride_for
 from pipeline.plan import Shard
 from pipeline.unanswered import without_numbers
@@ -119,7 +119,7 @@ def _is_scored(block: ScoredBlock) -> Array:
 def _scored_rows(block: ScoredBlock, layout: OutputLayout) -> pa.RecordBatch:
     copied = block.passthrough
     columns = {
-        name: _as_in_all_files(_without_view(column), layout.wider_types.get(name))
+        name: _as_in_all_files(without_views(column), layout.wider_types.get(name))
         for name, column in zip(copied.schema.names, copied.columns, strict=True)
     }
     columns |= _output_columns(block.outputs, layout)
@@ -127,15 +127,6 @@ def _scored_rows(block: ScoredBlock, layout: OutputLayout) -> pa.RecordBatch:
     if not block.bad_rows:
         return rows
     return rows.filter(pa.array(_is_scored(block).tolist()))
-
-
-def _without_view(column: pa.Array) -> pa.Array:
-    """Arrow cannot filter views (26.0); Parquet has one type for both."""
-    if pa.types.is_string_view(column.type):
-        return column.cast(pa.large_string())
-    if pa.types.is_binary_view(column.type):
-        return column.cast(pa.large_binary())
-    return column
 
 
 def _as_in_all_files(column: pa.Array, kind: pa.DataType | None) -> pa.Array:

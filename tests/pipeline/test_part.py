@@ -183,6 +183,28 @@ def test_passthrough_columns_keep_their_types() -> None:
     assert all(table[name].to_pylist() == column.to_pylist() for name, column in columns.items())
 
 
+TEXTS = pa.array(["more than twelve bytes", "b", None], pa.string_view())
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.StructArray.from_arrays([TEXTS], ["a"]),
+        pa.StructArray.from_arrays([TEXTS.cast(pa.binary_view())], ["a"]),
+        pa.ListArray.from_arrays([0, 1, 3, 3], TEXTS),
+        pa.ListArray.from_arrays([0, 1, 3, 3], pa.StructArray.from_arrays([TEXTS], ["a"])),
+        pa.FixedSizeListArray.from_arrays(TEXTS, 1),
+        pa.MapArray.from_arrays([0, 1, 1, 3], pa.array(["x", "y", "z"], pa.string_view()), TEXTS),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_views_within_lists_and_structs_may_have_bad_rows(column: pa.Array) -> None:
+    rows = pa.RecordBatch.from_pydict({"tags": column})
+    block = dataclasses.replace(scored_block(0, 3, scores(0, 1, 2), 1), passthrough=rows)
+    first, _, last = column.to_pylist()
+    assert read(build(block).part)["tags"].to_pylist() == [first, last]
+
+
 def test_only_values_that_repeat_get_a_dictionary() -> None:
     rows = pa.RecordBatch.from_pydict(
         {"user_id": pa.array(range(5)), "country": ["ch", "de", "ch", "de", "ch"]}

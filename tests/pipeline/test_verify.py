@@ -21,6 +21,7 @@ from pipeline.report import RunReport
 from pipeline.verify import verify_published
 
 NUM_ROWS, BAD_ROWS = 60, (25, 33)
+TEXTS = pa.array(["more than twelve bytes", "b", None] * 20, pa.string_view())
 
 
 def night(tmp_path: Path, report: RunReport, passthrough: list[str], **columns: pa.Array) -> Path:
@@ -72,6 +73,11 @@ def test_what_was_published_is_verified(folder: Path) -> None:
         ("wide", pa.array(["a"] * NUM_ROWS, pa.large_string())),
         ("view", pa.array(["a", "b", None] * 20, pa.string_view())),
         ("bytes", pa.array([b"a", b"b", None] * 20, pa.binary_view())),
+        ("lists", pa.ListArray.from_arrays(range(NUM_ROWS + 1), TEXTS)),
+        ("large", pa.LargeListArray.from_arrays(range(NUM_ROWS + 1), TEXTS)),
+        ("pairs", pa.FixedSizeListArray.from_arrays(TEXTS, 1)),
+        ("map", pa.MapArray.from_arrays(range(NUM_ROWS + 1), ["k"] * NUM_ROWS, TEXTS)),
+        ("listed", pa.ListViewArray.from_arrays(range(NUM_ROWS), [1] * NUM_ROWS, TEXTS)),
         ("when", pa.array(range(NUM_ROWS), pa.timestamp("ns", "UTC"))),
         ("nothing", pa.nulls(NUM_ROWS)),
     ],
@@ -102,12 +108,17 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_verified(
     assert "['more.parquet'] is only in the folder" in refused(folder)
 
 
+@pytest.mark.parametrize("are_listed", [False, True])
 def test_views_that_were_changed_are_found(
-    tmp_path: Path, a_report: Callable[..., RunReport]
+    tmp_path: Path, a_report: Callable[..., RunReport], are_listed: bool
 ) -> None:
-    values = pa.array(["a", "b", None] * 20)
-    folder = night(tmp_path, a_report(), ["user_id", "v"], v=values.cast(pa.string_view()))
+    values = pa.array(["a", "b", None] * 20, pa.string_view())
     changed = pa.array(["b", "a", None] * 20, pa.large_string())
+    if are_listed:
+        values, changed = (
+            pa.ListArray.from_arrays(range(NUM_ROWS + 1), texts) for texts in (values, changed)
+        )
+    folder = night(tmp_path, a_report(), ["user_id", "v"], v=values)
     rewrite(folder, 0, lambda table: table.set_column(1, "v", changed.slice(0, len(table))))
     assert "its user_id, v are not those of" in refused(folder)
 
