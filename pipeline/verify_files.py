@@ -71,7 +71,9 @@ class InputRows:
 
     def rows(self, wanted: list[range]) -> pa.Table:
         """The rows in some ranges of the file, which are in order."""
-        tables = [self._schema.empty_table()]
+        # `empty_table` knows no extension types, such as UUIDs within lists (26.0).
+        nothing = [pa.nulls(0, field.type) for field in self._schema]
+        tables = [pa.Table.from_arrays(nothing, schema=self._schema)]
         for rows in wanted:
             group = bisect.bisect_right(self._bounds, rows.start) - 1
             while rows:

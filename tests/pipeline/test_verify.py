@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -21,6 +22,7 @@ from pipeline.report import RunReport
 from pipeline.verify import verify_published
 
 NUM_ROWS, BAD_ROWS = 60, (25, 33)
+UUIDS = pa.array([bytes(16)] * NUM_ROWS, pa.uuid())
 TEXTS = pa.array(["more than twelve bytes", "b", None] * 20, pa.string_view())
 
 
@@ -78,6 +80,10 @@ def test_what_was_published_is_verified(folder: Path) -> None:
         ("pairs", pa.FixedSizeListArray.from_arrays(TEXTS, 1)),
         ("map", pa.MapArray.from_arrays(range(NUM_ROWS + 1), ["k"] * NUM_ROWS, TEXTS)),
         ("listed", pa.ListViewArray.from_arrays(range(NUM_ROWS), [1] * NUM_ROWS, TEXTS)),
+        ("uuids", pa.ListArray.from_arrays(range(NUM_ROWS + 1), UUIDS)),
+        ("owner", pa.StructArray.from_arrays([UUIDS], ["id"])),
+        ("owners", pa.MapArray.from_arrays(range(NUM_ROWS + 1), ["k"] * NUM_ROWS, UUIDS)),
+        ("tensor", pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((NUM_ROWS, 2, 2)))),
         ("when", pa.array(range(NUM_ROWS), pa.timestamp("ns", "UTC"))),
         ("nothing", pa.nulls(NUM_ROWS)),
     ],
