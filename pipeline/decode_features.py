@@ -48,13 +48,14 @@ class FeatureDecoder(Decoder):
         if self._fill is not None:
             matrix[np.isnan(matrix)] = self._fill
         bad_rows: dict[int, BadRow] = {}
+        infinite = "infinite" if self._are_float32(rows.schema) else "infinite, or beyond float32"
         for row in np.flatnonzero(~np.isfinite(matrix).all(axis=1)).tolist():
             feature = int(np.flatnonzero(~np.isfinite(matrix[row]))[0])
             missing = bool(np.isnan(matrix[row, feature]))
             bad_rows[row] = BadRow(
                 stage="decode",
                 reason="feature_missing" if missing else "feature_infinite",
-                message=f"{self._name(feature)} is {'null or NaN' if missing else 'infinite'}",
+                message=f"{self._name(feature)} is {'null or NaN' if missing else infinite}",
                 sha256=hashlib.sha256(matrix[row].tobytes()).hexdigest(),
             )
         matrix[list(bad_rows)] = 0

@@ -71,9 +71,12 @@ def test_opposite_infinities_do_not_hide_each_other() -> None:
     assert sorted(decode(a=floats(INF, 1, -INF))[1]) == [0, 2]
 
 
-def test_a_double_too_large_for_a_float_is_infinite() -> None:
-    _, bad_rows = decode(a=pa.array([1.0, 1e300]))
+@pytest.mark.parametrize("column", [pa.array([1.0, 1e39]), pa.array([[1.0], [1e39]])])
+def test_a_double_too_large_for_a_float_is_said_to_be_so(column: pa.Array) -> None:
+    is_list = pa.types.is_list(column.type)
+    _, bad_rows = decode(a=column.cast(pa.list_(pa.float64(), 1)) if is_list else column)
     assert bad_rows[1].reason == "feature_infinite"
+    assert bad_rows[1].message == "a[0] is infinite, or beyond float32"
 
 
 def test_large_values_whose_sum_overflows_are_good() -> None:
