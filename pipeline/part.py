@@ -200,7 +200,10 @@ def _to_parquet(table: pa.Table, layout: OutputLayout) -> bytes:
         compression=layout.compression,
         use_dictionary=[field.name for field in table.schema if not _is_diverse(field.type)],
         column_encoding={
-            field.name: DELTAS for field in table.schema if pa.types.is_int64(field.type)
+            field.name: DELTAS
+            for field in table.schema
+            # With a dot it may also be the path of text within a struct, which knows no deltas.
+            if pa.types.is_int64(field.type) and "." not in field.name
         },
         write_page_checksum=True,
         write_statistics=True,

@@ -218,6 +218,12 @@ def test_only_values_that_repeat_get_a_dictionary() -> None:
     assert read(part)["user_id"].to_pylist() == list(range(5))
 
 
+def test_a_column_may_be_named_like_the_path_of_another() -> None:
+    rows = pa.RecordBatch.from_pydict({"a": [{"b": "x"}, {"b": "y"}], "a.b": [1, 2]})
+    block = dataclasses.replace(scored_block(0, 2, scores(0, 1)), passthrough=rows)
+    assert read(build(block).part).drop_columns("score").to_pylist() == rows.to_pylist()
+
+
 @pytest.mark.parametrize("bad", [(), range(0, 9_000, 3)], ids=["good", "a-third-bad"])
 def test_the_scores_of_a_large_shard_are_counted_all_over_its_rows(bad: Any) -> None:
     """Values rise with the rows, so that each part of the shard has bins of its own."""
