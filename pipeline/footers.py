@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputChangedError, InputError, one_line
+from pipeline.errors import InputChangedError, one_line
 from pipeline.report import UnreadableFile
 from pipeline.storage import FileInfo, Storage
 from pipeline.store_errors import named
@@ -66,7 +66,6 @@ def read_footers(source: Storage, infos: Sequence[FileInfo]) -> list[Footer | Un
 
     Raises:
         InputChangedError: A file has fewer bytes than when it was listed.
-        InputError: A file has a column of a type that pyarrow does not know, which is no damage.
         StoreUnavailableError: The store failed, which says nothing about the file.
     """
     schemas: dict[pa.Schema, pa.Schema] = {}
@@ -101,14 +100,7 @@ def _read_footer(source: Storage, info: FileInfo, schemas: dict[pa.Schema, pa.Sc
     with named(f"{source.uri}/{info.path}"), source.open(info.path) as file:
         footer = _footer_bytes(file, info, FOOTER_GUESS_BYTES, source.uri)
     with _one_large_footer if len(footer) > LARGE_FOOTER_BYTES else nullcontext():
-        try:
-            num_rows, sizes, schema = _parse(footer)
-        except pa.ArrowNotImplementedError as error:
-            raise InputError(
-                f"{source.uri}/{info.path}: has a column of a type that pyarrow cannot read "
-                f"({one_line(error)}); expected types that it knows. Write the file again without "
-                "that column."
-            ) from None
+        num_rows, sizes, schema = _parse(footer)
     if min(sizes, default=0) < 0 or sum(sizes) != num_rows:
         raise _DamagedError(f"damaged footer ({num_rows} rows, and {sum(sizes)} in its row groups)")
     pinned = PinnedFile(
@@ -122,11 +114,7 @@ def _read_footer(source: Storage, info: FileInfo, schemas: dict[pa.Schema, pa.Sc
 
 
 def _parse(footer: bytes) -> tuple[int, tuple[int, ...], pa.Schema]:
-    """Rows of the file, those of each row group, and the schema.
-
-    Raises:
-        ArrowNotImplementedError: It has a type that pyarrow does not know.
-    """
+    """Rows of the file, those of each row group, and the schema."""
     try:
         # The metadata are at the end: a footer alone, between magic bytes, parses as a file.
         # Its `schema` would make a cycle with the metadata, and so keep megabytes for a while.
@@ -138,8 +126,10 @@ def _parse(footer: bytes) -> tuple[int, tuple[int, ...], pa.Schema]:
             metadata, schema = parquet.metadata, parquet.schema_arrow.remove_metadata()
         sizes = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         schema.names  # noqa: B018  # names that are no text are found here, and not at night
-    except pa.ArrowNotImplementedError:
-        raise
+    except pa.ArrowNotImplementedError as error:  # damage can look so, too
+        raise _DamagedError(
+            f"a footer with a type that pyarrow cannot read ({one_line(error)})"
+        ) from None
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise _DamagedError(f"damaged footer ({one_line(error)})") from None
     return metadata.num_rows, sizes, schema
