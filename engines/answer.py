@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from typing import TYPE_CHECKING
 
 from engines.errors import ModelError
@@ -20,6 +21,10 @@ CLASSIFIERS = ("TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier", "N
 """Operators of ai.onnx.ml that make logits or probabilities: only who exported them knows."""
 NO_LOGITS = ("Sigmoid", *CLASSIFIERS)
 """Whose answers a softmax would turn into wrong probabilities; what Softmax reads is taken."""
+RESHAPED = ("Squeeze", "Unsqueeze", "Flatten", "Reshape", "Clip")
+"""Operators whose first input is what they give in another shape, or within limits."""
+COMBINED = ("Concat", "Sub", "Mul", "Div")
+"""Operators that give probabilities when all that they read are: 1 - p beside p, p times 1."""
 
 
 def keep_answer(model: onnx.ModelProto, spec: ModelSpec) -> None:
@@ -73,15 +78,56 @@ def _take_logits(graph: onnx.GraphProto, answer: onnx.ValueInfoProto, spec: Mode
     if maker is None:
         return
     if maker.op_type in NO_LOGITS:
-        raise ModelError(
-            f"model {spec.source}: its output {answer.name} comes from {maker.op_type} and may be "
-            "probabilities already; expected logits. Set `model.head: scores`, or export the "
-            "model without it."
-        )
-    axis = next((entry.i for entry in maker.attribute if entry.name == "axis"), -1)
-    if maker.op_type == "Softmax" and axis in (-1, 1):  # logits are [batch, C]
+        raise no_logits(spec, f"its output {answer.name} comes from {maker.op_type}")
+    if is_softmax_of_classes(maker):
         log.info("model %s ends in Softmax: what that reads are the logits", spec.source)
         if reader is None:
             answer.name = maker.input[0]
         else:
             reader.input[0] = maker.input[0]
+
+
+def is_softmax_of_classes(node: onnx.NodeProto) -> bool:
+    """Whether it is one over the classes of logits [batch, C]."""
+    axis = next((entry.i for entry in node.attribute if entry.name == "axis"), -1)
+    return node.op_type == "Softmax" and axis in (-1, 1)
+
+
+def no_logits(spec: ModelSpec, found: str) -> ModelError:
+    """Of an output that a softmax would turn into wrong probabilities; `found` says why."""
+    return ModelError(
+        f"model {spec.source}: {found} and may be probabilities already; expected logits. Set "
+        "`model.head: scores`, or export the model up to its logits."
+    )
+
+
+def probabilities_from(graph: onnx.GraphProto, name: str) -> str:
+    """The operator that makes a tensor probabilities, as far as a walk back over the graph tells.
+
+    Returns:
+        Such as `Sigmoid`; empty: none is found, or it is a Softmax whose logits the head can take.
+    """
+    constants = {tensor.name for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    maker = makers.get(name)
+    while maker is not None and maker.op_type in PASSED_ON:
+        maker = makers.get(maker.input[0])
+    if maker is None or is_softmax_of_classes(maker):
+        return ""
+
+    @cache
+    def found(name: str) -> str:
+        node = makers.get(name)
+        if node is None or node.op_type in ("Softmax", *NO_LOGITS):
+            return node.op_type if node else ""
+        if node.op_type in (*PASSED_ON, *RESHAPED):
+            return found(node.input[0])
+        if node.op_type not in COMBINED:
+            return ""
+        sources = [found(each) for each in node.input if not is_constant(each)]
+        return sources[0] if sources and all(sources) else ""
+
+    def is_constant(name: str) -> bool:
+        return name in constants or (name in makers and makers[name].op_type == "Constant")
+
+    return found(name)

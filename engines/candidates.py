@@ -123,7 +123,7 @@ class CandidateFactory:
         settings: BuilderSettings = BuilderSettings(),  # noqa: B008  # a frozen value
         weight_bits: WeightBits = 8,
     ) -> None:
-        self._spec = spec
+        self.spec = spec
         self._rows = calibration
         self._method = method
         self._folder = folder
@@ -138,8 +138,8 @@ class CandidateFactory:
     @cached_property
     def core(self) -> onnx.ModelProto:
         """The model's float graph, without preprocessing and head."""
-        self.say(f"exporting {self._spec.source}")
-        core = load_core(self._spec)
+        self.say(f"exporting {self.spec.source}")
+        core = load_core(self.spec)
         name_nodes(core)
         return core
 
@@ -151,7 +151,7 @@ class CandidateFactory:
             AccuracyError: There is no such row.
         """
         session, score = open_session(self.core), self.core.graph.output[0].name
-        feeds = feeds_of(self.core, self._spec, self._rows)
+        feeds = feeds_of(self.core, self.spec, self._rows)
         answers = np.concatenate([session.run([score], feed)[0] for feed in feeds()])
         known = answered({score: answers[: len(self._rows)]})
         say_unanswered(known, "calibration")
@@ -160,7 +160,7 @@ class CandidateFactory:
     @cached_property
     def feeds(self) -> Feeds:
         """Those rows as `core` takes them."""
-        return feeds_of(self.core, self._spec, self.calibration)
+        return feeds_of(self.core, self.spec, self.calibration)
 
     def _rounding(self, weight_bits: WeightBits) -> Rounding:
         """Of all layers' weights."""
@@ -203,7 +203,7 @@ class CandidateFactory:
         if runtime == "tensorrt":
             wanted = replace(wanted, weight_bits=8)
         graph = self._graph(wanted)
-        wrapped = _wrapped(graph, self._spec, runtime, precision, batch_size, folder)
+        wrapped = _wrapped(graph, self.spec, runtime, precision, batch_size, folder)
         candidate = replace(wrapped, float_layers=tuple(float_layers))
         if runtime == "tensorrt":
             return self._planned(candidate)
@@ -218,7 +218,7 @@ class CandidateFactory:
         folder = self._folder / "simulated"
         folder.mkdir(exist_ok=True)
         graph = self._make_graph(self._key("mixed", "tensorrt", float_layers))
-        found = _wrapped(graph, self._spec, "onnxruntime", "mixed", batch_size, folder)
+        found = _wrapped(graph, self.spec, "onnxruntime", "mixed", batch_size, folder)
         return OnnxrtRunner(
             found.graph, found.input, found.outputs, device.num_threads, is_literal=True
         )
@@ -234,7 +234,7 @@ class CandidateFactory:
         from engines.sensitivity import rank_layers
 
         bits = self._weight_bits
-        feeds = feeds_of(self.core, self._spec, self.calibration[:num_rows])
+        feeds = feeds_of(self.core, self.spec, self.calibration[:num_rows])
         ranked = rank_layers(self.core, self._rounding(bits), self.scales, feeds, bits)
         return [name for name, _ in ranked]
 
@@ -285,8 +285,8 @@ class CandidateFactory:
             runtime="torch",
             precision=precision,
             graph=path,
-            input=input_spec(self._spec, batch_size),
-            outputs=save_program(self._spec, batch_size, path, kind),
+            input=input_spec(self.spec, batch_size),
+            outputs=save_program(self.spec, batch_size, path, kind),
         )
 
     def _compiled(self, candidate: Candidate) -> Candidate:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from engines.answer_checks import refuse_probabilities
 from engines.candidates import Candidate, CandidateFactory, batch_size_for
 from engines.devices import Cpu, Device, this_cpu
 from engines.errors import AccuracyError, ModelError, OutOfDeviceMemoryError
@@ -339,13 +340,16 @@ def reference_answers(
     """fp32 on the CPU and its answers; whatever is wrong with the model shows here.
 
     Raises:
-        ModelError: The model cannot be exported, or does not fit its description.
+        ModelError: The model cannot be exported, does not fit its description, or answers what
+            no head can read.
         AccuracyError: ONNX Runtime cannot run it.
     """
     try:
         found = factory.make(*REFERENCE, batch_size)
         with make_runner(found.runtime, found.graph, found.input, found.outputs, cpu) as runner:
-            return found, run_rows(runner, rows)
+            answers = run_rows(runner, rows)
+        refuse_probabilities(factory.spec, answers)
+        return found, answers
     except ModelError:
         raise
     except Exception as error:  # the runtime may raise anything

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.answer import first_float
+from engines.answer import first_float, probabilities_from
 from engines.errors import ModelError
 from engines.model import shown
 from engines.tensor_uses import inputs_of
@@ -25,6 +25,8 @@ class OnnxFacts:
     """Of one row of the first float32 output; empty: one number a row, or it is not said."""
     last_operator: str
     """That makes this output, such as `Gemm` or `Softmax`."""
+    probabilities_from: str
+    """That makes this output probabilities, which no head takes for logits; empty: none is seen."""
 
 
 def read_onnx_facts(path: str) -> OnnxFacts:
@@ -53,6 +55,7 @@ def read_onnx_facts(path: str) -> OnnxFacts:
         row_shape=_dims(inputs[0])[1:],
         output_shape=_dims(output)[1:],
         last_operator=makers[0] if makers else "",
+        probabilities_from=probabilities_from(graph, output.name),
     )
 
 

@@ -14,7 +14,6 @@ import yaml
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from engines.answer import NO_LOGITS
 from engines.onnx_facts import OnnxFacts, read_onnx_facts
 from pipeline.errors import ConfigError
 from pipeline.job_file import load_job
@@ -219,16 +218,15 @@ def _head_lines(is_images: bool, model: OnnxFacts | None, checks: list[str]) -> 
     """`classes` for logits of several classes or their softmax, `scores` for anything else."""
     outputs = model.output_shape[-1] if model and model.output_shape else None
     several = outputs != 1 if is_images else bool(outputs and outputs > 1)
-    is_done = model is not None and model.last_operator in NO_LOGITS
-    if several and not is_done:
+    done_by = model.probabilities_from if model else ""
+    if several and not done_by:
         yield f"  head: classes                      # {outputs or 'several'} logits: softmax, best"
         yield "  # class_names: classes.txt         # one name a line"
     else:
         yield "  head: scores                       # the output as it is"
-    if several and is_done and model is not None:
+    if several and done_by:
         checks.append(
-            f"model.head: scores, because the model ends in {model.last_operator}; `classes` "
-            "expects logits"
+            f"model.head: scores, because {done_by} makes probabilities; `classes` expects logits"
         )
 
 

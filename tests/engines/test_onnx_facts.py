@@ -53,6 +53,42 @@ def test_labels_before_the_scores_are_no_output_to_look_at(tmp_path: Path) -> No
     assert (facts.output_shape, facts.last_operator) == ((3,), "Softmax")
 
 
+def node(kind: str, sources: str, target: str, **attributes: int) -> onnx.NodeProto:
+    return helper.make_node(kind, sources.split(), [target], **attributes)
+
+
+SHARES = node("Sigmoid", "x", "p")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([SHARES, node("Sub", "one p", "q"), node("Concat", "q p", "y", axis=1)], "Sigmoid"),
+        ([SHARES, node("Mul", "p one", "y")], "Sigmoid"),
+        ([SHARES, node("Mul", "x p", "y")], ""),
+        ([SHARES, node("MatMul", "p w", "y")], ""),
+        ([node("Softmax", "x", "p"), node("Clip", "p low", "y")], "Softmax"),
+        ([node("Softmax", "x", "p", axis=2), node("Squeeze", "p", "y")], "Softmax"),
+        ([node("Softmax", "x", "p"), node("Identity", "p", "y")], ""),
+        ([node("Identity", "x", "y")], ""),
+    ],
+    ids="two-of-one times-one gated logits clipped squeezed softmax none".split(),
+)
+def test_what_makes_the_output_probabilities_is_found_behind_simple_operators(
+    nodes: list[onnx.NodeProto], expected: str, tmp_path: Path
+) -> None:
+    rows, out = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 3]) for n in "xy")
+    constants = [
+        numpy_helper.from_array(np.ones(shape, np.float32), name)
+        for name, shape in {"one": (1,), "low": (), "w": (3, 3)}.items()
+    ]
+    onnx.save(
+        helper.make_model(helper.make_graph(nodes, "g", [rows], [out], constants)),
+        tmp_path / "m.onnx",
+    )
+    assert read_onnx_facts(str(tmp_path / "m.onnx")).probabilities_from == expected
+
+
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"none\.onnx: No such file"):
         read_onnx_facts(str(tmp_path / "none.onnx"))

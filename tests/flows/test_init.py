@@ -138,7 +138,7 @@ def test_features_that_are_too_few_are_said(tmp_path: Path) -> None:
         ({}, "classes", "ImageNet's"),
         ({"classes": 1}, "scores", "ImageNet's"),
         ({"last": "Softmax"}, "classes", "ImageNet's"),
-        ({"last": "Sigmoid"}, "scores", "because the model ends in Sigmoid"),
+        ({"last": "Sigmoid"}, "scores", "because Sigmoid makes probabilities"),
         ({"row": (3, "h", "w")}, "classes", "the model does not say it"),
         ({"row": (64, 64, 3)}, "classes", "expected channels first"),
     ],

@@ -1,0 +1,69 @@
+"""Models that no engine could score with are told by what fp32 answers to real rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from engines.candidates import CandidateFactory
+from engines.devices import this_cpu
+from engines.errors import ModelError
+from engines.ladder import reference_answers
+from engines.model import Head
+from engines.runner import Array
+from tests.engines.small_graphs import features, linear_weights, make_model, save
+from tests.engines.small_models import feature_rows
+
+ROWS = feature_rows(40, seed=2)
+
+
+def node(kind: str, sources: str, target: str, **attributes: object) -> onnx.NodeProto:
+    return helper.make_node(kind, sources.split(), [target], **attributes)
+
+
+LINEAR = node("Gemm", "x w b", "z", transB=1)
+
+
+def answer(
+    nodes: Sequence[onnx.NodeProto], folder: Path, head: Head = "classes", rows: Array = ROWS
+) -> Array:
+    """What fp32 answers to rows, in batches of 8: logits or scores."""
+    arrays = linear_weights() | {"one": np.ones(1, np.float32), "low": np.float32(1e-6)}
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    spec = features(save(make_model(list(nodes), arrays, ["b", 4]), folder / "m.onnx"), head)
+    factory = CandidateFactory(spec, rows, "max", folder, lambda _: None)
+    _, answers = reference_answers(factory, rows, 8, this_cpu(2))
+    return list(answers.values())[-1]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [LINEAR, node("Softmax", "z", "p"), node("Clip", "p low", "y")],
+        [LINEAR, node("Softmax", "z", "p"), node("Flatten", "p", "y")],
+        [LINEAR, node("LogSoftmax", "z", "l"), node("Exp", "l", "y")],
+        [
+            LINEAR,
+            node("Exp", "z", "e"),
+            node("ReduceL1", "e", "s", axes=[1]),
+            node("Div", "e s", "y"),
+        ],
+    ],
+    ids="clipped flattened powers shares".split(),
+)
+def test_probabilities_are_told_by_their_sums_whatever_made_them(
+    nodes: list[onnx.NodeProto], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"add up to 1.*expected logits.*`model\.head: scores`"):
+        answer(nodes, tmp_path)
+    np.testing.assert_allclose(answer(nodes, tmp_path, "scores").sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("last", ["Relu", "Tanh", "Identity"])
+def test_logits_are_taken_whatever_made_them(last: str, tmp_path: Path) -> None:
+    assert answer([LINEAR, node(last, "z", "y")], tmp_path).shape == (40, 4)
