@@ -26,7 +26,7 @@ from engines.calibrate import Method
 from engines.candidates import CandidateFactory
 from engines.devices import this_cpu
 from engines.export import fixed_batch
-from engines.ladder import reference_answers
+from engines.fp32 import reference_answers
 from engines.model import ModelSpec
 from engines.runner import Array
 from engines.tensorrt_build import BuilderSettings
@@ -110,8 +110,8 @@ def run_benchmark(
         )
         batch_sizes = _batch_sizes(options, fixed_batch(files.core))
         batch_size = fixed_batch(files.core) or min(REFERENCE_BATCH, len(rows.measured))
-        _, reference = reference_answers(files, rows.measured, batch_size, cpu)
-        np.save(rows_path := Path(folder, "rows.npy"), rows.measured)
+        reference = reference_answers(files, rows.measured, batch_size, cpu)
+        np.save(rows_path := Path(folder, "rows.npy"), rows.measured[reference.ran])
         contestants = [
             Contestant(variant, opened.enter_context(VariantProcess(variant, rows_path)))
             for variant in variants
@@ -120,7 +120,7 @@ def run_benchmark(
         rounds = _Rounds(options, contestants, meter, say)
         rounds.open(batch_sizes, files, Path(folder))
         rounds.run(batch_sizes)
-        measured = {c.variant.name: c.result(spec.head, reference) for c in contestants}
+        measured = {c.variant.name: c.result(spec.head, reference.answers) for c in contestants}
     return [measured.get(v.name) or _not_run(v) for v in variants]
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from engines.calibrate import Feeds, Method, ScaleTable, calibrate, feeds_of
 from engines.devices import Device, WeightBits
 from engines.export import fixed_batch, load_core, name_nodes
-from engines.gate import answered, say_unanswered
+from engines.gate import Answers, answered, say_unanswered
+from engines.lone_rows import run_apart
 from engines.model import ImageInput, ModelSpec, input_spec
 from engines.probing import open_session
 from engines.runner import LOGITS, Array, TensorSpec
@@ -151,11 +152,16 @@ class CandidateFactory:
             AccuracyError: There is no such row.
         """
         session, score = open_session(self.core), self.core.graph.output[0].name
-        feeds = feeds_of(self.core, self.spec, self._rows)
-        answers = np.concatenate([session.run([score], feed)[0] for feed in feeds()])
-        known = answered({score: answers[: len(self._rows)]})
+
+        def run(rows: Array) -> Answers:
+            feeds = feeds_of(self.core, self.spec, rows)
+            answers = np.concatenate([session.run([score], feed)[0] for feed in feeds()])
+            return {score: answers[: len(rows)]}
+
+        answers, ran = run_apart(run, self._rows)
+        known = answered(answers)
         say_unanswered(known, "calibration")
-        return self._rows[known]
+        return self._rows[ran][known]
 
     @cached_property
     def feeds(self) -> Feeds:

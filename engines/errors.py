@@ -14,7 +14,12 @@ EngineError
 
 from __future__ import annotations
 
+import errno
+
 from engines.masking import masked
+
+SHORT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE})
+"""Errors of a machine that may be well again tomorrow; an engine is for all nights."""
 
 
 class EngineError(Exception):
@@ -58,3 +63,14 @@ class CudaError(EngineError):
 
 class OutOfDeviceMemoryError(EngineError):
     """The device's memory, or pinned host memory, is used up; a smaller batch may fit."""
+
+
+def raise_if_short(error: Exception) -> None:
+    """Raise an error that says nothing of the candidate, or it would be left out for good.
+
+    Raises:
+        MemoryError: There is too little memory just now.
+        OSError: A disk is full or fails, or too many files are open.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SHORT):
+        raise error

@@ -7,17 +7,16 @@ misses the gate is chosen, and nothing that is slower than a rung of higher prec
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from engines.answer_checks import refuse_probabilities
 from engines.candidates import Candidate, CandidateFactory, batch_size_for
-from engines.devices import Cpu, Device, this_cpu
-from engines.errors import AccuracyError, ModelError, OutOfDeviceMemoryError
+from engines.devices import Device, this_cpu
+from engines.errors import AccuracyError, OutOfDeviceMemoryError, raise_if_short
 from engines.export import fixed_batch
+from engines.fp32 import reference_answers
 from engines.gate import (
     MIN_ROWS,
     Accuracy,
@@ -51,15 +50,11 @@ RUNGS = {
 }
 LAST_RUNG = {"gpu": ("tensorrt", "fp32")}
 """Tried where nothing else passes: fp16 rounds the rows too, ids above 2,048 and incomes, say."""
-REFERENCE = ("onnxruntime", "fp32")
-"""What all are compared with, on the CPU; on a CPU a candidate itself."""
 MOST_SHRUNK = 16
 """A batch that is so much smaller is no remedy for a lack of memory: a build takes minutes."""
 FEWER_BITS = "weights of 7 bits: without VNNI, sums of products with 8 are cut off"
 TOO_FEW = f"expected {MIN_ROWS} to judge int8 by. Later, `score engine build --force` builds again"
 """An engine serves all nights, also those with more rows."""
-SHORT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE})
-"""Errors of a machine that may be well again tomorrow; an engine is for all nights."""
 RANKING_ROWS = 16
 """Calibration rows on which layers are ranked; the order is all that is wanted of them."""
 
@@ -71,6 +66,11 @@ class HeldOut:
     rows: Array
     labels: Array | None
     """float64 [rows], NaN where a row has none; None without a label column."""
+
+    def take(self, wanted: Array) -> HeldOut:
+        """Some of the rows: bool [rows]."""
+        labels = None if self.labels is None else self.labels[wanted]
+        return HeldOut(rows=self.rows[wanted], labels=labels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,9 +150,9 @@ class Ladder:
         wanted = batch_size_for(self._spec, self._device, batch_size, self._factory.core)
         cpu = this_cpu(self._device.num_threads)
         reference_batch = batch_size_for(self._spec, cpu, None, self._factory.core)
-        fp32, reference = reference_answers(
-            self._factory, self._held_out.rows, reference_batch, cpu
-        )
+        found = reference_answers(self._factory, self._held_out.rows, reference_batch, cpu)
+        self._held_out = self._held_out.take(found.ran)
+        reference = found.answers
         num_rows, rungs = self._look_at(reference), RUNGS[self._device.kind]
         self._factory.say(f"measuring {len(rungs)} candidates on {num_rows:,} held-out rows")
         for runtime, precision in rungs:
@@ -167,7 +167,7 @@ class Ladder:
             runtime, precision = LAST_RUNG[self._device.kind]
             self._climb_to(_Step(runtime=runtime, precision=precision), wanted, reference)
         self._race()
-        return self._choose(fp32)
+        return self._choose(found.candidate)
 
     def _look_at(self, reference: Answers) -> int:
         """Count the rows that can be judged by, and say once what cannot.
@@ -321,42 +321,6 @@ class Ladder:
             note=step.note,
             float_layers=step.float_layers,
         )
-
-
-def raise_if_short(error: Exception) -> None:
-    """Raise an error that says nothing of the candidate, or it would be left out for good.
-
-    Raises:
-        MemoryError: There is too little memory just now.
-        OSError: A disk is full or fails, or too many files are open.
-    """
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SHORT):
-        raise error
-
-
-def reference_answers(
-    factory: CandidateFactory, rows: Array, batch_size: int, cpu: Cpu
-) -> tuple[Candidate, Answers]:
-    """fp32 on the CPU and its answers; whatever is wrong with the model shows here.
-
-    Raises:
-        ModelError: The model cannot be exported, does not fit its description, or answers what
-            no head can read.
-        AccuracyError: ONNX Runtime cannot run it.
-    """
-    try:
-        found = factory.make(*REFERENCE, batch_size)
-        with make_runner(found.runtime, found.graph, found.input, found.outputs, cpu) as runner:
-            answers = run_rows(runner, rows)
-        refuse_probabilities(factory.spec, answers)
-        return found, answers
-    except ModelError:
-        raise
-    except Exception as error:  # the runtime may raise anything
-        raise_if_short(error)
-        raise AccuracyError(
-            f"{' '.join(REFERENCE)}: {shown(error)}; expected it to run, to compare with."
-        ) from error
 
 
 def explain(chosen: Rung, rungs: Sequence[Rung]) -> str:

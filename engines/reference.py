@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from engines.errors import EngineError
 from engines.gate import Answers, run_rows
+from engines.lone_rows import run_apart, with_gaps
 from engines.manifest import REFERENCE, StoredEngine
 from engines.model import shown
 from engines.onnxrt import OnnxrtRunner
@@ -25,10 +27,11 @@ def fp32_answers(engine: StoredEngine, rows: Array) -> Answers:
         rows: Any number of rows in the engine's input dtype.
 
     Returns:
-        The engine's outputs by name.
+        The engine's outputs by name; NaN for a row that the graph cannot be run with.
 
     Raises:
-        EngineError: The graph is not what was stored, or ONNX Runtime cannot run it here.
+        EngineError: The graph is not what was stored, or ONNX Runtime cannot run it here with any
+            row.
     """
     manifest, graph = engine.manifest, engine.attachment(REFERENCE)
     engine.check_file(graph.name, manifest.attachments[REFERENCE])
@@ -44,7 +47,7 @@ def fp32_answers(engine: StoredEngine, rows: Array) -> Answers:
     )
     try:
         with runner:
-            return run_rows(runner, rows)
+            return with_gaps(*run_apart(partial(run_rows, runner), rows))
     except Exception as error:  # the runtime may raise anything
         raise EngineError(
             f"engine {engine.key[:12]}: {REFERENCE}: {shown(error)}; expected fp32 to run on the "

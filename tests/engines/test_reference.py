@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.build import resolve_engine
+from engines.build import Sample, resolve_engine
 from engines.errors import EngineCorruptError, EngineError
 from engines.gate import run_rows
 from engines.load import open_runner
 from engines.manifest import REFERENCE
 from engines.reference import fp32_answers, has_reference
 from engines.store import EngineStore
+from tests.engines.small_graphs import embedding, features, save
 from tests.engines.small_models import (
+    feature_rows,
     feature_sample,
     features_spec,
     image_rows,
@@ -83,6 +85,24 @@ def test_a_graph_that_does_not_run_is_an_error_of_the_engine(
         engine, manifest=dataclasses.replace(engine.manifest, attachments={})
     )
     assert not has_reference(bare)
+
+
+def test_a_row_that_fp32_cannot_be_run_with_has_no_answer_and_costs_no_other(
+    store: EngineStore, tmp_path: Path
+) -> None:
+    def rows(num_rows: int, seed: int) -> Sample:
+        values = feature_rows(num_rows, seed)
+        values[:, 0] = np.arange(num_rows) % 20
+        return Sample(rows=values)
+
+    spec = features(save(embedding(20), tmp_path / "model.onnx"))
+    engine = resolve_engine(request_for(spec), store, rows, quiet).engine
+    some = rows(13, 5).rows
+    expected = fp32_answers(engine, some)["score"]
+    assert np.isfinite(expected).all()
+    some[[2, 12], 0] = 20
+    expected[[2, 12]] = np.nan
+    np.testing.assert_array_equal(fp32_answers(engine, some)["score"], expected)
 
 
 def test_an_engine_that_is_its_own_reference_is_checked_all_the_same(

@@ -20,9 +20,9 @@ from onnx import helper
 from engines.build import RowSource, Sample, resolve_engine
 from engines.devices import this_cpu
 from engines.errors import AccuracyError, EngineCorruptError, EngineError
+from engines.fp32 import REFERENCE
 from engines.gate import GateSpec, compare, race
 from engines.keys import digest_bytes
-from engines.ladder import REFERENCE
 from engines.load import make_runner, open_runner
 from engines.manifest import StoredEngine
 from engines.model import FeatureInput, ImageInput
@@ -120,6 +120,24 @@ def test_one_row_that_fp32_has_no_answer_to_costs_no_rung(
     assert manifest.accuracy.num_rows == (64 if where == 0 else 63)
     said = "1 of 32 calibration rows" if where == 0 else "1 of 64 held-out rows"
     assert f"{said}: left out" in caplog.text
+
+
+def test_rows_that_fp32_cannot_be_run_with_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An id beyond the table ends a whole batch."""
+
+    def rows(num_rows: int, seed: int) -> Array:
+        values = feature_rows(num_rows, seed)
+        values[:, 0] = np.arange(num_rows) % 20
+        values[[3, 20, 40, 41, 95], 0] = 20
+        return values
+
+    manifest = build(tmp_path, embedding(20), rows).manifest
+    assert [rung.error for rung in manifest.rungs[:4]] == [None] * 4
+    assert manifest.accuracy.num_rows == 61
+    for said in ("2 of 32 rows: left out", "3 of 64 rows: left out"):
+        assert f"fp32: {said}" in caplog.text
 
 
 def test_calibration_rows_without_any_answer_cost_int8_alone(tmp_path: Path) -> None:

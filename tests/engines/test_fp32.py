@@ -13,7 +13,7 @@ from onnx import helper
 from engines.candidates import CandidateFactory
 from engines.devices import this_cpu
 from engines.errors import ModelError
-from engines.ladder import reference_answers
+from engines.fp32 import reference_answers
 from engines.model import Head
 from engines.runner import Array
 from tests.engines.small_graphs import features, linear_weights, make_model, save
@@ -37,8 +37,7 @@ def answer(
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     spec = features(save(make_model(list(nodes), arrays, ["b", 4]), folder / "m.onnx"), head)
     factory = CandidateFactory(spec, rows, "max", folder, lambda _: None)
-    _, answers = reference_answers(factory, rows, 8, this_cpu(2))
-    return list(answers.values())[-1]
+    return list(reference_answers(factory, rows, 8, this_cpu(2)).answers.values())[-1]
 
 
 @pytest.mark.parametrize(

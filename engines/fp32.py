@@ -1,0 +1,76 @@
+"""fp32 on the CPU: what all engines are compared with, and what is wrong with a model itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.answer import no_logits
+from engines.candidates import Candidate, CandidateFactory
+from engines.devices import Cpu
+from engines.errors import AccuracyError, ModelError, raise_if_short
+from engines.gate import Answers, finite_rows, run_rows
+from engines.load import make_runner
+from engines.lone_rows import run_apart
+from engines.model import ModelSpec, shown
+from engines.runner import LOGITS, Array
+
+REFERENCE = ("onnxruntime", "fp32")
+"""On a CPU a candidate itself."""
+SUM_TOLERANCE = 1e-3
+"""Of a row's probabilities: some models clip them, and float32 rounds the sum of a thousand."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """What all are compared with."""
+
+    candidate: Candidate
+    answers: Answers
+    """To the rows that it could be run with."""
+    ran: npt.NDArray[np.bool_]
+    """Which of the rows these are: bool [rows]."""
+
+
+def reference_answers(
+    factory: CandidateFactory, rows: Array, batch_size: int, cpu: Cpu
+) -> Reference:
+    """fp32 on the CPU and its answers; whatever is wrong with the model shows here.
+
+    Raises:
+        ModelError: The model cannot be exported, does not fit its description, or answers what
+            no head can read.
+        AccuracyError: ONNX Runtime cannot run it with any row.
+    """
+    try:
+        found = factory.make(*REFERENCE, batch_size)
+        with make_runner(found.runtime, found.graph, found.input, found.outputs, cpu) as runner:
+            answers, ran = run_apart(partial(run_rows, runner), rows)
+        refuse_probabilities(factory.spec, answers)
+        return Reference(candidate=found, answers=answers, ran=ran)
+    except ModelError:
+        raise
+    except Exception as error:  # the runtime may raise anything
+        raise_if_short(error)
+        raise AccuracyError(
+            f"{' '.join(REFERENCE)}: {shown(error)}; expected it to run, to compare with."
+        ) from error
+
+
+def refuse_probabilities(spec: ModelSpec, answers: Answers) -> None:
+    """The head's softmax would make wrong probabilities of what are probabilities already.
+
+    Whatever operators a model ends in, logits of real rows do not all add up to 1.
+
+    Raises:
+        ModelError: They do, and none is negative.
+    """
+    if LOGITS not in answers:
+        return
+    logits = answers[LOGITS][finite_rows(answers[LOGITS])]
+    is_share = logits.min(initial=0) >= 0 and (abs(logits.sum(axis=1) - 1) <= SUM_TOLERANCE).all()
+    if len(logits) and is_share:
+        raise no_logits(spec, "its answers to each row add up to 1")
