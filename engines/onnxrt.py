@@ -45,7 +45,7 @@ class OnnxrtRunner(CoreRunner):
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         # Spinning threads would steal the cores of the other stages.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised, too
         if self._is_literal:
             level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.graph_optimization_level = level
