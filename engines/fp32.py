@@ -16,12 +16,18 @@ from engines.gate import Answers, finite_rows, run_rows
 from engines.load import make_runner
 from engines.lone_rows import run_apart
 from engines.model import ModelSpec, shown
-from engines.runner import LOGITS, Array
+from engines.runner import LOGITS, Array, Runner
 
 REFERENCE = ("onnxruntime", "fp32")
 """On a CPU a candidate itself."""
 SUM_TOLERANCE = 1e-3
 """Of a row's probabilities: some models clip them, and float32 rounds the sum of a thousand."""
+NUM_AGAIN = 16
+"""Rows that are answered again, or a few more."""
+ROUNDING = (1e-3, 1e-5)
+"""Of an answer: of what answers differ by, and of how large they are."""
+MOST_JUMPS = 0.25
+"""Share of rows whose answer may jump by rounding alone, as a step function's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +55,7 @@ def reference_answers(
         found = factory.make(*REFERENCE, batch_size)
         with make_runner(found.runtime, found.graph, found.input, found.outputs, cpu) as runner:
             answers, ran = run_apart(partial(run_rows, runner), rows)
+            refuse_neighbours(factory.spec, runner, rows[ran], answers)
         refuse_probabilities(factory.spec, answers)
         return Reference(candidate=found, answers=answers, ran=ran)
     except ModelError:
@@ -74,3 +81,32 @@ def refuse_probabilities(spec: ModelSpec, answers: Answers) -> None:
     is_share = logits.min(initial=0) >= 0 and (abs(logits.sum(axis=1) - 1) <= SUM_TOLERANCE).all()
     if len(logits) and is_share:
         raise no_logits(spec, "its answers to each row add up to 1")
+
+
+def refuse_neighbours(spec: ModelSpec, runner: Runner, rows: Array, answers: Answers) -> None:
+    """Answer some rows again beside others: their answers must stay what they were.
+
+    Args:
+        spec: The model.
+        runner: Of fp32.
+        rows: That it can be run with.
+        answers: What it answered to them.
+
+    Raises:
+        ModelError: They do not, as of a model that was exported in training mode: its BatchNorm
+            takes the mean of the batch, and its dropout answers anew each time.
+    """
+    # At most half of the rows: among all of them, a row might meet the same ones again.
+    some = slice(None, None, max(2, len(rows) // NUM_AGAIN))
+    name = LOGITS if LOGITS in answers else "score"
+    again = run_rows(runner, rows[some])[name]
+    first, again = (
+        np.where(np.isfinite(a), a, 0).astype(np.float64) for a in (answers[name], again)
+    )
+    tolerance = ROUNDING[0] * np.ptp(first, axis=0) + ROUNDING[1] * abs(first).max(axis=0)
+    differs = (abs(again - first[some]) > tolerance).any(axis=1)
+    if differs.mean() > MOST_JUMPS:
+        raise ModelError(
+            f"model {spec.source}: a row's answer depends on the rows beside it, or on chance; "
+            "expected each row on its own. Export the model in eval mode."
+        )

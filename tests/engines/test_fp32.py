@@ -33,8 +33,13 @@ def answer(
     nodes: Sequence[onnx.NodeProto], folder: Path, head: Head = "classes", rows: Array = ROWS
 ) -> Array:
     """What fp32 answers to rows, in batches of 8: logits or scores."""
-    arrays = linear_weights() | {"one": np.ones(1, np.float32), "low": np.float32(1e-6)}
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    arrays = {
+        "low": np.array(1e-6, np.float32),
+        "million": np.array(1e6, np.float32),
+        "scale": np.ones(4, np.float32),
+    }
+    read = {name for each in nodes for name in each.input}
+    arrays = {name: array for name, array in arrays.items() if name in read} | linear_weights()
     spec = features(save(make_model(list(nodes), arrays, ["b", 4]), folder / "m.onnx"), head)
     factory = CandidateFactory(spec, rows, "max", folder, lambda _: None)
     return list(reference_answers(factory, rows, 8, this_cpu(2)).answers.values())[-1]
@@ -66,3 +71,43 @@ def test_probabilities_are_told_by_their_sums_whatever_made_them(
 @pytest.mark.parametrize("last", ["Relu", "Tanh", "Identity"])
 def test_logits_are_taken_whatever_made_them(last: str, tmp_path: Path) -> None:
     assert answer([LINEAR, node(last, "z", "y")], tmp_path).shape == (40, 4)
+
+
+NOT_ALONE = {
+    "batch's mean": [
+        LINEAR,
+        node("ReduceMean", "z", "m", axes=[0]),
+        node("Sub", "z m", "y"),
+    ],
+    "batch's largest": [
+        LINEAR,
+        node("ReduceMax", "z", "m", axes=[0]),
+        node("Div", "z m", "y"),
+    ],
+    "batch norm": [
+        LINEAR,
+        helper.make_node(
+            "BatchNormalization",
+            ["z", "scale", "b", "b", "scale"],
+            ["y", "mean", "var"],
+            training_mode=1,
+        ),
+    ],
+    "chance": [LINEAR, node("RandomUniformLike", "z", "r"), node("Mul", "z r", "y")],
+}
+
+
+@pytest.mark.parametrize("kind", NOT_ALONE)
+@pytest.mark.parametrize("num_rows", [2, 5, 8, 16, 40])
+@pytest.mark.parametrize("head", ["classes", "scores"])
+def test_answers_that_depend_on_the_rows_beside_are_refused(
+    kind: str, num_rows: int, head: Head, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"depends on the rows beside it.*in eval mode"):
+        answer(NOT_ALONE[kind], tmp_path, head, ROWS[:num_rows])
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 40])
+def test_answers_that_are_far_from_zero_may_be_rounded(num_rows: int, tmp_path: Path) -> None:
+    nodes = [LINEAR, node("Add", "z million", "y")]
+    assert answer(nodes, tmp_path, "scores", ROWS[:num_rows]).min() > 9e5
