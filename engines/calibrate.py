@@ -146,7 +146,9 @@ def _extremes(
     extremes = dict(zip(tensors, zip(low.tolist(), high.tolist(), strict=True), strict=True))
     infinite = [name for name, both in extremes.items() if not np.isfinite(both).all()]
     wrong = [name for name in infinite if np.isnan(extremes[name]).any()]
-    if not wrong and core.graph.output[0].name in infinite:
+    answer = core.graph.output[0].name
+    # Classes may be masked: -inf.
+    if not wrong and answer in infinite and not math.isfinite(extremes[answer][1]):
         wrong = infinite
     if wrong:
         bottom, top = extremes[wrong[0]]

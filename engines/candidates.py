@@ -156,7 +156,9 @@ class CandidateFactory:
         def run(rows: Array) -> Answers:
             feeds = feeds_of(self.core, self.spec, rows)
             answers = np.concatenate([session.run([score], feed)[0] for feed in feeds()])
-            return {score: answers[: len(rows)]}
+            if self.spec.head == "classes":  # others than the best may be masked: -inf
+                answers = answers.max(axis=1, keepdims=True)
+            return {"best": answers[: len(rows)]}
 
         answers, ran = run_apart(run, self._rows)
         known = answered(answers)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from engines.errors import AccuracyError
 from engines.metrics import BY_CHANCE, explained_variance, task_metric
 from engines.model import Head
-from engines.runner import Array, Runner
+from engines.runner import LOGITS, Array, Runner
 
 log = logging.getLogger(__name__)
 
@@ -100,13 +100,19 @@ def answered(reference: Answers) -> npt.NDArray[np.bool_]:
     Raises:
         AccuracyError: It has one to none.
     """
-    known = np.logical_and.reduce([finite_rows(array) for array in reference.values()])
+    known = _have_answers(reference)
     if not known.any():
         raise AccuracyError(
             f"fp32: a finite answer to none of {len(known)} rows; expected some to compare with. "
             "Look at the model and the rows."
         )
-    return np.asarray(known)
+    return known
+
+
+def _have_answers(answers: Answers) -> npt.NDArray[np.bool_]:
+    """For each row; a class behind a mask has a logit of -inf, and a probability all the same."""
+    judged = [array for name, array in answers.items() if name != LOGITS]
+    return np.asarray(np.logical_and.reduce([finite_rows(array) for array in judged]))
 
 
 def say_unanswered(known: npt.NDArray[np.bool_], which: str) -> None:
@@ -153,14 +159,16 @@ def compare(
 def _compare_classes(reference: Answers, found: Answers) -> Accuracy:
     expected, logits = (answers["logits"].astype(np.float64) for answers in (reference, found))
     difference = _difference(reference["probability"][:, 0], found["probability"][:, 0])
-    finite = all(bool(np.isfinite(array).all()) for array in (logits, expected, difference))
+    masked = np.isneginf(expected)  # a class that fp32 rules out: no number to compare with
+    known, theirs = (np.where(masked, 0.0, array) for array in (expected, logits))
+    finite = all(bool(np.isfinite(array).all()) for array in (known, theirs, difference))
     same = float(np.mean(reference["class_id"][:, 0] == found["class_id"][:, 0]))
     return Accuracy(
         num_rows=len(logits),
         agreement=same if finite else 0.0,  # NaN agrees with nothing
         mean_abs_diff=float(difference.mean()),
         max_abs_diff=float(difference.max()),
-        cosine=_mean_cosine(expected, logits) if finite else 0.0,
+        cosine=_mean_cosine(known, theirs) if finite else 0.0,
         divergence=_mean_divergence(expected, logits) if finite else None,
     )
 
@@ -175,7 +183,8 @@ def _mean_cosine(expected: Floats, found: Floats) -> float:
 
 def _mean_divergence(expected: Floats, found: Floats) -> float:
     log_p, log_q = _log_softmax(expected), _log_softmax(found)
-    return max(0.0, float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))))
+    ratio = np.subtract(log_p, log_q, out=np.zeros_like(log_p), where=~np.isneginf(log_p))
+    return max(0.0, float(np.mean(np.sum(np.exp(log_p) * ratio, axis=1))))
 
 
 def _log_softmax(logits: Floats) -> Floats:

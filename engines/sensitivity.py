@@ -51,7 +51,9 @@ def rank_layers(
             on = off.copy()
             on[position] = 1
             (found,) = session.run([output], {**feed, SWITCHES: on})
-            errors[position] += float(np.sum(np.square(found - expected, dtype=np.float64)))
+            same = np.zeros_like(expected)  # also where both are -inf, behind a mask
+            change = np.subtract(found, expected, out=same, where=found != expected)
+            errors[position] += float(np.sum(np.square(change, dtype=np.float64)))
     return sorted(zip(layers, errors.tolist(), strict=True), key=lambda item: -item[1])
 
 

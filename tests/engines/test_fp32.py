@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from engines.build import resolve_engine
 from engines.candidates import CandidateFactory
 from engines.devices import this_cpu
 from engines.errors import ModelError
@@ -17,7 +18,8 @@ from engines.fp32 import reference_answers
 from engines.model import Head
 from engines.runner import Array
 from tests.engines.small_graphs import features, linear_weights, make_model, save
-from tests.engines.small_models import feature_rows
+from tests.engines.small_models import feature_rows, feature_sample, request_for
+from tests.engines.small_stores import local_store
 
 ROWS = feature_rows(40, seed=2)
 
@@ -111,3 +113,12 @@ def test_answers_that_depend_on_the_rows_beside_are_refused(
 def test_answers_that_are_far_from_zero_may_be_rounded(num_rows: int, tmp_path: Path) -> None:
     nodes = [LINEAR, node("Add", "z million", "y")]
     assert answer(nodes, tmp_path, "scores", ROWS[:num_rows]).min() > 9e5
+
+
+def test_a_class_behind_a_mask_costs_no_row(tmp_path: Path) -> None:
+    mask = {"mask": np.array([0, 0, -np.inf, 0], np.float32)}
+    model = make_model([LINEAR, node("Add", "z mask", "y")], linear_weights() | mask, ["b", 4])
+    request = request_for(features(save(model, tmp_path / "m.onnx"), "classes"))
+    engine = resolve_engine(request, local_store(tmp_path / "s"), feature_sample, print).engine
+    assert [(rung.passed, rung.error) for rung in engine.manifest.rungs] == [(True, None)] * 4
+    assert engine.manifest.accuracy.num_rows == 64

@@ -179,6 +179,22 @@ def test_classes_of_a_row_that_fp32_has_no_logits_for_are_not_judged() -> None:
     assert judged.failures(GateSpec()) == ()
 
 
+def test_a_class_behind_a_mask_is_left_out_of_the_comparison() -> None:
+    plain, other = some_logits(1), some_logits(1) + 0.3 * some_logits(2)
+    expected = compare("classes", classes(plain), classes(other))
+    mask = np.full((40, 1), -INF, np.float32)
+    fp32 = classes(np.concatenate([mask, plain], axis=1))
+    for hidden in (mask, np.full((40, 1), -1e30, np.float32)):
+        found = compare("classes", fp32, classes(np.concatenate([hidden, other], axis=1)))
+        assert found == expected
+    shown = compare("classes", fp32, classes(np.concatenate([0 * plain[:, :1], other], axis=1)))
+    assert any(each.startswith("divergence") for each in shown.failures(GateSpec()))
+    masked = compare(
+        "classes", classes(plain), classes(np.concatenate([mask, plain[:, 1:]], axis=1))
+    )
+    assert masked.agreement == 0.0
+
+
 def test_where_fp32_has_no_answer_at_all_there_is_nothing_to_judge_by() -> None:
     with pytest.raises(AccuracyError, match="a finite answer to none of 2 rows"):
         compare("scores", scores([NAN, INF]), scores([1.0, 2.0]))
