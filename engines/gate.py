@@ -23,6 +23,8 @@ ROUNDING = 1e-9
 """Of differences between two metrics."""
 MIN_ROWS = 8
 """With fewer held-out rows int8 passes by luck; a job may not ask for fewer either."""
+MAY_INVENT = (2, 0.01)
+"""Rows, and share of them, that an engine may answer although fp32 does not."""
 RACE_ROUNDS = 5
 RACE_S = 0.25
 """Seconds for each runner in each round."""
@@ -63,6 +65,8 @@ class Accuracy:
     metric: float | None = None
     reference_metric: float | None = None
     """The same metric of fp32."""
+    num_invented: int = 0
+    """Further rows that fp32 has no finite answer to and the engine has: NaN is lost in int8."""
 
     @property
     def metric_loss(self) -> float:
@@ -85,6 +89,8 @@ class Accuracy:
         if not self.metric_loss <= gate.max_metric_loss + ROUNDING:
             loss = f"{self.metric_name} loss {self.metric_loss:.4f}"
             misses.append(f"{loss} > {gate.max_metric_loss}")
+        if self.num_invented > max(MAY_INVENT[0], MAY_INVENT[1] * self.num_rows):
+            misses.append(f"answers to {self.num_invented} rows that fp32 has none to")
         return tuple(misses)
 
 
@@ -142,12 +148,14 @@ def compare(
         AccuracyError: The reference has a finite answer to no row.
     """
     known = answered(reference)
+    num_invented = int((_have_answers(found) & ~known).sum())
     reference, found = ({k: v[known] for k, v in each.items()} for each in (reference, found))
     labels = None if labels is None else labels[known]
     if head == "classes":
         accuracy = _compare_classes(reference, found)
     else:
         accuracy = _compare_scores(reference["score"], found["score"])
+    accuracy = replace(accuracy, num_invented=num_invented)
     if labels is None or not np.isfinite(accuracy.max_abs_diff):
         return accuracy
     ours, theirs = (task_metric(head, answers, labels) for answers in (found, reference))

@@ -169,6 +169,20 @@ def test_a_row_that_fp32_has_no_answer_to_is_not_judged(wrong: float, found: flo
     assert judged.failures(GateSpec()) == ()
 
 
+@pytest.mark.parametrize(("num_invented", "passes"), [(0, True), (2, True), (3, False)])
+def test_an_engine_that_answers_where_fp32_does_not_passes_for_a_few_rows_only(
+    num_invented: int, passes: bool
+) -> None:
+    fp32 = np.arange(100.0)
+    fp32[40:50] = NAN
+    engine = fp32.copy()
+    engine[40 : 40 + num_invented] = 7.0
+    judged = compare("scores", scores(fp32.tolist()), scores(engine.tolist()))
+    assert (judged.num_rows, judged.num_invented) == (90, num_invented)
+    said = () if passes else (f"answers to {num_invented} rows that fp32 has none to",)
+    assert judged.failures(GateSpec()) == said
+
+
 def test_classes_of_a_row_that_fp32_has_no_logits_for_are_not_judged() -> None:
     logits = some_logits(1)
     logits[3, 2] = NAN

@@ -140,6 +140,20 @@ def test_rows_that_fp32_cannot_be_run_with_are_left_out(
         assert f"fp32: {said}" in caplog.text
 
 
+def test_int8_that_answers_rows_that_fp32_does_not_is_not_chosen(tmp_path: Path) -> None:
+    def rows(num_rows: int, seed: int) -> Array:
+        values = positive_rows(num_rows, seed)
+        values[::10, 0] = -1  # NaN, which int8 takes for a number
+        return values
+
+    manifest = build(tmp_path, logarithm(), rows).manifest
+    answers = dict.fromkeys(["openvino int8", "onnxruntime int8"], ())
+    failures = {rung.name: rung.failures for rung in manifest.rungs if rung.name in answers}
+    assert set(failures.values()) == {("answers to 6 rows that fp32 has none to",)}
+    assert manifest.rungs[3].passed
+    assert manifest.accuracy.num_invented == 0
+
+
 def test_calibration_rows_without_any_answer_cost_int8_alone(tmp_path: Path) -> None:
     def rows(num_rows: int, seed: int) -> Array:
         values = positive_rows(num_rows, seed)
