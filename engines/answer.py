@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ANSWERS = ("logits", "probabilities", "scores", "output")
+"""Names of the output that is wanted of several, in any case."""
 PASSED_ON = ("Identity", "Cast")
 """Operators that leave logits logits, and probabilities probabilities."""
 CLASSIFIERS = ("TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier", "Normalizer")
@@ -28,7 +30,7 @@ COMBINED = ("Concat", "Sub", "Mul", "Div")
 
 
 def keep_answer(model: onnx.ModelProto, spec: ModelSpec) -> None:
-    """Leave a graph its first float32 output alone, and what that is computed from.
+    """Leave a graph one float32 output alone, and what that is computed from.
 
     The head for classes has a Softmax of its own: of a graph that ends in one the input is kept,
     the logits.
@@ -43,14 +45,18 @@ def keep_answer(model: onnx.ModelProto, spec: ModelSpec) -> None:
     import onnx
 
     graph = model.graph
-    answer = first_float(graph)
-    if answer is None:
+    answers = float_outputs(graph)
+    if not answers:
         kinds = {entry.name: entry.type.tensor_type.elem_type for entry in graph.output}
         found = ", ".join(f"{n} ({onnx.TensorProto.DataType.Name(k)})" for n, k in kinds.items())
         raise ModelError(
             f"model {spec.source}: its output is {found}; expected a float32 tensor. Export it "
             "with its scores as one; skl2onnx does so with options={'zipmap': False}."
         )
+    answer = answers[0]
+    if len(answers) > 1:
+        others = ", ".join(entry.name for entry in answers[1:])
+        log.warning("model %s: output %s is taken, not %s", spec.source, answer.name, others)
     if spec.head == "classes":
         _take_logits(graph, answer, spec)
     del graph.output[:]
@@ -58,16 +64,22 @@ def keep_answer(model: onnx.ModelProto, spec: ModelSpec) -> None:
     drop_unread(graph)
 
 
-def first_float(graph: onnx.GraphProto) -> onnx.ValueInfoProto | None:
-    """A copy of the first float32 output: classifiers often give labels before it."""
+def float_outputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Copies of the float32 outputs, the answer first: classifiers often give labels before it.
+
+    Of several that is the one whose name says so, if one does, and else the first.
+    """
     import onnx
 
+    found = []
     for output in graph.output:
         if output.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-            found = onnx.ValueInfoProto()
-            found.CopyFrom(output)
-            return found
-    return None
+            found.append(onnx.ValueInfoProto())
+            found[-1].CopyFrom(output)
+    named = [entry for entry in found if entry.name.lower() in ANSWERS]
+    if len(named) == 1:
+        found.sort(key=lambda entry: entry is not named[0])
+    return found
 
 
 def _take_logits(graph: onnx.GraphProto, answer: onnx.ValueInfoProto, spec: ModelSpec) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.answer import first_float, probabilities_from
+from engines.answer import float_outputs, probabilities_from
 from engines.errors import ModelError
 from engines.model import shown
 from engines.tensor_uses import inputs_of
@@ -21,8 +21,12 @@ class OnnxFacts:
 
     row_shape: tuple[int | None, ...]
     """Of one row of the input, without the batch; None: the graph takes any."""
+    output_name: str
+    """The float32 output that is the model's answer."""
+    other_outputs: tuple[str, ...]
+    """Further float32 outputs, which nothing reads."""
     output_shape: tuple[int | None, ...]
-    """Of one row of the first float32 output; empty: one number a row, or it is not said."""
+    """Of one row of that output; empty: one number a row, or it is not said."""
     last_operator: str
     """That makes this output, such as `Gemm` or `Softmax`."""
     probabilities_from: str
@@ -49,10 +53,12 @@ def read_onnx_facts(path: str) -> OnnxFacts:
     if len(inputs) != 1 or not graph.output:
         names = ", ".join(entry.name for entry in inputs) or "none"
         raise ModelError(f"model {path}: inputs {names}; expected exactly one, and an output.")
-    output = first_float(graph) or graph.output[0]
+    output, *others = float_outputs(graph) or graph.output[:1]
     makers = [node.op_type for node in graph.node if output.name in node.output]
     return OnnxFacts(
         row_shape=_dims(inputs[0])[1:],
+        output_name=output.name,
+        other_outputs=tuple(entry.name for entry in others),
         output_shape=_dims(output)[1:],
         last_operator=makers[0] if makers else "",
         probabilities_from=probabilities_from(graph, output.name),

@@ -196,6 +196,9 @@ def _model_lines(
     yield "model:"
     takes = f"  # takes {_shape(model)}, ends in {model.last_operator}" if model else ""
     yield f"  source: {_yaml(request.model)}{takes}"
+    if model and model.other_outputs:
+        others = ", ".join(model.other_outputs)
+        checks.append(f"model.source: output {model.output_name} is taken, not {others}")
     is_images = _takes_images(dataset, model)
     if is_images:
         told = model.row_shape[1:] if model else (None, None)

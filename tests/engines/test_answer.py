@@ -91,6 +91,30 @@ def test_other_outputs_and_what_only_they_need_are_left_out(tmp_path: Path) -> N
     assert [node.op_type for node in core.graph.node] == ["Gemm"]
 
 
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (("hidden", "logits"), "logits"),
+        (("hidden", "Output", "more"), "Output"),
+        (("hidden", "more"), "hidden"),
+        (("hidden", "scores", "logits"), "hidden"),
+    ],
+)
+def test_of_several_float_outputs_the_one_that_is_named_as_the_answer_is_taken(
+    names: tuple[str, ...], taken: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = [gemm(target="z"), *(helper.make_node("Relu", ["z"], [name]) for name in names)]
+    model = make_model(nodes, linear_weights(), ["b", 4])
+    del model.graph.output[:]
+    for name in names:
+        kind = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", 4])
+        model.graph.output.append(kind)
+    spec = features(save(model, tmp_path / "m.onnx"), "classes")
+    assert [entry.name for entry in load_core(spec).graph.output] == [taken]
+    left = ", ".join(name for name in names if name != taken)
+    assert f"output {taken} is taken, not {left}" in caplog.text
+
+
 def test_what_only_a_branch_reads_is_kept(tmp_path: Path) -> None:
     def branch(name: str) -> onnx.GraphProto:
         out = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)

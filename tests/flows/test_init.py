@@ -152,6 +152,19 @@ def test_the_head_and_what_to_check_follow_from_the_graph(
     assert any(said in check for check in draft.checks)
 
 
+def test_of_several_outputs_the_one_that_is_taken_is_said(tmp_path: Path) -> None:
+    path = save_pictures_net(tmp_path / "net.onnx", classes=3, last="Relu")
+    model = onnx.load(path)
+    hidden = helper.make_tensor_value_info("f", TensorProto.FLOAT, ["b", 8])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 3])
+    model.graph.output.insert(0, hidden)
+    model.graph.output.append(logits)
+    onnx.save(model, path)
+    draft = draft_job(request(write_rows(tmp_path, picture_id=[1], jpeg=[JPEG]), path))
+    assert "model.source: output logits is taken, not f, y" in draft.checks
+    assert "# 3 logits" in draft.text
+
+
 def test_data_and_model_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     save_features_net(tmp_path / "m.onnx")
     net = save_pictures_net(tmp_path / "net.onnx")
