@@ -125,6 +125,8 @@ def _load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def _check_input(model: onnx.ModelProto, spec: ModelSpec) -> None:
+    import onnx
+
     inputs = inputs_of(model.graph)
     if len(inputs) != 1:
         names = ", ".join(entry.name for entry in inputs)
@@ -132,16 +134,23 @@ def _check_input(model: onnx.ModelProto, spec: ModelSpec) -> None:
     kind = inputs[0].type.tensor_type
     dims = tuple(dim.dim_value or None for dim in kind.shape.dim)
     wanted = spec.input.model_row_shape
-    fits = len(dims) == len(wanted) + 1 and all(
-        found in (None, size) for found, size in zip(dims[1:], wanted, strict=True)
+    found = "float32"
+    if kind.elem_type != onnx.TensorProto.FLOAT:
+        found = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+        what_to_do = "Export the model with a float32 input, and cast it in the graph."
+    elif len(dims) == len(wanted) + 1 and all(
+        dim in (None, size) for dim, size in zip(dims[1:], wanted, strict=True)
+    ):
+        return
+    elif len(wanted) == 3 and len(dims) == 4 and dims[3] == wanted[0] != dims[1]:
+        what_to_do = "Export the model with channels first, and transpose them in the graph."
+    else:
+        what_to_do = "Check the job's `model.size` or feature columns."
+    shape = "x".join("?" if dim is None else str(dim) for dim in dims)
+    raise ModelError(
+        f"model {spec.source}: input {inputs[0].name} is {found} {shape}; expected float32 "
+        f"batchx{'x'.join(map(str, wanted))}. {what_to_do}"
     )
-    if kind.elem_type != 1 or not fits:
-        shown = "x".join("?" if dim is None else str(dim) for dim in dims)
-        raise ModelError(
-            f"model {spec.source}: input {inputs[0].name} has type {kind.elem_type} and shape "
-            f"{shown}; expected float32 batchx{'x'.join(map(str, wanted))}. Check the job's "
-            "`model.size` or feature columns."
-        )
 
 
 def fixed_batch(model: onnx.ModelProto) -> int | None:

@@ -247,7 +247,7 @@ def test_a_model_with_another_input_is_refused_with_both_shapes(
     wrong = FeatureInput(num_features=5)
     spec = dataclasses.replace(features_spec(path), input=wrong)
     rows = np.zeros((96, 5), np.float32)
-    with pytest.raises(ModelError, match=r"shape \?x8; expected float32 batchx5"):
+    with pytest.raises(ModelError, match=r"is float32 \?x8; expected float32 batchx5"):
         resolve_engine(request_for(spec), store, lambda *_: Sample(rows=rows), quiet)
 
 

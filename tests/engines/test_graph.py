@@ -183,7 +183,7 @@ def test_another_input_is_refused_with_what_was_found(tmp_path: Path) -> None:
         ["batch", 4],
         kinds=(TensorProto.INT64, TensorProto.FLOAT),
     )
-    with pytest.raises(ModelError, match="expected float32 batchx8"):
+    with pytest.raises(ModelError, match=r"x is int64 .*expected float32 batchx8.*a float32 input"):
         load_core(features(save(wrong_type, tmp_path / "type.onnx")))
     two = linear()
     two.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["b", 1]))
@@ -192,8 +192,15 @@ def test_another_input_is_refused_with_what_was_found(tmp_path: Path) -> None:
     square = ImageInput(height=8, width=8, mean=(0.0,) * 3, std=(1.0,) * 3)
     spec = ModelSpec(source=str(tmp_path / "m.onnx"), input=square, head="scores")
     save(linear(), tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match="expected float32 batchx3x8x8"):
+    with pytest.raises(ModelError, match=r"batchx3x8x8\. Check the job's `model\.size`"):
         load_core(spec)
+    last = make_model([helper.make_node("Flatten", ["x"], ["y"])], {}, ["b", 192])
+    for size in (8, "any"):
+        shape = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", size, size, 3])
+        last.graph.input[0].CopyFrom(shape)
+        save(last, tmp_path / "m.onnx")
+        with pytest.raises(ModelError, match=r"batchx3x8x8\. .*with channels first"):
+            load_core(spec)
 
 
 def test_a_features_spec_describes_its_rows() -> None:
