@@ -17,6 +17,7 @@ from engines.gemms import make_gemms_plain
 from engines.model import ModelSpec, load_torch_model, shown
 from engines.probing import open_session
 from engines.tensor_uses import inputs_of
+from engines.torch_program import answer_of
 
 if TYPE_CHECKING:
     import onnx
@@ -66,10 +67,13 @@ def export_torch(model: torch.nn.Module, row_shape: tuple[int, ...]) -> onnx.Mod
     """
     import torch
 
-    example = torch.zeros((2, *row_shape))
+    example, model = torch.zeros((2, *row_shape)), model.float().eval()
     with _quiet():
+        with torch.no_grad():
+            outputs = model(example)
+        several = not isinstance(outputs, torch.Tensor) and answer_of(outputs) is not None
         program = torch.onnx.export(
-            model.float().eval(),
+            _answer_alone(model) if several else model,
             (example,),
             input_names=["input"],
             output_names=["output"],
@@ -81,6 +85,21 @@ def export_torch(model: torch.nn.Module, row_shape: tuple[int, ...]) -> onnx.Mod
     if program is None:
         raise ModelError("torch.onnx.export: no program; expected one from the dynamo exporter.")
     return program.model_proto
+
+
+def _answer_alone(model: torch.nn.Module) -> torch.nn.Module:
+    """The exporter gives outputs names of its own: which one is meant would be lost."""
+    import torch
+
+    class Answer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor | None:
+            return answer_of(self.model(rows))
+
+    return Answer().eval()
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from engines.answer import ANSWERS
 from engines.errors import EngineCorruptError, ModelError
 from engines.model import (
     MIN_CLASSES,
@@ -113,7 +114,7 @@ def _wrapped(model: torch.nn.Module, spec: ModelSpec, precision: str) -> torch.n
         def forward(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
             if is_image:
                 rows = (rows.permute(0, 3, 1, 2).to(torch.float32) - self.mean) * self.factor
-            answer = next(_floats(self.model(rows.to(dtype))), None)
+            answer = answer_of(self.model(rows.to(dtype)))
             if answer is None:
                 raise head_error(spec, "is no float tensor")
             _check_head(spec, tuple(answer.shape))
@@ -127,8 +128,19 @@ def _wrapped(model: torch.nn.Module, spec: ModelSpec, precision: str) -> torch.n
     return Wrapped().eval()
 
 
+def answer_of(outputs: Any) -> torch.Tensor | None:
+    """The output that the head reads, as `engines.answer` chooses it; None: none is a float.
+
+    Of a dict, as transformers' models give, it is the entry whose key says so, if one does, and
+    else the first, as of a tuple.
+    """
+    if isinstance(outputs, dict):
+        named = [part for key, part in outputs.items() if str(key).lower() in ANSWERS]
+        outputs = named if len(named) == 1 else outputs
+    return next(_floats(outputs), None)
+
+
 def _floats(answer: Any) -> Iterator[torch.Tensor]:
-    """Of several outputs the first of them is used, as `engines.answer` does for ONNX."""
     import torch
 
     if isinstance(answer, torch.Tensor):

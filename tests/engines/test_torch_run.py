@@ -6,6 +6,7 @@ import logging
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,10 +16,11 @@ import torch
 from engines.candidates import CandidateFactory
 from engines.devices import this_cpu
 from engines.errors import EngineCorruptError, ModelError
+from engines.export import load_core
 from engines.gate import run_rows
 from engines.load import make_runner
 from engines.model import FeatureInput, ModelSpec, input_spec
-from engines.runner import TensorSpec
+from engines.runner import LOGITS, TensorSpec
 from engines.torch_program import TorchPrecision, save_program
 from engines.torch_run import TorchMode, TorchRunner
 from tests.engines.small_models import IMAGES, NUM_FEATURES, feature_rows, image_rows
@@ -101,9 +103,44 @@ def one_class_model() -> torch.nn.Module:
     return EndsInSoftmax(num_classes=1)
 
 
+class GivesHiddenStates(torch.nn.Module):
+    """A dict in which the logits are not the first, or a tuple of as many."""
+
+    def __init__(self, as_tuple: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.hidden = torch.nn.Linear(NUM_FEATURES, 7)
+        self.linear = torch.nn.Linear(7, 3)
+        self.as_tuple = as_tuple
+
+    def forward(self, rows: torch.Tensor) -> Any:
+        hidden = self.hidden(rows).relu()
+        found = {"hidden_states": hidden, "logits": self.linear(hidden)}
+        return tuple(found.values()) if self.as_tuple else found
+
+
+def hidden_first_model() -> torch.nn.Module:
+    return GivesHiddenStates()
+
+
+def hidden_tuple_model() -> torch.nn.Module:
+    return GivesHiddenStates(as_tuple=True)
+
+
 def classes_of(name: str) -> ModelSpec:
     source = FeatureInput(num_features=NUM_FEATURES)
     return ModelSpec(source=f"{HERE}:{name}", input=source, head="classes", top_k=1)
+
+
+@pytest.mark.parametrize(("name", "width"), [("hidden_first_model", 3), ("hidden_tuple_model", 7)])
+def test_of_a_dict_the_logits_are_taken_in_every_graph_and_of_a_tuple_the_first(
+    tmp_path: Path, name: str, width: int
+) -> None:
+    spec = classes_of(name)
+    widths = {output.name: output.shape[-1] for output in save_program(spec, 2, tmp_path / "x.pt2")}
+    assert widths[LOGITS] == width
+    (output,) = load_core(spec).graph.output
+    assert output.type.tensor_type.shape.dim[1].dim_value == width
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
