@@ -36,7 +36,6 @@ def delta_types(
     Raises:
         ConfigError: One has a type that Delta Lake or the job's table does not have, or the name of
             another column, whose case does not count there; or `deltalake` is missing.
-        StoreUnavailableError: The table cannot be read now.
         StorageError: The table is not this job's.
     """
     if not job.output.delta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -11,7 +12,8 @@ from pipeline.column_types import as_stored
 from pipeline.config import Job
 from pipeline.errors import StorageError
 from pipeline.storage import open_storage
-from pipeline.store_errors import unavailable
+
+log = logging.getLogger(__name__)
 
 DATE_COLUMN = "dt"
 """The table's partitions."""
@@ -53,18 +55,24 @@ def types_of(schema: Any) -> dict[str, pa.DataType]:
 
 
 def known_types(job: Job) -> dict[str, pa.DataType]:
-    """The types of the table by column; none without a table.
+    """The types of the table by column; none without a table, or where it cannot be read now.
+
+    That stops no night: its commit comes after publication, and tells what is wrong.
 
     Raises:
-        StoreUnavailableError: The table cannot be read now.
-        StorageError: It is not this job's.
+        StorageError: The table is not this job's.
     """
     from deltalake.exceptions import DeltaError
 
     try:
         table = open_table(job)
     except (DeltaError, OSError) as error:
-        raise unavailable(uri_of(job), OSError(first_line(error))) from error
+        log.warning(
+            "%s: the Delta table cannot be read; columns are not held to it (%s).",
+            uri_of(job),
+            first_line(error),
+        )
+        return {}
     return types_of(table.schema()) if table else {}
 
 
