@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from engines.keys import digest
 from pipeline.column_types import as_stored, common_type
 from pipeline.config import Job
 from pipeline.delta_columns import delta_types
@@ -85,13 +84,8 @@ def columns_of(job: Job, footers: Sequence[Footer], root: str) -> Columns:
         features=fitting[0],
         num_features=fitting[1],
         wider_types=wider,
-        sha256=_digest(*fitting, kinds),
+        sha256=digest([*fitting, [(name, str(kind)) for name, kind in kinds.items()]]),
     )
-
-
-def _digest(features: Sequence[str], width: int, kinds: Mapping[str, pa.DataType]) -> str:
-    named = [(name, str(kind)) for name, kind in kinds.items()]
-    return hashlib.sha256(json.dumps([features, width, named]).encode()).hexdigest()
 
 
 def _feature_columns(job: Job, schema: pa.Schema, where: str) -> tuple[str, ...]:
