@@ -271,9 +271,10 @@ class _Build:
             input=candidate.input,
             outputs=candidate.scoring_outputs,
             artifact=candidate.graph.name,
-            artifact_sha256=digest_bytes(artifact),
-            artifact_bytes=len(artifact),
-            attachments={name: digest_bytes(data) for name, data in attachments.items()},
+            # Of the files: `EngineStore.publish` fills them in.
+            artifact_sha256="",
+            artifact_bytes=0,
+            attachments={},
             device=request.device,
             calibration_rows=len(calibration),
             calibration_seed=request.calibration.seed,

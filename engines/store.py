@@ -24,13 +24,7 @@ from engines.files import FileStore
 from engines.keys import digest_bytes
 from engines.load import probes_agree
 from engines.locks import LEASE_S, Patience, Say, file_lock, lease
-from engines.manifest import (
-    EngineManifest,
-    StoredEngine,
-    check_content,
-    parse_manifest,
-    stored_name,
-)
+from engines.manifest import EngineManifest, StoredEngine, check_content, parse_manifest
 from engines.versions import Version, VersionLog
 
 log = logging.getLogger(__name__)
@@ -177,7 +171,7 @@ class EngineStore:
             attachments={name: digest_bytes(data) for name, data in attachments.items()},
         )
         contents = {manifest.artifact: artifact, **attachments}
-        self._create(manifest, {stored_name(n, digest_bytes(d)): d for n, d in contents.items()})
+        self._create(manifest, dict(zip(manifest.files, contents.values(), strict=True)))
         path = _path(manifest.key, MANIFEST)
         published = self.files.read(path)
         if published is None:
