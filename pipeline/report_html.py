@@ -25,6 +25,7 @@ from pipeline.report_markup import (
     with_bars,
 )
 from pipeline.report_nights import alerts_part, nights_part, scores_figure
+from pipeline.report_tiles import Tile, tiles
 
 # Even if something slipped through the escaping, the page could neither run nor load it.
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -80,45 +81,13 @@ def _header(report: RunReport) -> Markup:
         ),
         tag("h1", words.headline(report)),
         tag("p", words.subline(report), class_="lead"),
-        _tiles(report),
+        tag("dl", *map(_tile, tiles(report)), class_="tiles"),
     )
 
 
-def _tiles(report: RunReport) -> Markup:
-    scoring = words.scoring_per_s(report)
-    while_scoring = f", {words.amount(scoring)} while scoring" if scoring else ""
-    quarantined = words.percent(report.quarantined / report.rows) if report.rows else "0%"
-    price = report.cost.price
-    return tag(
-        "dl",
-        _tile("Rows scored", words.count(report.scored), f"of {words.count(report.rows)}"),
-        _tile(
-            "Quarantined",
-            words.count(report.quarantined),
-            f"{quarantined} of all rows",
-            mood="odd" if report.quarantined else "good",
-        ),
-        _tile(
-            "Examples per second",
-            words.amount(report.examples_per_sec),
-            f"everything included{while_scoring}",
-        ),
-        _tile(
-            "Cost per 100,000 rows",
-            words.usd(report.usd_per_100k),
-            f"{words.plain(price.instance)}, {words.market(price)}",
-        ),
-        class_="tiles",
-    )
-
-
-def _tile(name: str, value: str, note: str, *, mood: str = "") -> Markup:
-    return tag(
-        "div",
-        tag("dt", name),
-        tag("dd", tag("span", value, class_="value"), tag("span", note, class_="note")),
-        class_=f"tile {mood}".strip(),
-    )
+def _tile(tile: Tile) -> Markup:
+    number = (tag("span", tile.value, class_="value"), tag("span", tile.note, class_="note"))
+    return tag("div", tag("dt", tile.name), tag("dd", *number), class_=f"tile {tile.mood}".strip())
 
 
 def _time(report: RunReport) -> Markup:

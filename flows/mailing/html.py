@@ -6,8 +6,9 @@ is not inline only adds: clients that know `prefers-color-scheme` get the colour
 
 from __future__ import annotations
 
-from flows.mailing.letter import Bar, Block, Chart, Facts, Letter, Notes, Tile
+from flows.mailing.letter import Bar, Block, Chart, Facts, Letter, Notes
 from pipeline.report_markup import Markup, join, tag
+from pipeline.report_tiles import Tile
 from pipeline.report_words import plain
 
 FONT = "font-family:-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif;"

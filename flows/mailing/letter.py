@@ -5,17 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.report_tiles import Tile
+
 Mood = Literal["good", "odd", "bad", ""]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tile:
-    """A number that is read first."""
-
-    name: str
-    value: str
-    note: str
-    mood: Mood = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

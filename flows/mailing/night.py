@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from flows.cli import EXIT_INTERRUPTED, exit_code_of
 from flows.mailing.history import changes, nights_chart
-from flows.mailing.letter import Bar, Block, Chart, Facts, Letter, Mood, Notes, Tile
+from flows.mailing.letter import Bar, Block, Chart, Facts, Letter, Mood, Notes
 from pipeline import report_tables as tables
 from pipeline import report_words as words
 from pipeline import window_words
@@ -16,6 +16,7 @@ from pipeline.history import HistoryRow
 from pipeline.report import RunReport
 from pipeline.report_devices import device_facts
 from pipeline.report_guards import guard_facts
+from pipeline.report_tiles import tiles
 
 MOST_SAMPLES = 10
 """A mail of more than 100 kB is cut off by some clients; the page has all."""
@@ -41,7 +42,7 @@ def published_letter(report: RunReport, history: Sequence[HistoryRow]) -> Letter
         headline=words.headline(report),
         lead=words.subline(report),
         mood=mood,
-        tiles=_tiles(report),
+        tiles=tiles(report),
         blocks=tuple(_blocks(report, history)),
     )
 
@@ -128,31 +129,6 @@ def _verdict(report: RunReport) -> str:
         rows = f"{words.count(report.scored)} of {rows}"
     alerts = f", {words.plural(len(report.alerts), 'alert')}" if report.alerts else ""
     return f"published, {rows}, {words.usd(report.usd_per_100k)} per 100k{alerts}"
-
-
-def _tiles(report: RunReport) -> tuple[Tile, ...]:
-    scoring = words.scoring_per_s(report)
-    price = report.cost.price
-    share = words.percent(report.quarantined / report.rows) if report.rows else "0%"
-    return (
-        Tile(name="Rows scored", value=words.count(report.scored), note=f"of {report.rows:,}"),
-        Tile(
-            name="Quarantined",
-            value=words.count(report.quarantined),
-            note=f"{share} of all rows",
-            mood="odd" if report.quarantined else "good",
-        ),
-        Tile(
-            name="Examples per second",
-            value=words.amount(report.examples_per_sec),
-            note=f"{words.amount(scoring)} while scoring" if scoring else "everything included",
-        ),
-        Tile(
-            name="Cost per 100,000 rows",
-            value=words.usd(report.usd_per_100k),
-            note=f"{words.plain(price.instance)}, {words.market(price)}",
-        ),
-    )
 
 
 def _blocks(report: RunReport, history: Sequence[HistoryRow]) -> Iterator[Block]:
