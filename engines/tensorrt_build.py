@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from engines.cuda import device_problem
 from engines.errors import BuildError, EngineError, OutOfDeviceMemoryError
@@ -34,28 +34,18 @@ OUT_OF_MEMORY = ("out of memory", "outofmemory", "could not be allocated", "insu
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuilderSettings:
-    """Everything that is asked of the builder: part of an engine's key.
+    """What may be asked of the builder: part of an engine's key.
 
-    Tactic sources, preview features and build routes are the library's defaults, which its full
-    version fixes.
+    The rest is in `_configure`, or the library's default, which its full version fixes: plans run
+    on this model of GPU only, and fastest there.
     """
 
     optimization_level: int = 3
     """0 to 5: higher takes longer to build, and may run faster."""
     workspace_bytes: int | None = None
     """Most scratch memory of a layer; None: all of the device's memory."""
-    max_aux_streams: int = 0
-    """More than 0 runs branches side by side, at the cost of memory; large batches fill a GPU."""
-    max_num_tactics: int = -1
-    """Kernels timed for each layer; -1: the builder's choice."""
-    num_timing_iterations: int = 1
-    tiling: Literal["NONE", "FAST", "MODERATE", "FULL"] = "NONE"
     tf32: bool = True
     """May multiply float32 with 10 bits of mantissa; float16 and int8 layers are not touched."""
-    hardware_compatibility: Literal["NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"] = "NONE"
-    """NONE: the plan runs on this model of GPU only, and fastest there."""
-    profiling_verbosity: Literal["LAYER_NAMES_ONLY", "DETAILED", "NONE"] = "DETAILED"
-    """DETAILED: the inspector can tell precision and kernel of each layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -249,18 +239,13 @@ def _parse(toolkit: Toolkit, builder: Any, graph: bytes) -> Any:
 def _configure(toolkit: Toolkit, builder: Any, settings: BuilderSettings) -> Any:
     trt, config = toolkit.trt, builder.create_builder_config()
     config.builder_optimization_level = settings.optimization_level
-    config.max_aux_streams = settings.max_aux_streams
-    config.max_num_tactics = settings.max_num_tactics
-    config.avg_timing_iterations = settings.num_timing_iterations
-    config.tiling_optimization_level = getattr(trt.TilingOptimizationLevel, settings.tiling)
-    config.profiling_verbosity = getattr(trt.ProfilingVerbosity, settings.profiling_verbosity)
+    # More would run branches side by side, at the cost of memory; large batches fill a GPU.
+    config.max_aux_streams = 0
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # kernels too, see `_inspect`
     if settings.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
     if not settings.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default
-    if settings.hardware_compatibility != "NONE":  # TensorRT-RTX warns even of the default
-        level = getattr(trt.HardwareCompatibilityLevel, settings.hardware_compatibility)
-        config.hardware_compatibility_level = level
     if toolkit.targets:
         config.num_compute_capabilities = len(toolkit.targets)
     for position, target in enumerate(toolkit.targets):

@@ -49,17 +49,7 @@ OTHER_VALUES: dict[type, dict[str, Any]] = {
         "max_metric_loss": 0.5,
         "label": "clicked",
     },
-    BuilderSettings: {
-        "optimization_level": 5,
-        "workspace_bytes": 1 << 30,
-        "max_aux_streams": 1,
-        "max_num_tactics": 9,
-        "num_timing_iterations": 4,
-        "tiling": "FULL",
-        "tf32": False,
-        "hardware_compatibility": "AMPERE_PLUS",
-        "profiling_verbosity": "NONE",
-    },
+    BuilderSettings: {"optimization_level": 5, "workspace_bytes": 1 << 30, "tf32": False},
     Cpu: {
         "name": "An EPYC",
         "architecture": "Linux-aarch64",
