@@ -118,7 +118,6 @@ class Slots:
         input: One input, batch first.
         outputs: What is copied out, batch first.
         bind: See `Bind`.
-        num_slots: At least three.
         use_graphs: Capture each slot's work as a graph; without, it is queued anew each time.
     """
 
@@ -129,18 +128,15 @@ class Slots:
         outputs: tuple[TensorSpec, ...],
         bind: Bind,
         *,
-        num_slots: int = NUM_SLOTS,
         use_graphs: bool = True,
     ) -> None:
-        if num_slots < NUM_SLOTS:
-            raise ValueError(f"slots: {num_slots}; expected at least {NUM_SLOTS}.")
         self._streams = streams
         self._input = input
         self._outputs = outputs
         self._copy_in = streams.new_stream()
         self._compute = streams.new_stream()
         self._copy_out = streams.new_stream()
-        self._slots = [self._new_slot(bind) for _ in range(num_slots)]
+        self._slots = [self._new_slot(bind) for _ in range(NUM_SLOTS)]
         self._busy = False
         self._closed = False
         self.graph_refusal: str | None = "graphs were not asked for"
