@@ -21,6 +21,7 @@ from flows.devices import NUMA_NODES, num_cores, usable_gpus
 from flows.doctor_checks import job_checks, machine_checks
 from pipeline.config import Job
 from pipeline.report_words import plain
+from pipeline.storage import s3_endpoint
 
 Facts = dict[str, Any]
 PACKAGES = {
@@ -60,15 +61,14 @@ def doctor_facts(job: Job | None = None) -> Facts:
         "checks": [
             asdict(check) for check in (*machine_checks(), *(job_checks(job) if job else ()))
         ],
-        "prefect_api_url": _address("PREFECT_API_URL"),
-        "s3_endpoint": _address("AWS_ENDPOINT_URL_S3") or _address("AWS_ENDPOINT_URL"),
+        "prefect_api_url": _masked(os.environ.get("PREFECT_API_URL")),
+        "s3_endpoint": _masked(s3_endpoint()),
     }
 
 
-def _address(variable: str) -> str | None:
-    """Of the environment, without what it may say beside a place."""
-    value = os.environ.get(variable)
-    return value and masked(value)
+def _masked(address: str | None) -> str | None:
+    """Without what it may say beside a place."""
+    return address and masked(address)
 
 
 def _gpu_info(found: FoundGpu) -> Facts:

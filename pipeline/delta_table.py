@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow as pa
 from pipeline.column_types import as_stored
 from pipeline.config import Job
 from pipeline.errors import StorageError
-from pipeline.storage import open_storage
+from pipeline.storage import open_storage, s3_endpoint
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ def known_types(job: Job) -> dict[str, pa.DataType]:
 
 def options_for(uri: str) -> dict[str, str] | None:
     """For a bucket: the same endpoint as everything else; credentials are in the environment."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = s3_endpoint()
     if not uri.startswith("s3://") or not endpoint:
         return None
     return {

@@ -16,7 +16,7 @@ from botocore.parsers import ResponseParserError
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.paths import checked
-from pipeline.storage import MANIFEST, SUCCESS, FileInfo, UnfinishedUpload
+from pipeline.storage import MANIFEST, SUCCESS, FileInfo, UnfinishedUpload, s3_endpoint
 from pipeline.store_errors import Patience, refused, unavailable
 
 DEADLINE_VARIABLE = "NIGHTSCORE_STORE_DEADLINE_S"
@@ -161,7 +161,7 @@ class ObjectStorage:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
         self._root = self.uri.removeprefix("s3://")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint = s3_endpoint()
         # A listing cache would hide what other processes wrote; a cached instance may have been
         # made by another thread's event loop.
         self._fs = _PatientS3(

@@ -6,6 +6,7 @@ records and manifests rest on it; see ARCHITECTURE.md, "Commit protocol".
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -153,6 +154,11 @@ def open_storage(uri: str) -> Storage:
 
         return ObjectStorage(uri)
     raise ConfigError(f"{uri}: unknown kind of storage; expected a path or s3://bucket/prefix.")
+
+
+def s3_endpoint() -> str | None:
+    """Address of the object store that the environment names; None: the provider's own."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def probe(storage: Storage, folder: str) -> None:
