@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.ledger import read_notes, utc_now
+from pipeline.ledger import list_notes, read_notes, utc_now
 from pipeline.publish import find_report
 from pipeline.storage import Storage
 
@@ -82,7 +82,6 @@ class BackfillLog:
         return dict(json.loads(data)) if data else {"began_at": "", "dates": []}
 
     def _tries(self) -> list[Try]:
-        paths = [info.path for info in self._output.list_files(self._folder)]
-        # Not those that were being written when a process was killed.
-        paths = [path for path in paths if path.endswith(".json") and not path.endswith(BEGUN)]
+        paths = [info.path for info in list_notes(self._output, self._folder)]
+        paths = [path for path in paths if not path.endswith(BEGUN)]
         return list(read_notes(self._output, paths, Try).values())

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from pipeline.lane_messages import PoisonRow
 from pipeline.part import ShardParts
 from pipeline.plan import Shard
-from pipeline.storage import Storage
+from pipeline.storage import FileInfo, Storage
 
 END = ".end.json"
 log = logging.getLogger(__name__)
@@ -133,6 +133,11 @@ def run_folder(job: str, run_id: str) -> str:
     return f"{job}/_runs/{run_id}"
 
 
+def list_notes(output: Storage, folder: str) -> list[FileInfo]:
+    """The small files of a folder by path; not those that a killed process was just writing."""
+    return [info for info in output.list_files(folder) if info.path.endswith(".json")]
+
+
 def read_notes(output: Storage, paths: Sequence[str], kind: type[Note]) -> dict[str, Note]:
     """What small files say, by path. No rows depend on them: damaged ones are left out.
 
@@ -222,15 +227,12 @@ class Ledger:
 
         A record that is damaged counts here: this is to watch a run, and not to publish it.
         """
-        infos = self._output.list_files(f"{self.folder}/commits")
-        return {
-            _shard_of(info.path): info.modified_at for info in infos if info.path.endswith(".json")
-        }
+        infos = list_notes(self._output, f"{self.folder}/commits")
+        return {_shard_of(info.path): info.modified_at for info in infos}
 
     def _record_paths(self) -> list[str]:
         """Of each shard the last one comes last."""
-        infos = self._output.list_files(f"{self.folder}/commits")
-        return [info.path for info in infos if info.path.endswith(".json")]
+        return [info.path for info in list_notes(self._output, f"{self.folder}/commits")]
 
     def _record_path(self, shard: Shard, generation: int) -> str:
         suffix = f"_{generation:02d}" if generation else ""
@@ -257,8 +259,7 @@ class Ledger:
         return {path.rpartition("/")[2].removesuffix(END): end for path, end in ends.items()}
 
     def _attempt_files(self) -> list[str]:
-        infos = self._output.list_files(f"{self.folder}/attempts")
-        return [info.path for info in infos if info.path.endswith(".json")]
+        return [info.path for info in list_notes(self._output, f"{self.folder}/attempts")]
 
     def commit(self, shard: Shard, parts: ShardParts, owner: str) -> CommitRecord:
         """Upload a shard's parts under new names, then make them count.
@@ -330,8 +331,7 @@ class Ledger:
 
     def poison(self) -> tuple[PoisonRow, ...]:
         """All rows that killed a process, by shard and row."""
-        infos = self._output.list_files(f"{self.folder}/poison")
-        paths = sorted(info.path for info in infos if info.path.endswith(".json"))
+        paths = [info.path for info in list_notes(self._output, f"{self.folder}/poison")]
         return tuple(read_notes(self._output, paths, PoisonRow).values())
 
     def part_path(self, file: StoredFile) -> str:
