@@ -17,7 +17,7 @@ from pipeline.report import Cost, Price
 from pipeline.section import Section
 
 UsdPerHour = Annotated[float, Field(gt=0)]
-MARKETS = ("on_demand", "spot")
+Market = Literal["on_demand", "spot"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,14 +97,12 @@ def load_prices(path: Path) -> dict[str, InstancePrice]:
     return prices
 
 
-def find_price(prices: dict[str, InstancePrice], instance: str, market: str) -> Price:
+def find_price(prices: dict[str, InstancePrice], instance: str, market: Market) -> Price:
     """The price of one machine, as the report states it.
 
     Raises:
-        ConfigError: The machine is not in the list, or `market` is none of `MARKETS`.
+        ConfigError: The machine is not in the list.
     """
-    if market not in MARKETS:
-        raise ConfigError(f"cost.market: {market!r}; expected one of {', '.join(MARKETS)}.")
     found = prices.get(instance)
     if found is None:
         close = difflib.get_close_matches(instance, prices, n=3, cutoff=0.5)

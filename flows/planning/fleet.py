@@ -20,7 +20,7 @@ from flows.planning.simulate import (
 )
 from flows.shipped import shipped_config
 from pipeline.config import Job
-from pipeline.cost import InstancePrice, find_price, load_prices
+from pipeline.cost import InstancePrice, Market, find_price, load_prices
 from pipeline.errors import ConfigError
 from pipeline.fleet import RAY_TASK_S, S3, Fleet
 from pipeline.fleet_search import Forecast, ceilings, fewest_lanes
@@ -46,7 +46,7 @@ class FleetRequest:
     window_h: float
     instances: tuple[str, ...]
     """Of the price list; empty: all whose rate is known."""
-    market: str
+    market: Market
     rates: Mapping[str, float]
     """Rows a second of a whole machine, for those on which no night was scored."""
     shard_rows: int | None

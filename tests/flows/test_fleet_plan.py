@@ -12,7 +12,7 @@ from flows.planning import fleet as fleet_plan
 from flows.planning.fleet import SPOT_INTERRUPTIONS_PER_H, FleetRequest, parse_rates
 from flows.planning.simulate import Measured
 from flows.shipped import shipped_config
-from pipeline.cost import find_price, load_prices, own_price
+from pipeline.cost import Market, find_price, load_prices, own_price
 from pipeline.errors import ConfigError
 from tests.pipeline.simulation_cases import RATES as ONE_LANE
 
@@ -50,7 +50,7 @@ def machines(measured: Measured, **changed: Any) -> fleet_plan.Machines:
 
 @pytest.mark.parametrize("market", ["spot", "on_demand"])
 def test_a_machine_that_scored_a_night_has_its_rate_and_the_price_of_the_market(
-    measured: Measured, market: str
+    measured: Measured, market: Market
 ) -> None:
     ((name, (found, price)),) = machines(measured, market=market).items()
     assert name == "c6i.large"
