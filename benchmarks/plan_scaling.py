@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import Job
-from pipeline.ledger import Attempt, CommitRecord, Ledger, StoredFile, utc_now
+from pipeline.ledger import Attempt, CommitRecord, Ledger, PartFile, utc_now
 from pipeline.part import ShardParts
 from pipeline.plan import Plan, Shard, make_plan, run_id_of
 from pipeline.publish import check_complete, draft_of, publish
@@ -88,7 +88,7 @@ def fill(output: Storage, ledger: Ledger, shards: Sequence[Shard]) -> None:
         (root / ledger.folder / folder).mkdir(parents=True, exist_ok=True)
     for shard in shards:
         name = f"part-{shard.name}-{uuid.uuid4().hex[:12]}.parquet"
-        part = StoredFile(name=name, num_bytes=4, sha256="0" * 64, num_rows=1)
+        part = PartFile(name=name, num_bytes=4, sha256="0" * 64, num_rows=1)
         record = CommitRecord(
             shard=shard.index,
             file=shard.file.path,

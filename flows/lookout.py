@@ -83,7 +83,7 @@ class Lookout:
         run, cost = self._run, self._run.job.cost
         assert run.window is not None
         rows_left = outlook.rows_left if outlook else self._num_todo
-        fleet = window_words.Fleet(
+        means = window_words.Means(
             num_lanes=self._num_lanes,
             shards_left=math.ceil(len(run.todo) * rows_left / self._num_todo),
             instance=cost.instance,
@@ -91,7 +91,7 @@ class Lookout:
             output=run.output.uri,
             prices=tuple(load_prices(Path(shipped_config("prices.yaml"))).values()),
         )
-        return window_words.danger(self._name, now, run.window, outlook, fleet)
+        return window_words.danger(self._name, now, run.window, outlook, means)
 
     def _relief(self, now: datetime.datetime, outlook: Outlook | None) -> str:
         assert outlook is not None, "silence is no relief"

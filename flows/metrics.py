@@ -34,7 +34,7 @@ END = "# EOF\n"
 """OpenMetrics asks for it; to Prometheus it is a comment."""
 
 
-class Meter:
+class MetricsFile:
     """Observes a run, and keeps the file of a job up to date; a context manager.
 
     Args:
@@ -62,7 +62,7 @@ class Meter:
         self._night = ""
         self._published: RunReport | None = None
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> MetricsFile:
         self._night = self._last_night()
         self._write(is_working=True)
         return self

@@ -22,7 +22,7 @@ from flows.devices import start_lanes
 from flows.giving_way import at_work
 from flows.lanes import Lanes, LocalLanes, MapGroups
 from flows.lookout import Lookout, OnWarning
-from flows.metrics import Meter
+from flows.metrics import MetricsFile
 from flows.shipped import shipped_config
 from flows.spot import notices
 from pipeline.config import Job
@@ -124,7 +124,7 @@ def run_night(
 
     # A date that is caught up with says nothing of how the nights are.
     metrics, working = (None, nullcontext()) if night.gives_way else (job.metrics, at_work(job))
-    with working, Meter(job.name, metrics, observer) as observer:
+    with working, MetricsFile(job.name, metrics, observer) as observer:
         try:
             return observer.publish(attempt(_lanes_of(job, map_groups, lanes), rebuild=False))
         except EngineCorruptError as error:  # its hashes are right, or it would not be found

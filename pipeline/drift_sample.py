@@ -21,7 +21,7 @@ from engines.gate import Answers
 from pipeline.blocks import Array, Decoder
 from pipeline.errors import InputChangedError, VerifyError
 from pipeline.footers import check_pin
-from pipeline.ledger import CommitRecord, Ledger, StoredFile
+from pipeline.ledger import CommitRecord, Ledger, PartFile
 from pipeline.plan import Plan, Shard
 from pipeline.row_groups import open_parquet
 from pipeline.storage import Storage
@@ -93,7 +93,7 @@ class CommittedParts:
             for n, each in answers.items()
         }
 
-    def _read(self, file: StoredFile, columns: Sequence[str]) -> pa.Table:
+    def _read(self, file: PartFile, columns: Sequence[str]) -> pa.Table:
         data = self._output.read(self._ledger.part_path(file))
         if data is None or hashlib.sha256(data).hexdigest() != file.sha256:
             raise VerifyError(

@@ -40,7 +40,7 @@ SELF_CHECK = "check"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StoredFile:
+class PartFile:
     """A part as it was uploaded."""
 
     name: str
@@ -63,8 +63,8 @@ class CommitRecord:
     num_scored: int
     num_quarantined: int
     reasons: dict[str, int]
-    part: StoredFile
-    quarantine: StoredFile | None
+    part: PartFile
+    quarantine: PartFile | None
     owner: str
     """The attempt that scored the shard."""
     committed_at: str
@@ -75,7 +75,7 @@ class CommitRecord:
     """Key of the engine that scored the shard; empty: the run has only one."""
 
     @property
-    def files(self) -> tuple[StoredFile, ...]:
+    def files(self) -> tuple[PartFile, ...]:
         """The part, and the quarantine part if there is one."""
         return (self.part,) if self.quarantine is None else (self.part, self.quarantine)
 
@@ -334,13 +334,13 @@ class Ledger:
         paths = [info.path for info in list_notes(self._output, f"{self.folder}/poison")]
         return tuple(read_notes(self._output, paths, PoisonRow).values())
 
-    def part_path(self, file: StoredFile) -> str:
+    def part_path(self, file: PartFile) -> str:
         """Path of an uploaded part, below the output's root."""
         return f"{self.folder}/parts/{file.name}"
 
-    def _store(self, name: str, data: bytes, num_rows: int) -> StoredFile:
+    def _store(self, name: str, data: bytes, num_rows: int) -> PartFile:
         digest = hashlib.sha256(data).hexdigest()
-        file = StoredFile(name=name, num_bytes=len(data), sha256=digest, num_rows=num_rows)
+        file = PartFile(name=name, num_bytes=len(data), sha256=digest, num_rows=num_rows)
         if not self._output.create(self.part_path(file), data):
             raise AssertionError(f"{name}: exists; part names are unique")
         return file
@@ -373,7 +373,7 @@ def record_from_dict(fields: Mapping[str, Any]) -> CommitRecord:
         **{
             **fields,
             "row_groups": tuple(fields["row_groups"]),
-            "part": StoredFile(**fields["part"]),
-            "quarantine": StoredFile(**quarantine) if quarantine else None,
+            "part": PartFile(**fields["part"]),
+            "quarantine": PartFile(**quarantine) if quarantine else None,
         }
     )

@@ -13,7 +13,7 @@ from pipeline.config import Job
 from pipeline.delta import update_table
 from pipeline.errors import InputError, VerifyError
 from pipeline.history import HistoryRow, record_night
-from pipeline.ledger import CommitRecord, Ledger, StoredFile, utc_now
+from pipeline.ledger import CommitRecord, Ledger, PartFile, utc_now
 from pipeline.plan import Plan
 from pipeline.report import RunReport, report_from_dict
 from pipeline.report_html import render_html
@@ -190,7 +190,7 @@ def note_publication(
     update_table(job, output, report.date)
 
 
-def _published_files(record: CommitRecord) -> list[tuple[str, StoredFile]]:
+def _published_files(record: CommitRecord) -> list[tuple[str, PartFile]]:
     files = [(record.part.name, record.part)]
     if record.quarantine is not None:
         files.append((f"{QUARANTINE_FOLDER}/{record.quarantine.name}", record.quarantine))

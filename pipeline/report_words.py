@@ -24,7 +24,7 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limit:
+class StageLimit:
     """What one stage alone can do, and how near to it the run came."""
 
     name: str
@@ -174,7 +174,7 @@ def limit_sentence(report: RunReport) -> str | None:
     )
 
 
-def limits(report: RunReport) -> list[Limit]:
+def limits(report: RunReport) -> list[StageLimit]:
     """The ceilings measured on this device, each with the share that the run reached."""
     if report.ceilings is None:
         return []
@@ -187,7 +187,7 @@ def limits(report: RunReport) -> list[Limit]:
     if report.limit is not None:
         named["all stages together"] = report.limit.per_sec
     return [
-        Limit(name=name, per_s=limit, reached=per_s / limit if per_s and limit else None)
+        StageLimit(name=name, per_s=limit, reached=per_s / limit if per_s and limit else None)
         for name, limit in named.items()
     ]
 

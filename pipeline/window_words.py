@@ -18,7 +18,7 @@ PARTS_OF_HARDWARE = re.compile(r"(?:(\d+) x ([^,]+), )?(\d+) vCPU")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fleet:
+class Means:
     """What works at the night, and what there could be instead."""
 
     num_lanes: int
@@ -76,7 +76,7 @@ def outcome(found: WindowOutcome) -> str:
 
 
 def danger(
-    name: str, now: datetime.datetime, window: Window, outlook: Outlook | None, fleet: Fleet
+    name: str, now: datetime.datetime, window: Window, outlook: Outlook | None, means: Means
 ) -> str:
     """A night that will be late, why that is expected, and what would save it.
 
@@ -85,7 +85,7 @@ def danger(
         now: The moment; knows its time zone.
         window: Of the night.
         outlook: As of now; None: no row is scored yet.
-        fleet: What works at it.
+        means: What works at it.
     """
     due = deadline(window)
     left_s = window.margin_s(now)
@@ -102,10 +102,10 @@ def danger(
     else:
         needed = f"{words.amount(outlook.rows_left / left_s)} rows/s"
         why = f"{end(now, outlook, window)}; {rate}, and it takes {needed}"
-    return f"{name}: {sure} miss its deadline, {due}: {why}. {rescue(left_s, outlook, fleet)}"
+    return f"{name}: {sure} miss its deadline, {due}: {why}. {rescue(left_s, outlook, means)}"
 
 
-def rescue(left_s: float, outlook: Outlook, fleet: Fleet) -> str:
+def rescue(left_s: float, outlook: Outlook, means: Means) -> str:
     """What would still save a night of which `left_s` seconds of its window are left."""
     if left_s <= 0:
         return "The deadline has passed; the night goes on."
@@ -113,20 +113,20 @@ def rescue(left_s: float, outlook: Outlook, fleet: Fleet) -> str:
         return "Nothing moves: look at the store and at the log before you add machines."
     factor = outlook.rows_left / left_s / outlook.rows_per_s
     machines = math.ceil(factor)
-    if machines * fleet.num_lanes > fleet.shards_left:
+    if machines * means.num_lanes > means.shards_left:
         return (
-            f"It takes {machines} such machines from now on, and only {fleet.shards_left} shards "
+            f"It takes {machines} such machines from now on, and only {means.shards_left} shards "
             "are left for their lanes: smaller shards (lanes.shard_rows) next night."
         )
     what = words.plural(machines - 1, "more machine")
     advice = (
-        f"What would save it: {what} like this from now on ({machines * fleet.num_lanes} lanes "
-        f"together), with the same command on the same output, {words.plain(fleet.output)}"
+        f"What would save it: {what} like this from now on ({machines * means.num_lanes} lanes "
+        f"together), with the same command on the same output, {words.plain(means.output)}"
     )
-    larger = larger_instance(fleet.prices, fleet.instance, factor)
+    larger = larger_instance(means.prices, means.instance, factor)
     if larger is None:
         return f"{advice}."
-    hourly = larger.spot_usd_per_hour if fleet.market == "spot" else larger.on_demand_usd_per_hour
+    hourly = larger.spot_usd_per_hour if means.market == "spot" else larger.on_demand_usd_per_hour
     return f"{advice}; next night, a {larger.instance} (${hourly:g} an hour)."
 
 

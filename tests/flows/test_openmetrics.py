@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from flows.metrics import Meter
+from flows.metrics import MetricsFile
 from pipeline.config import Job
 from pipeline.report import StageTimes
 from tests.pipeline.conftest import REPORT
@@ -50,23 +50,23 @@ def times(num_rows: int) -> dict[str, StageTimes]:
 
 
 def test_the_file_follows_a_run_from_its_start_to_its_publication(job: Job, path: Path) -> None:
-    with Meter(job.name, job.metrics, Told(), period_s=0) as meter:
+    with MetricsFile(job.name, job.metrics, Told(), period_s=0) as file:
         assert values(path)["run_working"] == 1
-        meter.start(num_rows=1_000, num_done=100)
-        meter.update(times(300))
+        file.start(num_rows=1_000, num_done=100)
+        file.update(times(300))
         during = values(path)
         assert (during["run_rows"], during["run_done_rows"]) == (1_000, 400)
         assert during["run_rows_per_second"] > 0
         assert "night_rows" not in during
-        meter.stop()
-        meter.publish(dataclasses.replace(REPORT, job="users", rows=1_000))
+        file.stop()
+        file.publish(dataclasses.replace(REPORT, job="users", rows=1_000))
     after = values(path)
     assert (after["run_working"], after["run_failed"]) == (0, 0)
     assert after["run_done_rows"] == after["night_rows"] == 1_000
 
 
 def test_a_run_that_does_not_publish_has_failed(job: Job, path: Path) -> None:
-    with pytest.raises(RuntimeError), Meter(job.name, job.metrics, Told()):
+    with pytest.raises(RuntimeError), MetricsFile(job.name, job.metrics, Told()):
         raise RuntimeError("the night broke")
     ended = values(path)
     assert (ended["run_working"], ended["run_failed"]) == (0, 1)
@@ -75,10 +75,10 @@ def test_a_run_that_does_not_publish_has_failed(job: Job, path: Path) -> None:
 def test_the_last_published_night_stays_while_the_next_one_works_and_fails(
     job: Job, path: Path
 ) -> None:
-    with Meter(job.name, job.metrics, Told()) as meter:
-        meter.publish(dataclasses.replace(REPORT, rows=777))
+    with MetricsFile(job.name, job.metrics, Told()) as file:
+        file.publish(dataclasses.replace(REPORT, rows=777))
     published_at = values(path)["night_published_timestamp_seconds"]
-    with Meter(job.name, job.metrics, Told()):
+    with MetricsFile(job.name, job.metrics, Told()):
         now = values(path)
         assert (now["run_working"], now["night_rows"]) == (1, 777)
     assert values(path)["run_failed"] == 1
@@ -86,24 +86,24 @@ def test_the_last_published_night_stays_while_the_next_one_works_and_fails(
 
 
 def test_the_file_is_written_at_a_pace_and_leaves_no_drafts(job: Job, path: Path) -> None:
-    with Meter(job.name, job.metrics, Told(), period_s=3_600) as meter:
-        meter.start(1_000, 0)
-        meter.update(times(10))
+    with MetricsFile(job.name, job.metrics, Told(), period_s=3_600) as file:
+        file.start(1_000, 0)
+        file.update(times(10))
         written = path.stat().st_mtime_ns
         for num_rows in range(11, 200):
-            meter.update(times(num_rows))
+            file.update(times(num_rows))
         assert path.stat().st_mtime_ns == written
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_everything_is_told_on(job: Job) -> None:
     told = Told()
-    with Meter(job.name, job.metrics, told) as meter:
-        meter.say("building")
-        meter.start(10, 2)
-        meter.update(times(1))
-        meter.expect("ends 02:00")
-        meter.stop()
+    with MetricsFile(job.name, job.metrics, told) as file:
+        file.say("building")
+        file.start(10, 2)
+        file.update(times(1))
+        file.expect("ends 02:00")
+        file.stop()
     assert [name for name, _ in told.calls] == ["say", "start", "update", "expect", "stop"]
     assert told.calls[1][1] == (10, 2)
 
@@ -116,22 +116,22 @@ def test_a_file_that_cannot_be_there_costs_one_warning(
     name: str, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = a_job(job_data(tmp_path), metrics={"textfile": str(tmp_path / name)})
-    with Meter(job.name, job.metrics, Told(), period_s=0) as meter:
-        meter.start(10, 0)
-        meter.update(times(1))
-        meter.publish(REPORT)
+    with MetricsFile(job.name, job.metrics, Told(), period_s=0) as file:
+        file.start(10, 0)
+        file.update(times(1))
+        file.publish(REPORT)
     assert len(caplog.messages) == 1
     assert why in caplog.text
 
 
 def test_a_file_of_another_program_is_replaced(job: Job, path: Path) -> None:
     path.write_bytes(b"\xff\xfe not ours")
-    with Meter(job.name, job.metrics, Told()):
+    with MetricsFile(job.name, job.metrics, Told()):
         assert values(path)["run_working"] == 1
 
 
 def test_without_the_section_nothing_is_written(tmp_path: Path) -> None:
-    with Meter("users", None, Told(), period_s=0) as meter:
-        meter.start(10, 0)
-        meter.update(times(1))
+    with MetricsFile("users", None, Told(), period_s=0) as file:
+        file.start(10, 0)
+        file.update(times(1))
     assert list(tmp_path.iterdir()) == []

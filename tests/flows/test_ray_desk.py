@@ -9,7 +9,7 @@ import pytest
 
 from flows.ray_desk import Desk, News, Orders
 from pipeline.lane import LaneDevice
-from pipeline.ledger import CommitRecord, StoredFile
+from pipeline.ledger import CommitRecord, PartFile
 from pipeline.plan import Shard
 
 CPU = LaneDevice(name="cpu", num_threads=1)
@@ -26,7 +26,7 @@ def shards(count: int) -> list[Shard]:
 
 
 def record(shard: Shard) -> CommitRecord:
-    part = StoredFile(name="part", num_bytes=1, sha256="", num_rows=shard.num_rows)
+    part = PartFile(name="part", num_bytes=1, sha256="", num_rows=shard.num_rows)
     return CommitRecord(
         shard=shard.index,
         file="",

@@ -27,7 +27,7 @@ from flows.measuring.tune_trials import rate_of
 from pipeline.config import Job
 from pipeline.job_file import load_job
 from pipeline.lane import LaneDevice
-from pipeline.ledger import CommitRecord, StoredFile
+from pipeline.ledger import CommitRecord, PartFile
 from pipeline.tuning import LaneSettings, find_tuning, tuning_key, write_tuning
 from tests.conftest import DATE, Ended, Running
 from tests.engines.small_stores import a_manifest
@@ -226,7 +226,7 @@ def test_a_candidate_must_win_every_turn_by_more_than_the_noise(
 
 
 def record(second: float, num_rows: int) -> CommitRecord:
-    file = StoredFile(name="p", num_bytes=1, sha256="", num_rows=num_rows)
+    file = PartFile(name="p", num_bytes=1, sha256="", num_rows=num_rows)
     return CommitRecord(
         shard=0,
         file="f",

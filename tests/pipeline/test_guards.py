@@ -17,7 +17,7 @@ from pipeline.distribution import from_text
 from pipeline.errors import GUARDS, ConfigError, GuardError, known_guards
 from pipeline.guards import Guards, LostFiles, NightWatch
 from pipeline.last_nights import LOOK_BACK_DAYS, MOST_NIGHTS, compare_with, last_nights
-from pipeline.ledger import CommitRecord, StoredFile
+from pipeline.ledger import CommitRecord, PartFile
 from pipeline.local_storage import LocalStorage
 from pipeline.report import Drift, RunReport, ScoreDistribution, report_from_dict
 from pipeline.report_guards import guard_facts
@@ -52,7 +52,7 @@ def record(shard: int, num_bad: int = 0, num_rows: int = 100) -> CommitRecord:
         num_scored=num_rows - num_bad,
         num_quarantined=num_bad,
         reasons={"feature_missing": num_bad} if num_bad else {},
-        part=StoredFile(name=f"part-{shard}", num_bytes=1, sha256="0", num_rows=num_rows),
+        part=PartFile(name=f"part-{shard}", num_bytes=1, sha256="0", num_rows=num_rows),
         quarantine=None,
         owner="me",
         committed_at="2026-11-21T00:00:00+00:00",

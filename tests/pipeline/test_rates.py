@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from pipeline.ledger import CommitRecord, StoredFile
+from pipeline.ledger import CommitRecord, PartFile
 from pipeline.rates import measure_rates
 from pipeline.report import Phases, RunReport
 
 BEGIN = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
-PART = StoredFile(name="part", num_bytes=1, sha256="0", num_rows=1)
+PART = PartFile(name="part", num_bytes=1, sha256="0", num_rows=1)
 
 
 def records(

@@ -18,7 +18,7 @@ from pipeline.report import RunReport, WindowOutcome, report_from_dict
 from pipeline.report_html import render_html
 from pipeline.report_text import render_markdown, render_text
 from pipeline.window import Outlook, find_window
-from pipeline.window_words import Fleet, larger_instance
+from pipeline.window_words import Means, larger_instance
 
 PRICES = tuple(
     InstancePrice(
@@ -52,7 +52,7 @@ LATE = Outlook(
     soonest_s=25_000,
     latest_s=29_000,
 )
-FLEET = Fleet(
+MEANS = Means(
     num_lanes=1,
     shards_left=400,
     instance="c7i.large",
@@ -72,7 +72,7 @@ def test_the_end_is_told_in_the_time_zone_of_the_deadline() -> None:
 
 def test_a_warning_says_what_is_expected_and_what_would_save_it() -> None:
     assert WINDOW is not None
-    said = window_words.danger("users 2026-11-20", NOW, WINDOW, LATE, FLEET)
+    said = window_words.danger("users 2026-11-20", NOW, WINDOW, LATE, MEANS)
     assert said == (
         "users 2026-11-20: will miss its deadline, 07:00 Europe/Zurich on 2026-11-21: ends 09:30 "
         "(08:56 to 10:03), 2 h 30 min after its deadline; 1,000 rows/s, and it takes 1,500 rows/s. "
@@ -85,12 +85,12 @@ def test_a_warning_says_what_is_expected_and_what_would_save_it() -> None:
 def test_an_end_that_may_be_in_time_is_called_likely_to_be_late() -> None:
     assert WINDOW is not None
     close = Outlook(rows_per_s=1_000, rows_left=1, left_s=18_600, soonest_s=17_000, latest_s=20_000)
-    assert "is likely to miss" in window_words.danger("users", NOW, WINDOW, close, FLEET)
+    assert "is likely to miss" in window_words.danger("users", NOW, WINDOW, close, MEANS)
 
 
 def test_a_silent_night_is_told_apart_from_a_slow_one() -> None:
     assert WINDOW is not None
-    said = window_words.danger("users", NOW, WINDOW, None, FLEET)
+    said = window_words.danger("users", NOW, WINDOW, None, MEANS)
     assert said.startswith("users: 16.7% of its window has passed and no row is scored; expected")
 
 
@@ -106,7 +106,7 @@ def test_what_cannot_be_saved_is_said(
     left_s: float, rate: float, shards_left: int, said: str
 ) -> None:
     found = Outlook(rows_per_s=rate, rows_left=27_000_000, left_s=1, soonest_s=1, latest_s=math.inf)
-    fleet = Fleet(
+    means = Means(
         num_lanes=1,
         shards_left=shards_left,
         instance="own",
@@ -114,7 +114,7 @@ def test_what_cannot_be_saved_is_said(
         output="out",
         prices=PRICES,
     )
-    assert said in window_words.rescue(left_s, found, fleet)
+    assert said in window_words.rescue(left_s, found, means)
 
 
 @pytest.mark.parametrize(
