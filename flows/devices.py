@@ -19,7 +19,7 @@ from pipeline.lane import Lane, LaneDevice, modules_ahead
 from pipeline.lane_spawn import end_ahead
 
 if TYPE_CHECKING:
-    from flows.lanes import Lanes
+    from flows.lanes import Lanes, MapGroups
 
 log = logging.getLogger(__name__)
 
@@ -59,17 +59,22 @@ def lane_devices(job: Job) -> list[LaneDevice]:
     return _gpu_lanes(job, gpus)
 
 
-def start_lanes(job: Job) -> list[Lane] | Lanes:
+def start_lanes(job: Job, map_groups: MapGroups | None = None) -> Lanes:
     """The lanes of a run, whose processes begin to import; see `lane_devices`.
 
-    Where the job says so they are on a cluster: see flows/ray_lanes.py.
+    Args:
+        job: Where it says so they are on a cluster: see flows/ray_lanes.py.
+        map_groups: How groups of shards are handed to those of this machine; by threads by default.
     """
     if job.lanes.runner == "ray":
         end_ahead()
         from flows.ray_lanes import RayLanes
 
         return RayLanes(job)
-    return [Lane(device, modules_ahead(job, device)) for device in lane_devices(job)]
+    lanes = [Lane(device, modules_ahead(job, device)) for device in lane_devices(job)]
+    from flows.lanes import LocalLanes  # now that the lanes import, too
+
+    return LocalLanes(lanes, map_groups)
 
 
 def usable_gpus() -> tuple[list[FoundGpu], str | None]:

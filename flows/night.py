@@ -20,7 +20,7 @@ from typing import Protocol
 from engines.errors import EngineCorruptError
 from flows.devices import start_lanes
 from flows.giving_way import at_work
-from flows.lanes import Lanes, LocalLanes, MapGroups
+from flows.lanes import Lanes, MapGroups
 from flows.lookout import Lookout, OnWarning
 from flows.metrics import MetricsFile
 from flows.shipped import shipped_config
@@ -29,7 +29,6 @@ from pipeline.config import Job
 from pipeline.cost import find_price, load_prices, own_price
 from pipeline.errors import GuardError
 from pipeline.guards import NightWatch
-from pipeline.lane import Lane
 from pipeline.process_start import process_age_s
 from pipeline.report import DeviceUse, Price, RunReport, StageTimes
 from pipeline.run import Night, PreparedRun, RunClock, is_left_alone, prepare_run, watch_over
@@ -65,7 +64,7 @@ def run_night(
     observer: Observer,
     map_groups: MapGroups | None = None,
     clock: RunClock | None = None,
-    lanes: list[Lane] | Lanes | None = None,
+    lanes: Lanes | None = None,
     on_warning: OnWarning | None = None,
 ) -> RunReport:
     """Score one date of a job and publish it; a published date is left as it is.
@@ -75,7 +74,8 @@ def run_night(
     Args:
         night: A date of a job.
         observer: Is told of the progress.
-        map_groups: How groups of shards are handed to lanes; threads by default.
+        map_groups: How groups of shards are handed to lanes that are started here; by threads by
+            default.
         clock: Of this attempt; begins now by default.
         lanes: Of the job, and closed here: whoever starts them before this module is imported gains
             that time; started here by default.
@@ -126,17 +126,10 @@ def run_night(
     metrics, working = (None, nullcontext()) if night.gives_way else (job.metrics, at_work(job))
     with working, MetricsFile(job.name, metrics, observer) as observer:
         try:
-            return observer.publish(attempt(_lanes_of(job, map_groups, lanes), rebuild=False))
+            return observer.publish(attempt(lanes or start_lanes(job, map_groups), rebuild=False))
         except EngineCorruptError as error:  # its hashes are right, or it would not be found
             log.warning("%s This run builds a new one.", error)
-        return observer.publish(attempt(_lanes_of(job, map_groups), rebuild=True))
-
-
-def _lanes_of(
-    job: Job, map_groups: MapGroups | None, lanes: list[Lane] | Lanes | None = None
-) -> Lanes:
-    lanes = lanes or start_lanes(job)
-    return LocalLanes(lanes, map_groups) if isinstance(lanes, list) else lanes
+        return observer.publish(attempt(start_lanes(job, map_groups), rebuild=True))
 
 
 def price_of(job: Job, date: str, machine_share: float = 1.0) -> Price:

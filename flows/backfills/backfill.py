@@ -22,7 +22,7 @@ from flows.backfills.summary import DONE, BackfillSummary, DateOutcome, Status, 
 from flows.backfills.turns import Turns
 from flows.cli import EXIT_INTERRUPTED, exit_code_of
 from flows.crews import Crew, make_crews, wait_all
-from flows.lanes import Group, map_in_threads
+from flows.lanes import Group, LocalLanes, map_in_threads
 from flows.mailing.mail import notify
 from flows.night import Observer, price_of, run_night
 from flows.planning.plan import plan_facts
@@ -258,7 +258,8 @@ class _Backfill:
 
             map_in_threads(wait_and_score, groups, num_callers)
 
-        return _done(run_night(night, observer, map_politely, clock=turns.clock, lanes=lanes))
+        own = LocalLanes(lanes, map_politely)
+        return _done(run_night(night, observer, map_politely, clock=turns.clock, lanes=own))
 
     def _job_of(self, date: str, num_lanes: int) -> Job:
         """The job with what this date may cost, and what a lane of so many may take."""

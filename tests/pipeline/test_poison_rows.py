@@ -32,6 +32,7 @@ from engines.demo_models import write_ranking_onnx
 from engines.devices import this_cpu
 from engines.model import fingerprint_model
 from flows.demo_data import write_users
+from flows.lanes import LocalLanes
 from flows.night import run_night
 from pipeline.config import Job
 from pipeline.engine import get_engine, request_for
@@ -251,7 +252,7 @@ def test_a_whole_night_with_a_poison_row_is_published_and_verified(
         def stop(self) -> None: ...
 
     job = with_poison(demo, tmp_path, {8: CRASH})
-    report = run_night(Night(job=job, date=DATE), Silent(), lanes=[Lane(DEVICE, AHEAD)])
+    report = run_night(Night(job=job, date=DATE), Silent(), lanes=LocalLanes([Lane(DEVICE, AHEAD)]))
     assert report.quarantined_by_reason == {"crashed": 1}
     assert report.scored == NUM_ROWS - 1
     (sample,) = report.quarantine_samples
