@@ -53,12 +53,12 @@ def roc_auc(scores: Floats, positive: npt.NDArray[np.bool_]) -> float:
     return float(above / (num_positive * num_negative))
 
 
-def explained_variance(expected: Array, found: Array, variance: Array | float = 0.0) -> Floats:
+def explained_variance(expected: Array, found: Array) -> Floats:
     """R squared of each column: 1 - mean squared error / variance; not below 0.
 
     Args and shapes are those of `unexplained`.
     """
-    lost = unexplained(expected, found, variance).mean(axis=0)
+    lost = unexplained(expected, found).mean(axis=0)
     return np.asarray(np.where(lost < 1.0, 1.0 - lost, 0.0))
 
 

@@ -115,12 +115,6 @@ class Toolkit:
     targets: tuple[str, ...] = ()
     """Compute capabilities to compile for, such as `SM80`; none: the GPU at hand."""
 
-    @property
-    def versions(self) -> dict[str, str]:
-        """Full versions of library and parser; the first fixes the second."""
-        parser = self.trt.get_nv_onnx_parser_version()
-        return {self.name: str(self.trt.__version__), "parser": str(parser)}
-
 
 def unavailable() -> str | None:
     """One sentence why TensorRT cannot be used here, None where it can.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 
-from engines.metrics import explained_variance, roc_auc, task_metric
+from engines.metrics import explained_variance, roc_auc, task_metric, unexplained
 from engines.runner import Array
 
 NAN = float("nan")
@@ -62,8 +62,8 @@ def test_zeros_are_explained_by_zeros_alone() -> None:
 
 def test_variance_seen_elsewhere_counts_where_it_is_larger() -> None:
     expected = np.array([[0.0, 0.0], [2.0, 20.0]])
-    found = explained_variance(expected, expected + 2, np.array([16.0, 1.0]))
-    assert found.tolist() == [0.75, 0.96]
+    lost = unexplained(expected, expected + 2, np.array([16.0, 1.0]))
+    assert lost.mean(axis=0).tolist() == [0.25, 0.04]
 
 
 def test_accuracy_of_classes_is_that_of_the_best_one() -> None:

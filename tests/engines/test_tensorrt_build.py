@@ -206,11 +206,8 @@ def test_every_setting_reaches_the_builder(toolkit: Toolkit) -> None:
     assert usual.num_compute_capabilities == 2
 
 
-def test_one_logger_serves_a_process_and_versions_are_full() -> None:
-    first, second = rtx_toolkit(), rtx_toolkit(("SM120",))
-    assert first.log is second.log
-    assert first.versions["tensorrt_rtx"].count(".") == 3
-    assert int(first.versions["parser"]) > 0
+def test_one_logger_serves_a_process() -> None:
+    assert rtx_toolkit().log is rtx_toolkit(("SM120",)).log
 
 
 @pytest.mark.parametrize(
