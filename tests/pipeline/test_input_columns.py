@@ -78,10 +78,12 @@ def test_which_of_the_files_is_wrong_is_told_wherever_it_comes(tmp_path: Path, o
     assert "1 of 3 files is like this" in said
 
 
-def two_files(root: Path, one: pa.DataType, other: pa.DataType) -> None:
+def job_with_ids(root: Path, one: pa.DataType, other: pa.DataType) -> Job:
+    """Copies a column `id`, which has another type in the second of three files."""
     for name, kind in (("a.parquet", one), ("b.parquet", other), ("c.parquet", one)):
         table = users(5)
         write_input(root / "in", table.append_column("id", pa.nulls(5, kind)), name=name)
+    return a_job(job_data(root), input={"passthrough": ["user_id", "id"]})
 
 
 @pytest.mark.parametrize(
@@ -96,9 +98,7 @@ def two_files(root: Path, one: pa.DataType, other: pa.DataType) -> None:
 def test_columns_of_a_part_have_one_type_in_all_files(
     tmp_path: Path, one: pa.DataType, other: pa.DataType
 ) -> None:
-    two_files(tmp_path, one, other)
-    job = a_job(job_data(tmp_path), input={"passthrough": ["user_id", "id"]})
-    said = planning_fails(job)
+    said = planning_fails(job_with_ids(tmp_path, one, other))
     assert "b.parquet: column `id` is " in said
     assert "as in other files of the date, because of `input.passthrough`. 1 of 3 files" in said
     assert a_plan(a_job(job_data(tmp_path))).num_rows == 15, "nobody reads it"
@@ -120,9 +120,7 @@ NOT_NULL = pa.field("item", pa.string_view(), nullable=False)
 def test_types_that_parquet_keeps_alike_are_one(
     tmp_path: Path, one: pa.DataType, other: pa.DataType
 ) -> None:
-    two_files(tmp_path, one, other)
-    job = a_job(job_data(tmp_path), input={"passthrough": ["user_id", "id"]})
-    assert a_plan(job).num_rows == 15
+    assert a_plan(job_with_ids(tmp_path, one, other)).num_rows == 15
 
 
 @pytest.mark.parametrize(
@@ -131,8 +129,7 @@ def test_types_that_parquet_keeps_alike_are_one(
 def test_a_column_that_some_files_have_narrower_gets_the_wider_type_in_all_parts(
     tmp_path: Path, one: pa.DataType, other: pa.DataType
 ) -> None:
-    two_files(tmp_path, one, other)
-    job = a_job(job_data(tmp_path), input={"passthrough": ["user_id", "id"]})
+    job = job_with_ids(tmp_path, one, other)
     (wider,) = {one, other} - {pa.null(), pa.int32()}
     assert a_plan(job).wider_types == {"id": wider}
 
