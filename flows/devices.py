@@ -63,12 +63,12 @@ def start_lanes(job: Job, map_groups: MapGroups | None = None) -> Lanes:
     """The lanes of a run, whose processes begin to import; see `lane_devices`.
 
     Args:
-        job: Where it says so they are on a cluster: see flows/ray_lanes.py.
+        job: Where it says so they are on a cluster: see flows/on_ray/lanes.py.
         map_groups: How groups of shards are handed to those of this machine; by threads by default.
     """
     if job.lanes.runner == "ray":
         end_ahead()
-        from flows.ray_lanes import RayLanes
+        from flows.on_ray.lanes import RayLanes
 
         return RayLanes(job)
     lanes = [Lane(device, modules_ahead(job, device)) for device in lane_devices(job)]

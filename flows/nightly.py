@@ -87,10 +87,10 @@ def _on_lanes(job: Job, title: str, score_it: Callable[..., RunReport]) -> RunRe
     """Call it; with lanes that are task runs on Ray where the job asks for that."""
     if job.lanes.runner != "ray":
         return score_it()
-    from flows.ray_lanes import missing
+    from flows.on_ray.lanes import missing
 
     try:
-        from flows.ray_tasks import ray_lanes
+        from flows.on_ray.tasks import ray_lanes
     except ModuleNotFoundError as error:
         raise missing(error) from None
 

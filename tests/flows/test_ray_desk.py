@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flows.ray_desk import Desk, News, Orders
+from flows.on_ray.desk import Desk, News, Orders
 from pipeline.lane import LaneDevice
 from pipeline.ledger import CommitRecord, PartFile
 from pipeline.plan import Shard

@@ -13,8 +13,8 @@ from engines.build import EngineRequest, ResolvedEngine
 from engines.devices import Cpu, this_cpu
 from engines.errors import AccuracyError, EngineCorruptError
 from engines.manifest import StoredEngine
-from flows.ray_desk import Build, Desk, News, Seat
-from flows.ray_engines import Engines, Wanted
+from flows.on_ray.desk import Build, Desk, News, Seat
+from flows.on_ray.engines import Engines, Wanted
 from pipeline.engine import request_for
 from pipeline.errors import InputError
 from pipeline.job_file import load_job

@@ -15,15 +15,15 @@ import pytest
 
 from engines.devices import this_cpu
 from engines.errors import AccuracyError
-from flows import ray_lanes
 from flows.crews import make_crews
 from flows.devices import start_lanes
 from flows.night import times
-from flows.ray_desk import Desk, News
-from flows.ray_engines import Wanted
-from flows.ray_lane import serve
-from flows.ray_lanes import RayLanes
-from flows.ray_node import LaneCall, Need, Node, device_of
+from flows.on_ray import lanes as ray_lanes
+from flows.on_ray.desk import Desk, News
+from flows.on_ray.engines import Wanted
+from flows.on_ray.lane import serve
+from flows.on_ray.lanes import RayLanes
+from flows.on_ray.node import LaneCall, Need, Node, device_of
 from pipeline.config import Job
 from pipeline.cost import own_price
 from pipeline.engine import request_for
@@ -47,7 +47,7 @@ def call_of(job: Job, num_threads: int | None = 1) -> LaneCall:
 
 
 def test_without_ray_the_error_names_the_extra(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "flows.ray_cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "flows.on_ray.cluster", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"ray is not installed.*pip install 'nightscore\[ray\]'"):
         start_lanes(job)
@@ -72,7 +72,7 @@ def test_a_lane_takes_a_gpu_or_the_cpus_of_a_node(
     features_job: Path, sets: list[str], nodes: list[dict[str, float]], cpus: int, gpus: int
 ) -> None:
     pytest.importorskip("ray", reason="needs the extra `ray`")
-    from flows.ray_cluster import need_of
+    from flows.on_ray.cluster import need_of
 
     need = need_of(load_job(str(features_job), ["lanes.runner=ray", *sets]), nodes)
     assert (need.num_cpus, need.num_gpus) == (cpus, gpus)
@@ -80,7 +80,7 @@ def test_a_lane_takes_a_gpu_or_the_cpus_of_a_node(
 
 def test_nobody_guesses_the_cpus_of_nodes_that_are_not_there_yet(job: Job) -> None:
     pytest.importorskip("ray", reason="needs the extra `ray`")
-    from flows.ray_cluster import need_of
+    from flows.on_ray.cluster import need_of
 
     with pytest.raises(ConfigError, match=r"lanes\.threads: not given"):
         need_of(
@@ -171,7 +171,7 @@ class FakeCluster:
 @pytest.fixture
 def lanes(job: Job, monkeypatch: pytest.MonkeyPatch) -> RayLanes:
     module = SimpleNamespace(Cluster=FakeCluster)
-    monkeypatch.setitem(sys.modules, "flows.ray_cluster", module)
+    monkeypatch.setitem(sys.modules, "flows.on_ray.cluster", module)
     made = start_lanes(job)
     assert isinstance(made, RayLanes)
     return made

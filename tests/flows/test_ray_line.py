@@ -10,8 +10,8 @@ from multiprocessing.connection import Listener
 
 import pytest
 
-from flows.ray_desk import Desk, News, Orders
-from flows.ray_line import FarDesk, Line, Switchboard
+from flows.on_ray.desk import Desk, News, Orders
+from flows.on_ray.line import FarDesk, Line, Switchboard
 from pipeline.errors import LaneError
 from pipeline.lane import LaneDevice
 

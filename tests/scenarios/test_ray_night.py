@@ -204,7 +204,7 @@ def test_a_node_that_is_told_to_leave_commits_what_it_is_at_and_the_night_goes_o
 
     def leave(*options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "flows.ray_leave", "60", *options],
+            [sys.executable, "-m", "flows.on_ray.leave", "60", *options],
             env={**os.environ, "RAY_ADDRESS": nodes.address},
             capture_output=True,
             text=True,

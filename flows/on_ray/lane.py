@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from engines.errors import EngineNotFoundError
 from engines.store import EngineStore
-from flows.ray_desk import Build, News
-from flows.ray_line import DeskCalls
-from flows.ray_node import LaneCall, Node
+from flows.on_ray.desk import Build, News
+from flows.on_ray.line import DeskCalls
+from flows.on_ray.node import LaneCall, Node
 from flows.spot import Metadata, watch
 from pipeline.errors import ConfigError, portable
 from pipeline.lane import Lane

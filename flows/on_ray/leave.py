@@ -1,6 +1,6 @@
 """Let the lanes of this machine leave their Ray cluster, before its node is taken away.
 
-    python -m flows.ray_leave [SECONDS] [--node ID]
+    python -m flows.on_ray.leave [SECONDS] [--node ID]
 
 On a signal Ray ends a node at once, with all that runs there; a pod's preStop hook runs this first.
 What lanes are at is committed, and the night goes on elsewhere. Exit 1 when they are still at work
@@ -66,7 +66,7 @@ def leave(timeout_s: float, node_id: str | None = None) -> bool:
         ray = importlib.import_module("ray")  # much of what is used here has no types
         messages = importlib.import_module("ray.core.generated.autoscaler_pb2")
     except ModuleNotFoundError as error:
-        from flows.ray_lanes import missing
+        from flows.on_ray.lanes import missing
 
         raise missing(error) from None
     try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from engines.devices import this_cpu
 from flows.devices import VISIBLE, lane_devices
-from flows.ray_line import Line
+from flows.on_ray.line import Line
 from pipeline import start_up
 from pipeline.config import Job
 from pipeline.lane import Lane, LaneDevice, modules_ahead

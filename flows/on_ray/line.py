@@ -16,7 +16,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any, Protocol
 
-from flows.ray_desk import News, Orders
+from flows.on_ray.desk import News, Orders
 from pipeline.errors import LaneError, one_line
 from pipeline.lane import LaneDevice
 

@@ -19,9 +19,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from flows.devices import num_cores
-from flows.ray_desk import Desk
-from flows.ray_line import FarDesk, Switchboard
-from flows.ray_node import LaneCall, Need, Node, start_lane
+from flows.on_ray.desk import Desk
+from flows.on_ray.line import FarDesk, Switchboard
+from flows.on_ray.node import LaneCall, Need, Node, start_lane
 from pipeline.config import Job
 from pipeline.errors import ConfigError, one_line
 
@@ -159,7 +159,7 @@ def work(call: LaneCall) -> None:
     )
     desk = FarDesk(call.desk)
     lane = start_lane(call, node)
-    from flows.ray_lane import serve  # while the lane's process begins
+    from flows.on_ray.lane import serve  # while the lane's process begins
 
     serve(call, node, desk, lane)
 

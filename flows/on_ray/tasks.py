@@ -13,10 +13,10 @@ from prefect.events.worker import EventsWorker
 from prefect_ray import RayTaskRunner
 from prefect_ray.context import remote_options
 
-from flows.ray_cluster import connect, work
-from flows.ray_lanes import RayLanes
-from flows.ray_line import FarDesk
-from flows.ray_node import LaneCall
+from flows.on_ray.cluster import connect, work
+from flows.on_ray.lanes import RayLanes
+from flows.on_ray.line import FarDesk
+from flows.on_ray.node import LaneCall
 from pipeline.config import Job
 
 SEND_TIMEOUT_S = 5.0

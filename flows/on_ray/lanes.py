@@ -17,9 +17,9 @@ from engines.build import EngineRequest, ResolvedEngine
 from engines.errors import EngineNotFoundError
 from flows.lanes import next_signals
 from flows.lookout import Lookout
-from flows.ray_desk import Seat, Seen
-from flows.ray_engines import Engines, Wanted
-from flows.ray_lane import SHARED
+from flows.on_ray.desk import Seat, Seen
+from flows.on_ray.engines import Engines, Wanted
+from flows.on_ray.lane import SHARED
 from pipeline.config import Job
 from pipeline.engine import Say, open_store
 from pipeline.errors import ConfigError, Interrupted, LaneError, one_line
@@ -67,7 +67,7 @@ class RayLanes:
 
     def __init__(self, job: Job, submit: Any = None) -> None:
         try:
-            from flows.ray_cluster import Cluster
+            from flows.on_ray.cluster import Cluster
         except ModuleNotFoundError as error:
             raise missing(error) from None
         self._job = job
@@ -119,7 +119,7 @@ class RayLanes:
 
     @property
     def get_engine(self) -> GetEngine:
-        """From the store, or on a node of its kind: the first that there is; see ray_engines.py."""
+        """From the store, or on a node of its kind: the first that there is; see engines.py."""
         return self._get_engine
 
     def begin(self, say: Say) -> Sequence[LaneDevice]:

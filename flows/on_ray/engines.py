@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from engines.build import EngineRequest, ResolvedEngine
 from engines.devices import Device
 from engines.errors import EngineError
-from flows.ray_desk import Build, Desk, Seat
+from flows.on_ray.desk import Build, Desk, Seat
 from pipeline.config import Job
 from pipeline.engine import request_for, stored_engine
 from pipeline.errors import one_line
