@@ -3,8 +3,8 @@
     <job>/_backfills/<first>_<last>/begun.json           when it began, and the dates that it lacked
                                     <date>-<token>.json  how one try at a date ended, and its cost
 
-All of it is create-only. What a published date cost is in its report, all attempts included; the
-entries count for dates that are not published.
+All of it is create-only. The try that published a date says what all of its attempts cost. The
+report says it where nobody noted such a try; a version that is scored later is not the backfill's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pipeline.publish import find_report
 from pipeline.storage import Storage
 
 BEGUN = "begun.json"
+DONE = frozenset({"published", "already_published"})
+"""How tries end that find their date published, or publish it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,13 +71,17 @@ class BackfillLog:
     def spent(self) -> dict[str, float]:
         """Dollars by date, since it began; dates that were published before are not in it."""
         found: defaultdict[str, float] = defaultdict(float)
+        published: dict[str, float] = {}
         for entry in self._tries():
-            found[entry.date] += entry.usd
-        for date in self._begun()["dates"]:
+            if entry.status in DONE:
+                published[entry.date] = max(entry.usd, published.get(entry.date, 0.0))
+            else:
+                found[entry.date] += entry.usd
+        for date in set(self._begun()["dates"]) - set(published):
             report = find_report(self._output, self._job, date)
             if report is not None:
-                found[date] = report.cost.usd
-        return dict(found)
+                published[date] = max(report.cost.usd, found[date])
+        return {**found, **published}
 
     def _begun(self) -> dict[str, Any]:
         data = self._output.read(f"{self._folder}/{BEGUN}")

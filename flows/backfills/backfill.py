@@ -18,7 +18,7 @@ from typing import Literal
 from engines.errors import EngineError
 from flows.backfills.budget import Budget
 from flows.backfills.dates import dates_between, nothing_to_do
-from flows.backfills.summary import DONE, BackfillSummary, DateOutcome, Status, plain_summary
+from flows.backfills.summary import BackfillSummary, DateOutcome, Status, plain_summary
 from flows.backfills.turns import Turns
 from flows.cli import EXIT_INTERRUPTED, exit_code_of
 from flows.crews import Crew, make_crews, wait_all
@@ -28,7 +28,7 @@ from flows.night import Observer, price_of, run_night
 from flows.planning.plan import plan_facts
 from flows.progress import LineProgress
 from pipeline import report_words as words
-from pipeline.backfill_log import BackfillLog
+from pipeline.backfill_log import DONE, BackfillLog
 from pipeline.config import Job
 from pipeline.delta import update_table
 from pipeline.errors import GuardError, PipelineError, one_line

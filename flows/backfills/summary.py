@@ -27,7 +27,6 @@ SAID: dict[Status, str] = {
     "cost_cap": "not done: cost cap",
     "interrupted": "not done: interrupted",
 }
-DONE = frozenset({"published", "already_published"})
 EXIT_FAILED, EXIT_STOPPED = 1, 3
 
 

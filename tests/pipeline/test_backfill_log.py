@@ -41,6 +41,21 @@ def test_tries_count_until_the_date_is_published_and_then_its_report(
     assert log.spent() == {"2026-11-02": 2.25}
 
 
+def test_what_a_later_version_cost_takes_the_place_of_no_try(
+    tmp_path: Path, publish: Callable[[str, float], None]
+) -> None:
+    log = BackfillLog(LocalStorage(str(tmp_path)), "users", *PERIOD)
+    log.begin(["2026-11-02", "2026-11-03", "2026-11-04"])
+    log.note("2026-11-02", "interrupted", 1.0)
+    log.note("2026-11-02", "published", 2.25)
+    publish("2026-11-02", 0.25)  # forced by hand, with the engine at hand
+    log.note("2026-11-03", "published", 0.5)
+    publish("2026-11-03", 9.0)
+    log.note("2026-11-04", "interrupted", 1.0)
+    publish("2026-11-04", 0.25)
+    assert log.spent() == {"2026-11-02": 2.25, "2026-11-03": 0.5, "2026-11-04": 1.0}
+
+
 def test_tries_that_a_killed_process_was_noting_or_that_are_damaged_are_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
