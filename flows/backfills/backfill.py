@@ -131,7 +131,8 @@ class _Backfill:
             self._budget = Budget(self._request.max_usd, self._log.spent())
 
     def forecast(self) -> None:
-        """Say what a run would do, and what it would cost."""
+        """Say what a run would do, and what it would cost; the first date builds the engine."""
+        is_built = False
         while self._todo:
             date = self._todo.pop(0)
             try:
@@ -139,10 +140,13 @@ class _Backfill:
             except (PipelineError, EngineError, OSError) as error:
                 self._note(DateOutcome(date=date, status="failed", why=one_line(error)))
                 continue
-            why = "no night to forecast from yet"
+            why, usd = "no night to forecast from yet", 0.0
             if found:
-                why = f"about {words.duration(found['wall_s'])} and {words.usd(found['usd'])}"
-            if self._can_pay(date, found["usd"] if found else 0.0):
+                wall_s = found["wall_s"] - found["build_s"] * is_built
+                usd = wall_s * self._usd_per_hour / 3600
+                why = f"about {words.duration(wall_s)} and {words.usd(usd)}"
+                is_built = True
+            if self._can_pay(date, usd):
                 self._note(DateOutcome(date=date, status="to_do", why=why))
 
     def run(self) -> None:

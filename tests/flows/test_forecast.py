@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import io
 from pathlib import Path
@@ -13,12 +12,10 @@ from rich.console import Console
 
 from flows.planning.plan import plan_facts, render_plan
 from pipeline.config import Job, WindowSection
-from pipeline.history import HistoryRow, write_row
 from pipeline.job_file import load_job
-from pipeline.local_storage import LocalStorage
 from tests.conftest import DATE
+from tests.flows.forecast_cases import add_night
 
-NOTHING = {"str": "", "int": 0, "float": 0.0, "bool": False}
 HOUR_S = 3_600.0
 
 
@@ -26,24 +23,6 @@ HOUR_S = 3_600.0
 def job(features_job: Path, tmp_path: Path) -> Job:
     sets = [f"engine.store={tmp_path / 'engines'}", "lanes.device=cpu"]
     return load_job(str(features_job), sets)
-
-
-def add_night(job: Job, date: str, scoring_s: float, **changes: Any) -> None:
-    """A night of 40,000 rows, as many as `DATE` has, whose start took a second."""
-    fields = {field.name: str(field.type) for field in dataclasses.fields(HistoryRow)}
-    unknown = {name: None if "None" in kind else NOTHING[kind] for name, kind in fields.items()}
-    known = {
-        "job": job.name,
-        "date": date,
-        "run_id": f"{date}-1",
-        "version": 1,
-        "rows": 40_000,
-        "scoring_s": scoring_s,
-        "wall_s": scoring_s + 1,
-        "instance": "c6i.large",
-    }
-    row = HistoryRow(**{**unknown, **known, **changes})
-    assert write_row(LocalStorage(job.output.uri), row)
 
 
 def shown(facts: dict[str, Any]) -> str:
