@@ -148,9 +148,8 @@ def price_of(job: Job, date: str, machine_share: float = 1.0) -> Price:
         price = find_price(listed, cost.instance, cost.market)
     if machine_share == 1:
         return price
-    return _scaled(
-        price, machine_share, f"{machine_share:.0%} of the machine, which other dates share"
-    )
+    why = f"{machine_share:.0%} of the machine, which other dates share"
+    return dataclasses.replace(_scaled(price, machine_share, why), machine_share=machine_share)
 
 
 def times(price: Price, num_machines: float) -> Price:

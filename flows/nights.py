@@ -73,7 +73,8 @@ def _nights(job: Job, last: int) -> tuple[HistoryRow, ...]:
 def render_last(facts: Facts) -> RenderableType:
     """A line for each night, their medians, and the alerts of the newest; 80 columns wide.
 
-    A night of which `score requeue` scored a few rows is in no median: its rate says little.
+    A night of which `score requeue` scored a few rows, or that had another share of the machine
+    than the newest, is in no median: its rate says little.
     """
     nights, alerts = facts["nights"], [Alert(**alert) for alert in facts["alerts"]]
     table = _table("date", numbers=("rows", "quarantined", "rows/s", "$/100k", "took"))
@@ -89,7 +90,12 @@ def render_last(facts: Facts) -> RenderableType:
             words.duration(night["wall_s"]),
             Text(words.plain(f"{night['runtime']} {night['precision']}")),
         )
-    whole = [night for night in nights if not night["rows_taken_over"]]
+    share = nights[-1]["machine_share"]
+    whole = [
+        night
+        for night in nights
+        if not night["rows_taken_over"] and night["machine_share"] == share
+    ]
     if whole:
         table.add_section()
         table.add_row(

@@ -35,12 +35,14 @@ def find_alerts(
         limits: What is odd.
     """
     before = [row for row in past if row.date < now.date]
-    nights = [row for row in before if is_telling(row)][-NUM_NIGHTS:]
+    telling = [row for row in before if is_telling(row)]
+    alike = [row for row in telling if row.machine_share == now.machine_share][-NUM_NIGHTS:]
+    nights = telling[-NUM_NIGHTS:]
     found: list[Alert | None] = [_old_price(now, before, limits), _moved(now, limits)]
     if len(nights) >= MIN_NIGHTS:
         found.append(_dirtier(now, nights, limits))
-        if is_telling(now):
-            found += [_slower(now, nights, limits), _dearer(now, nights, limits)]
+    if len(alike) >= MIN_NIGHTS and is_telling(now):
+        found += [_slower(now, alike, limits), _dearer(now, alike, limits)]
     order = ("rate", "cost", "quarantine", "scores", "price")
     return tuple(sorted(filter(None, found), key=lambda alert: order.index(alert.name)))
 

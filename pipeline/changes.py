@@ -46,7 +46,8 @@ def _model(row: HistoryRow) -> str | None:
 
 
 def _machine(row: HistoryRow) -> str:
-    return f"{row.instance}, {words.MARKETS.get(row.market, row.market)}"
+    share = f", {words.percent(row.machine_share)} of it" if row.machine_share < 1 else ""
+    return f"{row.instance}, {words.MARKETS.get(row.market, row.market)}{share}"
 
 
 def _price(row: HistoryRow) -> str:

@@ -91,6 +91,8 @@ class HistoryRow:
     """Whose parts an earlier attempt, or the version before, had committed."""
     rows_taken_over: int = 0
     """Rows that `score requeue` left as the version before had scored them: in no rate or price."""
+    machine_share: float = 1.0
+    """Of the machine that it had, and paid: less where a backfill scored dates at once."""
 
 
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -149,6 +151,7 @@ def row_of(report: RunReport, *, version: int, published_at: str) -> HistoryRow:
         shards=report.shards,
         shards_reused=report.shards_reused,
         rows_taken_over=report.rows_taken_over,
+        machine_share=cost.price.machine_share,
     )
 
 

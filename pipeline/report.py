@@ -111,6 +111,8 @@ class Price:
     as_of: str
     """ISO date on which the price was read."""
     currency: str = "USD"
+    machine_share: float = 1.0
+    """Of the machine that `usd_per_hour` is for: less where a backfill's dates share it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

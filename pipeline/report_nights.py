@@ -47,8 +47,8 @@ def nights_part(report: RunReport, past: Sequence[HistoryRow]) -> Markup:
     return section(
         f"The last {words.plural(len(rows), 'night')}",
         "Everything included: a night that built its engine is slower and dearer. The dashed line "
-        "is the median of the nights before; those of which `score requeue` scored a few rows are "
-        "not in it, unless all are like that.",
+        "is the median of the nights before; those of which `score requeue` scored a few rows, or "
+        "that had another share of the machine, are not in it, unless all are like that.",
         tag("div", rates, costs, class_="charts"),
         tag("details", tag("summary", "The same in numbers"), numbers),
     )
@@ -94,7 +94,9 @@ def _chart(
 ) -> Markup:
     *past, now = rows
     values = [value(row) for row in past]
-    usual = median([value(row) for row in past if not row.rows_taken_over] or values)
+    share = now.machine_share
+    whole = [row for row in past if not row.rows_taken_over and row.machine_share == share]
+    usual = median(map(value, whole or past))
     named = (0, len(rows) - 1)
     columns = [
         Column(

@@ -117,8 +117,9 @@ class _Backfill:
         self._todo = [date for date in in_order if date not in self._outcomes]
         self._num_todo = len(self._todo)
         self._began_at: str | None = None
-        share = 1 / request.concurrency
-        self._usd_per_hour = price_of(self._job, self._dates[-1], share).usd_per_hour
+        self._machine_share = 1 / request.concurrency
+        price = price_of(self._job, self._dates[-1], self._machine_share)
+        self._usd_per_hour = price.usd_per_hour
         self._budget = Budget(request.max_usd, self._log.spent())
         self._crews = make_crews(self._job, request.concurrency)
         self._lock = threading.Lock()
@@ -136,7 +137,7 @@ class _Backfill:
         while self._todo:
             date = self._todo.pop(0)
             try:
-                found = plan_facts(self._job, date)["forecast"]
+                found = plan_facts(self._job, date, self._machine_share)["forecast"]
             except (PipelineError, EngineError, OSError) as error:
                 self._note(DateOutcome(date=date, status="failed", why=one_line(error)))
                 continue
@@ -228,7 +229,7 @@ class _Backfill:
         if self._request.max_usd is None:
             return 0.0
         with suppress(PipelineError, EngineError, OSError):  # the date itself will say so
-            found = plan_facts(self._job, date)["forecast"]
+            found = plan_facts(self._job, date, self._machine_share)["forecast"]
             return float(found["usd"]) if found else 0.0
         return 0.0
 
@@ -248,8 +249,7 @@ class _Backfill:
         say(f"{date}, {number} of {self._num_todo}")
         lanes = crew.lanes()
         job = self._job_of(date, len(lanes) * self._request.concurrency)
-        share = 1 / self._request.concurrency
-        night = Night(job=job, date=date, gives_way=True, machine_share=share)
+        night = Night(job=job, date=date, gives_way=True, machine_share=self._machine_share)
         alone = self._request.concurrency == 1
         observer = self._observer if alone else LineProgress(lambda line: say(f"{date}: {line}"))
 

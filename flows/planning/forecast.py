@@ -6,12 +6,12 @@ import datetime
 from dataclasses import asdict
 from typing import Any
 
-from flows.night import price_of
 from pipeline import report_words as words
 from pipeline import window_words
 from pipeline.config import Job
 from pipeline.forecast import LOOK_BACK_NIGHTS, NightForecast, forecast_night
 from pipeline.history import read_history
+from pipeline.report import Price
 from pipeline.storage import Storage
 from pipeline.window import Window, find_window
 
@@ -19,7 +19,7 @@ Facts = dict[str, Any]
 
 
 def forecast_facts(
-    job: Job, date: str, output: Storage, *, rows: int | None, must_build: bool
+    job: Job, date: str, output: Storage, price: Price, *, rows: int | None, must_build: bool
 ) -> Facts:
     """Under `forecast` what scoring `rows` takes, under `window` by when; null where unknown.
 
@@ -27,6 +27,7 @@ def forecast_facts(
         job: The job.
         date: ISO date.
         output: Of the job.
+        price: Of the machine, or of the date's share of it.
         rows: Of the date that are not committed; None: it is published.
         must_build: Whether an engine must be built first.
     """
@@ -34,7 +35,7 @@ def forecast_facts(
         return {"forecast": None, "window": None}
     now = datetime.datetime.now(datetime.UTC)
     past = read_history(output, job.name, last=LOOK_BACK_NIGHTS)
-    found = forecast_night(past, rows, price_of(job, date), must_build=must_build)
+    found = forecast_night(past, rows, price, must_build=must_build)
     window = find_window(job.window, date, now)
     return {
         "forecast": asdict(found) if found else None,

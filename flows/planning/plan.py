@@ -19,6 +19,7 @@ from pipeline.engine import load_class_names, request_for, stored_engine
 from pipeline.engine_pin import EnginePin, common_of
 from pipeline.ledger import Ledger, utc_now
 from pipeline.plan import make_plan, run_id_of
+from pipeline.report import Price
 from pipeline.report_words import hourly
 from pipeline.storage import open_storage
 from pipeline.tuning import find_tuning, with_settings
@@ -27,8 +28,15 @@ from pipeline.versions import find_published
 Facts = dict[str, Any]
 
 
-def plan_facts(job: Job, date: str) -> Facts:
-    """What a run of `date` would do; reads footers, the ledger and the engine store only."""
+def plan_facts(job: Job, date: str, machine_share: float = 1.0) -> Facts:
+    """What a run of `date` would do; reads footers, the ledger and the engine store only.
+
+    Args:
+        job: The job.
+        date: ISO date.
+        machine_share: Of this machine that the run would have, and pay.
+    """
+    price = price_of(job, date, machine_share)
     output = open_storage(job.output.uri)
     plan = make_plan(job, date, open_storage(job.input.uri))
     device = lane_devices(job)[0]
@@ -71,14 +79,14 @@ def plan_facts(job: Job, date: str) -> Facts:
         "threads": device.num_threads,
         "tuning": asdict(tuning) if tuning else None,
         "tuning_text": str(tuning) if tuning else "not tuned; see `score tune`",
-        **forecast_facts(job, date, output, rows=rows_to_do, must_build=engine is None),
-        **_price_facts(job, date),
+        **forecast_facts(job, date, output, price, rows=rows_to_do, must_build=engine is None),
+        **_price_facts(job, price),
     }
 
 
-def _price_facts(job: Job, date: str) -> Facts:
+def _price_facts(job: Job, price: Price) -> Facts:
     """What an hour costs, and a warning where that was read too long ago; None: it was not."""
-    price, limit = price_of(job, date), job.alerts.max_price_age_days
+    limit = job.alerts.max_price_age_days
     warning = stale_price(price.instance, price.market, price.as_of, utc_now(), limit)
     return {"price": asdict(price), "price_text": hourly(price), "price_warning": warning}
 

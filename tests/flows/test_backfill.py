@@ -21,8 +21,9 @@ from flows.giving_way import at_work
 from flows.progress import LineProgress
 from pipeline.config import Job
 from pipeline.errors import StorageError
+from pipeline.history import read_history
 from pipeline.job_file import load_job
-from pipeline.storage import Storage
+from pipeline.storage import Storage, open_storage
 from pipeline.verify import verify_published
 
 pytestmark = pytest.mark.timeout(170)
@@ -278,6 +279,8 @@ def test_dates_that_are_scored_at_once_share_the_machine_and_its_price(
         if outcome.status == "published":
             expected = outcome.wall_s * 0.085 / 3600 / 2
             assert outcome.usd == pytest.approx(expected, rel=1e-6)
+    history = read_history(open_storage(job.output.uri), job.name)
+    assert [row.machine_share for row in history] == [0.5] * 3
 
 
 def test_a_backfill_begins_no_date_while_a_night_is_at_work(job: Job) -> None:

@@ -50,3 +50,17 @@ def test_the_engine_of_all_dates_is_built_in_the_first_one(job: Job) -> None:
     enough, less = planned(job, max_usd=361.0), planned(job, max_usd=359.0)
     assert [found.status for found in enough.dates] == ["to_do"] * 3
     assert [found.status for found in less.dates] == ["to_do", "to_do", "cost_cap"]
+
+
+def test_dates_at_once_are_forecast_and_priced_by_their_share_of_the_machine(job: Job) -> None:
+    add_night(job, "2026-10-28", **RATE)
+    whole = planned(job)
+    assert [found.why for found in whole.dates] == ["about 1 min 40 s and $100.00"] * 3
+    assert [found.why for found in planned(job, concurrency=2).dates] == [
+        "about 3 min 20 s and $100.00"  # nobody knows better yet
+    ] * 3
+    add_night(job, "2026-10-29", **{**RATE, "wall_s": 180.0, "scoring_s": 178.0}, machine_share=0.5)
+    assert planned(job) == whole
+    assert [found.why for found in planned(job, concurrency=2).dates] == [
+        "about 3 min 00 s and $90.00"
+    ] * 3

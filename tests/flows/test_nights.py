@@ -37,8 +37,8 @@ def job(tmp_path: Path) -> Job:
     )
 
 
-def publish(root: Path, day: int, wall_s: float, rows: int = 4_000, taken_over: int = 0) -> None:
-    """What a night leaves behind."""
+def publish(root: Path, day: int, wall_s: float, rows: int = 4_000, **changes: Any) -> None:
+    """What a night leaves behind; keywords replace fields of its report."""
     date = f"2026-11-{day}"
     report = dataclasses.replace(
         REPORT,
@@ -48,7 +48,7 @@ def publish(root: Path, day: int, wall_s: float, rows: int = 4_000, taken_over: 
         wall_s=wall_s,
         examples_per_sec=rows / wall_s,
         building_s=0.0,
-        rows_taken_over=taken_over,
+        **changes,
     )
     published = {"run_id": report.run_id, "version": 1, "published_at": f"{date}T02:00:00Z"}
     folder = root / "demo" / f"dt={date}"
@@ -80,11 +80,21 @@ def test_the_last_nights_are_a_table_and_the_alerts_of_the_newest(job: Job) -> N
 
 def test_nights_whose_quarantine_was_tried_again_are_in_no_median(job: Job) -> None:
     for day in (21, 22, 23, 24, 25):
-        publish(Path(job.output.uri), day, 1.0, taken_over=3_990)
+        publish(Path(job.output.uri), day, 1.0, rows_taken_over=3_990)
     text = shown(render_last(last_facts(job, 9)))
     assert "2026-11-25" in text
     assert "median 4,000 97.6 0.0252 41.0 s" in " ".join(text.split())
     assert "\nmedian" not in shown(render_last(last_facts(job, 5))), "there is none to take it of"
+
+
+def test_nights_that_shared_the_machine_are_in_no_median_of_others(job: Job) -> None:
+    half = dataclasses.replace(REPORT.cost.price, machine_share=0.5)
+    for day in (14, 15, 16):
+        cost = dataclasses.replace(REPORT.cost, price=half)
+        publish(Path(job.output.uri), day, 1_000.0, cost=cost)
+    text = shown(render_last(last_facts(job, 9)))
+    assert "2026-11-14" in text
+    assert "median 4,000 97.6 0.0252 41.0 s" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("width", [40, 60])

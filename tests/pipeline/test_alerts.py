@@ -219,6 +219,20 @@ def test_a_version_that_took_rows_over_is_neither_judged_nor_compared_with(
     assert find_alerts(slow, week, LIMITS) == ()
 
 
+def test_nights_that_shared_the_machine_are_compared_with_their_like(
+    night: Callable[..., HistoryRow], week: list[HistoryRow]
+) -> None:
+    shared = {"machine_share": 0.5, "wall_s": 300.0, "usd_per_100k": 0.005}
+    half = [dataclasses.replace(row, **shared) for row in week]
+    assert find_alerts(night(20), [*week[:3], *half[3:]], LIMITS) == ()
+    assert find_alerts(night(20), half, LIMITS) == (), "no night is like it"
+    assert find_alerts(night(20, **shared), week, LIMITS) == ()
+    slow = night(20, **{**shared, "wall_s": 400.0})
+    assert names(find_alerts(slow, half, LIMITS)) == ["rate"]
+    dirty = night(20, quarantined=2_000)
+    assert names(find_alerts(dirty, half, LIMITS)) == ["quarantine"], "whatever it ran on"
+
+
 def test_a_night_without_rows_is_not_compared(
     night: Callable[..., HistoryRow], week: list[HistoryRow]
 ) -> None:

@@ -110,6 +110,13 @@ def test_scores_of_other_kinds_are_not_compared(
         ),
         ({"model_fingerprint": "b" * 64}, ("model: aaaaaaaa, now bbbbbbbb",)),
         ({"model_fingerprint": None}, ()),
+        (
+            {"machine_share": 0.5, "usd_per_hour": 0.0425},
+            (
+                "machine: c6i.large, on demand, now c6i.large, on demand, 50.0% of it",
+                "price: $0.0850 an hour, now $0.0425 an hour",
+            ),
+        ),
         ({"building_s": 31.4}, ("engine build: none, now 31.4 s",)),
         ({"examples_per_sec": 1.0, "usd": 9.0, "wall_s": 1e4}, ()),
     ],

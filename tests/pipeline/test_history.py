@@ -171,6 +171,8 @@ def test_rows_of_other_versions_of_the_program_are_read_as_far_as_they_go(
     assert [found.rows_taken_over for found in read_history(output, "demo")] == [7]
     row.drop("rows_taken_over").write_parquet(path)
     assert [found.rows_taken_over for found in read_history(output, "demo")] == [0]
+    row.drop("machine_share").write_parquet(path)
+    assert [found.machine_share for found in read_history(output, "demo")] == [1]
     row.drop("usd").write_parquet(path)
     assert read_history(output, "demo") == ()
 

@@ -68,3 +68,25 @@ def test_what_is_all_committed_takes_what_comes_around_scoring(
     found = forecast_night([night(1)], 0, PRICE, must_build=False)
     assert found is not None
     assert found.wall_s == pytest.approx(10)
+
+
+def test_nights_that_shared_the_machine_count_only_while_there_are_no_others(
+    night: Callable[..., HistoryRow],
+) -> None:
+    shared = [
+        night(day, scoring_s=190.0, building_s=20.0, wall_s=220.0, machine_share=0.5)
+        for day in (2, 3)
+    ]
+    whole = night(1, building_s=5.0, wall_s=115.0)
+    found = forecast_night([whole, *shared], 1_000, PRICE, must_build=False)
+    assert found is not None
+    assert (found.nights, found.wall_s, found.usd) == (("2026-11-01",), 110, pytest.approx(0.11))
+    found = forecast_night(shared, 1_000, PRICE, must_build=True)
+    assert found is not None
+    assert (found.wall_s, found.build_s) == (110, 10), "half the time, with the whole machine"
+    assert found.rows_per_s == pytest.approx(1_000 / 95)
+    half = dataclasses.replace(PRICE, usd_per_hour=1.8, machine_share=0.5)
+    found = forecast_night([whole, *shared], 1_000, half, must_build=True)
+    assert found is not None
+    assert (found.wall_s, found.usd) == (220, pytest.approx(0.11))
+    assert len(found.nights) == 2

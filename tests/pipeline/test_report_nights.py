@@ -80,10 +80,11 @@ def test_rate_and_cost_of_the_last_nights_are_drawn_and_said(
         assert f">{cell}<" in page
 
 
-def test_nights_whose_quarantine_was_tried_again_are_in_no_median(
-    a_report: Build, past: Sequence[HistoryRow]
+@pytest.mark.parametrize("changes", [{"rows_taken_over": 1}, {"machine_share": 0.5}])
+def test_nights_that_were_requeued_or_shared_the_machine_are_in_no_median(
+    a_report: Build, past: Sequence[HistoryRow], changes: dict[str, float]
 ) -> None:
-    few = dataclasses.replace(past[0], rows_taken_over=1, examples_per_sec=1.0)
+    few = dataclasses.replace(past[0], examples_per_sec=1.0, **changes)
     rate, _ = labels(render_html(a_report(), [few, *past[1:2]]))
     assert rate.endswith("in those before 1.00 to 104, median 104.")
     alone, _ = labels(render_html(a_report(), [few]))
