@@ -28,6 +28,10 @@ def what_changed(before: HistoryRow, now: HistoryRow) -> tuple[str, ...]:
     ]
     if abs(now.rows - before.rows) > NOTABLE_ROWS * before.rows:
         changed.append(f"rows: {words.count(before.rows)}, now {words.count(now.rows)}")
+    if now.rows_taken_over != before.rows_taken_over:
+        changed.append(
+            f"rows taken over: {_taken_over(before)}, now {_taken_over(now)}; in no rate or price"
+        )
     if bool(now.building_s) != bool(before.building_s):
         changed.append(f"engine build: {_build(before)}, now {_build(now)}")
     return tuple(changed)
@@ -39,6 +43,10 @@ def _engine(row: HistoryRow) -> str:
 
 def _build(row: HistoryRow) -> str:
     return words.duration(row.building_s) if row.building_s else "none"
+
+
+def _taken_over(row: HistoryRow) -> str:
+    return words.count(row.rows_taken_over) if row.rows_taken_over else "none"
 
 
 def _model(row: HistoryRow) -> str | None:

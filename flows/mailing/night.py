@@ -267,6 +267,7 @@ def _run(report: RunReport) -> Facts:
             ("engine key", words.plain(engine.key)),
             ("device", words.plain(report.device)),
             ("run", words.plain(report.run_id)),
+            ("shards", words.shards_sentence(report)),
             ("output", words.plain(report.output)),
             ("full report", f"{words.plain(report.output)}/_report.html"),
         ),

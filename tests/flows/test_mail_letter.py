@@ -130,6 +130,15 @@ def test_both_forms_say_everything(letter: Letter) -> None:
         assert squeezed(said) in text
 
 
+def test_rows_that_a_requeue_took_over_are_said_to_be_in_no_figure() -> None:
+    report = dataclasses.replace(REPORT, rows_taken_over=38_000)
+    tonight = dataclasses.replace(nights()[-1], rows_taken_over=38_000)
+    said = said_by(published_letter(report, (*nights()[:-1], tonight)))
+    shards = "40, 12 of them from an earlier attempt or version"
+    assert f"{shards} (38,000 rows of the version before: in no rate or price)" in said
+    assert "rows taken over: none, now 38,000; in no rate or price" in said
+
+
 def test_what_a_client_may_refuse_is_not_needed() -> None:
     page = Page(render_html(a_letter()))
     assert page.open == []

@@ -117,6 +117,10 @@ def test_scores_of_other_kinds_are_not_compared(
                 "price: $0.0850 an hour, now $0.0425 an hour",
             ),
         ),
+        (
+            {"rows_taken_over": 3_800},
+            ("rows taken over: none, now 3,800; in no rate or price",),
+        ),
         ({"building_s": 31.4}, ("engine build: none, now 31.4 s",)),
         ({"examples_per_sec": 1.0, "usd": 9.0, "wall_s": 1e4}, ()),
     ],
