@@ -58,7 +58,7 @@ def usd(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """`0.42 s`, `12.3 s`, `3 min 05 s`, `2 h 04 min`."""
-    if seconds < 60:
+    if seconds < 59.95:  # more would be rounded to a minute
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     minutes, whole_seconds = divmod(round(seconds), 60)
     if minutes < 60:
@@ -68,12 +68,12 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float) -> str:
-    """`97.3%`; never a round `0%` or `100%` for something that only comes close."""
+    """`97.3%`, `1,234.5%`; never a round `0%` or `100%` for something that only comes close."""
     if 0 < share < 0.001:
         return "<0.1%"
     if 0.999 < share < 1:
         return ">99.9%"
-    return f"{share:.0%}" if share in (0, 1) else f"{share:.1%}"
+    return f"{share:.0%}" if share in (0, 1) else f"{share:,.1%}"
 
 
 def agreement(value: float | None) -> str:

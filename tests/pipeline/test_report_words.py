@@ -41,6 +41,8 @@ def test_dollars_show_cents_or_three_digits(value: float, text: str) -> None:
         (0.0, "0.00 s"),
         (0.424, "0.42 s"),
         (12.34, "12.3 s"),
+        (59.94, "59.9 s"),
+        (59.97, "1 min 00 s"),
         (185.2, "3 min 05 s"),
         (3_599.9, "1 h 00 min"),
         (7_450.0, "2 h 04 min"),
@@ -52,7 +54,14 @@ def test_durations_use_the_unit_that_fits(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(0.0, "0%"), (0.0000001, "<0.1%"), (0.5, "50.0%"), (0.9999, ">99.9%"), (1.0, "100%")],
+    [
+        (0.0, "0%"),
+        (0.0000001, "<0.1%"),
+        (0.5, "50.0%"),
+        (0.9999, ">99.9%"),
+        (1.0, "100%"),
+        (12.345, "1,234.5%"),
+    ],
 )
 def test_percentages_round_neither_to_nothing_nor_to_all(share: float, text: str) -> None:
     assert words.percent(share) == text
