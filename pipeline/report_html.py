@@ -107,7 +107,8 @@ def _time(report: RunReport) -> Markup:
                 strong,
             )
         )
-    return section("Where the time went", words.bottleneck_sentence(report), *content)
+    title = tables.of_attempt("Where the time went", report)
+    return section(title, words.bottleneck_sentence(report), *content)
 
 
 def _limits(report: RunReport) -> Markup:
@@ -230,7 +231,7 @@ def _run(report: RunReport) -> Markup:
         "Interruptions": words.interruption_sentence(report) or "none",
         "Device": words.plain(report.device),
         "Window": window_words.outcome(report.window) if report.window else "none",
-        "Started": words.plain(report.started_at),
+        tables.of_attempt("Started", report): words.plain(report.started_at),
         "Finished": words.plain(report.finished_at),
     }
     return section("This run", "", fact_list(facts))

@@ -9,6 +9,14 @@ from pipeline.report_engine import EngineFacts, EngineRung
 Rows = list[tuple[str, ...]]
 
 
+def of_attempt(label: str, report: RunReport) -> str:
+    """A label of what is only known of the attempt that published; says so if others were before.
+
+    The wall clock and the cost that stand beside it are those of all attempts.
+    """
+    return f"{label} (last attempt)" if report.attempts > 1 else label
+
+
 def stage_rows(report: RunReport) -> Rows:
     """Stage, busy, waiting, rows, busy share; in the order of the stages."""
     return [

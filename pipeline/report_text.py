@@ -35,7 +35,7 @@ def render_text(report: RunReport) -> RenderableType:
         _facts(_key_facts(report)),
     ]
     sections = {
-        words.bottleneck_sentence(report): _stages(report) if report.stages else None,
+        _stages_title(report): _stages(report) if report.stages else None,
         "Ceilings of this device": _limits(report) if report.ceilings else None,
         "Engine candidates": _rungs(report) if report.engine.rungs else None,
         "Quarantined rows": _quarantine(report) if report.quarantined else None,
@@ -63,7 +63,7 @@ def render_markdown(report: RunReport) -> str:
     ]
     if report.stages:
         blocks += [
-            f"## {_md(words.bottleneck_sentence(report))}",
+            f"## {_md(_stages_title(report))}",
             _md_table(
                 ("stage", "busy", "waiting", "rows", "busy share"), tables.stage_rows(report)
             ),
@@ -115,7 +115,10 @@ def _key_facts(report: RunReport) -> list[tuple[str, str]]:
             "price",
             f"{words.hourly(price)}; {words.plain(price.source)}, as of {words.plain(price.as_of)}",
         ),
-        ("phases", ", ".join(f"{p.name} {words.duration(p.amount)}" for p in words.phases(report))),
+        (
+            tables.of_attempt("phases", report),
+            ", ".join(f"{p.name} {words.duration(p.amount)}" for p in words.phases(report)),
+        ),
         *device_facts(report),
         ("engine", f"{words.engine_name(engine)}, {words.engine_origin(engine)}"),
         *([("all engines", engines)] if engines else []),
@@ -125,12 +128,16 @@ def _key_facts(report: RunReport) -> list[tuple[str, str]]:
     ]
 
 
+def _stages_title(report: RunReport) -> str:
+    return tables.of_attempt(words.bottleneck_sentence(report), report)
+
+
 def _places(report: RunReport) -> list[tuple[str, str]]:
     return [
         ("shards", words.shards_sentence(report)),
         ("run", words.plain(report.run_id)),
         ("engine key", words.plain(report.engine.key)),
-        ("started", words.plain(report.started_at)),
+        (tables.of_attempt("started", report), words.plain(report.started_at)),
         ("finished", words.plain(report.finished_at)),
         ("output", words.plain(report.output)),
         ("manifest", words.plain(report.manifest)),

@@ -176,14 +176,18 @@ def _cost(report: RunReport) -> Chart:
 
 def _time(report: RunReport) -> Facts:
     interrupted = words.interruption_sentence(report)
+    all_attempts = " (all attempts)" if report.attempts > 1 else ""
     phases = ", ".join(f"{p.name} {words.duration(p.amount)}" for p in words.phases(report))
     return Facts(
         title="When",
         facts=(
-            ("from and to", _span(report.started_at, report.finished_at)),
+            (
+                tables.of_attempt("from and to", report),
+                _span(report.started_at, report.finished_at),
+            ),
             *([("window", window_words.outcome(report.window))] if report.window else []),
-            ("wall clock", words.duration(report.wall_s)),
-            ("phases", phases),
+            ("wall clock", f"{words.duration(report.wall_s)}{all_attempts}"),
+            (tables.of_attempt("phases", report), phases),
             ("attempts", words.count(report.attempts)),
             *([("interruptions", interrupted)] if interrupted else []),
         ),

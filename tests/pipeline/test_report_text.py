@@ -77,6 +77,19 @@ def test_interruptions_are_on_the_terminal_and_in_markdown(a_report: Build) -> N
     assert "interruption" not in printed(a_report())
 
 
+def test_what_is_only_of_the_last_attempt_says_so(a_report: Build) -> None:
+    again = a_report(attempts=2)
+    texts = [" ".join(printed(again).split()), render_markdown(again)]
+    for label in ("phases", "started", "busy 97.1% of its time."):
+        assert all(f"{label} (last attempt)" in text for text in texts), label
+    page = render_html(again)
+    assert "<h2>Where the time went (last attempt)</h2>" in page
+    assert "<dt>Started (last attempt)</dt>" in page
+    once = a_report()
+    for text in (printed(once), render_markdown(once), render_html(once)):
+        assert "last attempt" not in text
+
+
 def test_the_terminal_report_fits_80_columns_without_colour(a_report: Build) -> None:
     text = printed(a_report())
     assert max(len(line) for line in text.splitlines()) <= 80
