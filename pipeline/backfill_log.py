@@ -5,6 +5,7 @@
 
 All of it is create-only. The try that published a date says what all of its attempts cost. The
 report says it where nobody noted such a try; a version that is scored later is not the backfill's.
+Where the tries before say more than either, they count.
 """
 
 from __future__ import annotations
@@ -70,18 +71,19 @@ class BackfillLog:
 
     def spent(self) -> dict[str, float]:
         """Dollars by date, since it began; dates that were published before are not in it."""
-        found: defaultdict[str, float] = defaultdict(float)
-        published: dict[str, float] = {}
+        tried: defaultdict[str, float] = defaultdict(float)
+        whole: dict[str, float] = {}
         for entry in self._tries():
             if entry.status in DONE:
-                published[entry.date] = max(entry.usd, published.get(entry.date, 0.0))
+                whole[entry.date] = max(entry.usd, whole.get(entry.date, 0.0))
             else:
-                found[entry.date] += entry.usd
-        for date in set(self._begun()["dates"]) - set(published):
+                tried[entry.date] += entry.usd
+        for date in set(self._begun()["dates"]) - set(whole):
             report = find_report(self._output, self._job, date)
             if report is not None:
-                published[date] = max(report.cost.usd, found[date])
-        return {**found, **published}
+                whole[date] = report.cost.usd
+        # Tries that ended before they had an engine are in no report.
+        return {date: max(tried[date], whole.get(date, 0.0)) for date in {*tried, *whole}}
 
     def _begun(self) -> dict[str, Any]:
         data = self._output.read(f"{self._folder}/{BEGUN}")

@@ -117,7 +117,10 @@ class Price:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """Wall-clock seconds of the machine times its price; all attempts of the run count."""
+    """Wall-clock seconds of the machine times its price; all attempts of the run count.
+
+    But for those that were stopped before they had an engine: no run knows of them.
+    """
 
     price: Price
     usd: float
@@ -245,10 +248,11 @@ class RunReport:
     shards_reused: int
     """Shards whose parts an earlier, interrupted attempt had committed."""
     attempts: int
+    """That came as far as to have an engine; those stopped before are in no figure."""
     examples_per_sec: float
     """Rows that were scored for it / wall_s: everything included, engine build too."""
     wall_s: float
-    """Wall-clock seconds of all attempts, from process start to publication."""
+    """Wall-clock seconds of all `attempts`, from process start to publication."""
     phases: Phases
     usd_per_100k: float
     cost: Cost

@@ -58,9 +58,10 @@ class Budget:
         Args:
             date: ISO date.
             cost_usd: What it cost.
-            is_whole: Whether that is what all attempts did, or to be added to earlier ones.
+            is_whole: Whether that is what all attempts did, or to be added to earlier ones. What
+                earlier ones cost is spent even if no report knows of them.
         """
         with self._lock:
             self._reserved.pop(date, None)
-            earlier_usd = 0.0 if is_whole else self._spent.get(date, 0.0)
-            self._spent[date] = earlier_usd + cost_usd
+            earlier_usd = self._spent.get(date, 0.0)
+            self._spent[date] = max(earlier_usd, cost_usd) if is_whole else earlier_usd + cost_usd

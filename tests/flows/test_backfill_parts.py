@@ -169,6 +169,8 @@ def test_a_date_that_is_not_published_costs_again_what_its_next_try_does() -> No
     assert budget.spent_usd == 6
     budget.settle("a", 7.0, is_whole=True)
     assert budget.spent_usd == 7
+    budget.settle("a", 5.0, is_whole=True)
+    assert budget.spent_usd == 7, "what no report knows of was spent, too"
 
 
 def test_dates_that_ask_at_the_same_moment_do_not_both_get_the_last_money(

@@ -56,6 +56,14 @@ def test_what_a_later_version_cost_takes_the_place_of_no_try(
     assert log.spent() == {"2026-11-02": 2.25, "2026-11-03": 0.5, "2026-11-04": 1.0}
 
 
+def test_a_try_that_ended_while_the_engine_was_built_is_not_forgotten(tmp_path: Path) -> None:
+    log = BackfillLog(LocalStorage(str(tmp_path)), "users", *PERIOD)
+    log.begin(["2026-11-02"])
+    log.note("2026-11-02", "interrupted", 3.0)
+    log.note("2026-11-02", "published", 2.25)
+    assert log.spent() == {"2026-11-02": 3.0}
+
+
 def test_tries_that_a_killed_process_was_noting_or_that_are_damaged_are_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
