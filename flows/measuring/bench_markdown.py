@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline import report_words as words
+
 Facts = dict[str, Any]
 COLUMNS = ("variant", "batch", "rows/s", "IQR", "base", "p50", "p99", "CPU s", "agree")
 DETAILS = (
@@ -92,7 +94,7 @@ def _short(found: Facts) -> tuple[str, ...]:
         _percent(found),
         f"{latency['p50']:,.1f}",
         f"{latency['p99']:,.1f}",
-        f"{found['cpu_s_per_1000']:,.2f}",
+        words.amount(found["cpu_s_per_1000"]),
         _agreement(found),
     )
 
@@ -139,18 +141,18 @@ def to_markdown(facts: Facts) -> str:
 
 def _details(found: Facts) -> tuple[str, ...]:
     rate, latency, device = found["rows_per_s"], found["latency_ms"], found["device"] or {}
-    memory = device.get("memory_bytes")
+    memory, joules = device.get("memory_bytes"), device.get("joules_per_1000")
     return (
         str(found["batch_size"]),
         f"{rate['median']:,.1f}",
         f"{rate['q1']:,.1f} to {rate['q3']:,.1f}",
         _percent(found),
         *(f"{latency[share]:,.2f}" for share in ("p50", "p95", "p99")),
-        f"{found['cpu_s_per_1000']:,.2f}",
+        words.amount(found["cpu_s_per_1000"]),
         f"{found['peak_rss_bytes'] / 2**20:,.0f}",
         _known(device.get("utilisation"), ".0%"),
         _known(memory and memory / 2**20, ",.0f"),
-        _known(device.get("joules_per_1000"), ",.1f"),
+        "-" if joules is None else words.amount(joules),
         _known(device.get("power_w"), ",.0f"),
         _known(device.get("sm_clock_mhz"), ",.0f"),
         _known(device.get("throttled"), ".0%"),

@@ -115,7 +115,7 @@ def test_the_table_fits_80_columns_and_shows_each_variant_at_its_best(
     assert max(map(len, lines)) <= 80
     header, base, openvino, *_ = lines
     assert header.split() == "variant batch rows/s IQR base p50 p99 CPU s agree".split()
-    assert base.split()[3:] == ["8", "60", "10%", "100%", "1.0", "1,300.0", "31.25", "0.9844"]
+    assert base.split()[3:] == ["8", "60", "10%", "100%", "1.0", "1,300.0", "31.2", "0.9844"]
     assert openvino.split()[2:5] == ["8", "1,122", "10%"]
     assert "1,870%" in openvino
     assert "not run: gpu tensorrt fp16; gpu tensorrt int8: no NVIDIA driver" in " ".join(lines)
@@ -132,6 +132,18 @@ def test_markdown_has_all_batch_sizes_and_the_whole_set_up(facts: dict[str, Any]
     assert [line.split("|")[2].strip() for line in full.splitlines()[2:]] == ["1", "8", "8", "32"]
     for said in ("A <processor>", "torch 2.13.0", "abc1234", "d" * 16, "how openvino int8 is run"):
         assert said in text
+
+
+def test_features_which_cost_microseconds_a_row_are_told_apart(facts: dict[str, Any]) -> None:
+    for each in facts["variants"]:
+        for found in each["measurements"]:
+            found["cpu_s_per_1000"], found["device"]["joules_per_1000"] = 0.00532, 0.0213
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render_bench(facts))
+    assert console.export_text().splitlines()[1].split()[-2] == "0.00532"
+    text = to_markdown(facts)
+    assert text.count("| 0.00532 |") == 2 + 4
+    assert text.count("| 0.0213 |") == 4
 
 
 def test_the_plot_is_well_formed_and_its_bars_are_as_long_as_the_rates(
