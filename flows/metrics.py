@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PERIOD_S = 10.0
 """Prometheus usually looks every 15 to 60 s."""
+DATE = re.compile(rf"^{NIGHT}date_timestamp_seconds{{.*}} (\d+\.\d+)$", re.MULTILINE)
 END = "# EOF\n"
 """OpenMetrics asks for it; to Prometheus it is a comment."""
 
@@ -71,10 +73,15 @@ class MetricsFile:
         self._write(is_working=False, has_failed=self._published is None)
 
     def publish(self, report: RunReport) -> RunReport:
-        """What the night was; the file says so from the end of the block on."""
+        """What the night was; the file says so from the end of the block on.
+
+        A date that was found published long ago does not take the place of a later one.
+        """
         self._published = report
         self._num_rows = self._num_done = report.rows
-        self._night = render_metrics(self._job_name, night_gauges(report))
+        night = render_metrics(self._job_name, night_gauges(report))
+        if report.status == "published" or _date_of(self._night) <= _date_of(night):
+            self._night = night
         return report
 
     def say(self, text: str) -> None:
@@ -137,3 +144,9 @@ class MetricsFile:
             return ""
         begins = (NIGHT, f"# HELP {NIGHT}", f"# TYPE {NIGHT}")
         return "".join(line for line in lines if line.startswith(begins))
+
+
+def _date_of(lines: str) -> float:
+    """Unix time of the night's date; 0 without a night."""
+    found = DATE.search(lines)
+    return float(found[1]) if found else 0.0

@@ -85,6 +85,23 @@ def test_the_last_published_night_stays_while_the_next_one_works_and_fails(
     assert values(path)["night_published_timestamp_seconds"] == published_at
 
 
+def test_a_date_that_was_published_before_takes_the_place_of_no_later_night(
+    job: Job, path: Path
+) -> None:
+    def rows_after(date: str, rows: int, status: str = "already_published") -> float:
+        with MetricsFile(job.name, job.metrics, Told()) as file:
+            file.publish(dataclasses.replace(REPORT, date=date, rows=rows, status=status))
+        now = values(path)
+        assert (now["run_failed"], now["run_rows"]) == (0, rows)
+        return now["night_rows"]
+
+    assert rows_after("2026-11-02", 2) == 2, "the file knew of none"
+    assert rows_after("2026-11-20", 20) == 20
+    assert rows_after("2026-11-01", 1) == 20
+    assert rows_after("2026-11-20", 21) == 21
+    assert rows_after("2026-11-01", 1, "published") == 1, "scored now, by --force"
+
+
 def test_the_file_is_written_at_a_pace_and_leaves_no_drafts(job: Job, path: Path) -> None:
     with MetricsFile(job.name, job.metrics, Told(), period_s=3_600) as file:
         file.start(1_000, 0)
