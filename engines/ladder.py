@@ -233,7 +233,7 @@ class Ladder:
         rows = self._held_out.rows
         ran = [step for step in self._steps if step.accuracy is not None]
         together = {step.name: step.runner for step in ran if step.runner is not None}
-        rates = race(together, rows) if together else {}
+        rates = race(together, rows, self._device.num_threads) if together else {}
         for step in ran:
             assert step.candidate is not None
             if step.name in rates:

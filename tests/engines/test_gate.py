@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.special import rel_entr, softmax
 from sklearn.metrics.pairwise import paired_cosine_distances
 
 from engines.errors import AccuracyError
-from engines.gate import Accuracy, Answers, GateSpec, compare, run_rows
+from engines.gate import Accuracy, Answers, GateSpec, compare, race, run_rows
 from engines.runner import Array, Outputs, TensorSpec
 
 NAN, INF = float("nan"), float("inf")
@@ -302,3 +303,31 @@ def test_any_number_of_rows_is_answered_in_full_batches(num_rows: int) -> None:
     assert set(runner.shapes) == {(4, 2)}
     np.testing.assert_array_equal(answers["double"], rows * 2)
     np.testing.assert_array_equal(answers["sum"][:, 0], rows.sum(axis=1))
+
+
+class Kept:
+    """Stands for a runner that computes for a while, and is kept from the core for another."""
+
+    batch_size = 4
+    outputs = ()
+
+    def __init__(self, computes_s: float, kept_s: float) -> None:
+        self._computes_s, self._kept_s = computes_s, kept_s
+
+    def infer(self, batches: Iterable[object]) -> Iterator[Outputs]:
+        for _ in batches:
+            until = time.thread_time() + self._computes_s
+            while time.thread_time() < until:
+                pass
+            time.sleep(self._kept_s)
+            yield ()
+
+
+def test_on_a_cpu_the_race_counts_what_engines_compute_and_not_who_was_kept_from_it() -> None:
+    """A neighbour's busy second must not choose the engine of all later nights."""
+    runners = {"fast": Kept(0.001, 0.02), "slow": Kept(0.004, 0)}
+    rows = np.zeros((4, 2), np.float32)
+    by_clock, by_work = race(runners, rows), race(runners, rows, 2)  # type: ignore[arg-type]
+    assert by_clock["fast"] < by_clock["slow"]
+    assert by_work["fast"] > by_work["slow"]
+    assert by_work["slow"] <= 2 * 4 / 0.004

@@ -224,7 +224,7 @@ def test_each_thing_that_was_built_otherwise_has_a_key_of_its_own() -> None:
     assert key(dataclasses.replace(CANDIDATE, graph=Path("elsewhere.plan"))) in keys
 
 
-def int8_first(runners: dict[str, object], _: object) -> dict[str, float]:
+def int8_first(runners: dict[str, object], *_: object) -> dict[str, float]:
     # OpenVINO's blobs are the same in another process only; see tests/engines/test_ovino.py.
     return {name: float(name == "onnxruntime int8") for name in runners}
 

@@ -230,7 +230,7 @@ def test_other_calibration_rows_make_another_engine_but_not_another_question(
 ) -> None:
     # Whatever the race says, the int8 engine of OpenVINO wins here.
     monkeypatch.setattr(
-        "engines.ladder.race", lambda r, _: {name: float(name == "openvino int8") for name in r}
+        "engines.ladder.race", lambda r, *_: {name: float(name == "openvino int8") for name in r}
     )
     path = save(linear(), tmp_path / "m.onnx")
     request = request_for(features(path), min_agreement=0.5)
