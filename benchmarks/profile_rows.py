@@ -4,8 +4,10 @@
 
 Scores rows of a job with the very stages of a lane, in this process, with a clock around each step;
 the engine must be in the store (`score engine build`). Steps exclude each other:
-one that calls another is not charged for it. They are wall-clock time of the thread that works,
-which on a quiet machine is CPU time. Writes a Markdown table to standard output.
+one that calls another is not charged for it. They are CPU seconds of the thread that works, which
+others on the machine hardly change; inference is what is left of the process's CPU seconds, as
+OpenVINO computes in threads of its own. What is left of the cores' time is idle, or was taken by
+others. Writes a Markdown table to standard output.
 """
 
 from __future__ import annotations
@@ -61,12 +63,14 @@ STEPS: dict[str, tuple[Any, str]] = {
     "store part and record": (LocalStorage, "create"),
 }
 """Step -> what is timed. `hash the part` is what is left of storing it."""
+STEPS_OF_WRITING = ("build the part", "hash the part", "store part and record")
+IDLE = "idle, or taken by others"
 RUNNERS = {"openvino": OpenVinoRunner, "onnxruntime": OnnxrtRunner}
 """Runtime -> whose `run` is the inference."""
 
 
 class Clock:
-    """Exclusive seconds of nested steps, over all threads."""
+    """Exclusive CPU seconds of nested steps, over all threads."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -80,11 +84,11 @@ class Clock:
             inner: list[float] = getattr(self._open, "inner", [])
             self._open.inner = inner
             inner.append(0.0)
-            started = time.perf_counter()
+            started = time.thread_time()
             try:
                 return work(*args, **kwargs)
             finally:
-                total_s = time.perf_counter() - started
+                total_s = time.thread_time() - started
                 self.seconds[step] += total_s - inner.pop()
                 if inner:
                     inner[-1] += total_s
@@ -95,7 +99,7 @@ class Clock:
 def score(
     job: Job, plan: Plan, engine: StoredEngine, num_rows: int, num_threads: int
 ) -> tuple[dict[str, float], int]:
-    """Score about `num_rows` rows; core seconds of each step, `idle` included, and the rows."""
+    """Score about `num_rows` rows; core seconds of each step, `IDLE` included, and the rows."""
     clock = Clock()
     shards = list(_some(plan.shards, num_rows))
     runner = RUNNERS[engine.manifest.runtime]
@@ -124,19 +128,18 @@ def score(
             core_threads=num_threads,
         )
         clock.seconds.clear()  # opening the engine ran its probe batch
-        started = time.perf_counter()
+        started, cpu_s = time.perf_counter(), time.process_time()
         with ShardScoring(shards, tools) as scoring:
             scored = sum(record.num_rows for record in scoring)
-            elapsed_s = time.perf_counter() - started
+            elapsed_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
             times = scoring.times()
+    del clock.seconds["inference"]  # of the threads that call: they only wait for OpenVINO's
     seconds = {"read": times["read"].cpu_s, **clock.seconds}
-    seconds["write, the rest"] = max(0.0, times["write"].cpu_s - _written(clock))
-    seconds["idle"] = max(0.0, elapsed_s * num_threads - sum(seconds.values()))
+    written_s = sum(clock.seconds[step] for step in STEPS_OF_WRITING)
+    seconds["write, the rest"] = max(0.0, times["write"].cpu_s - written_s)
+    seconds["inference"] = max(0.0, cpu_s - sum(seconds.values()))
+    seconds[IDLE] = max(0.0, elapsed_s * num_threads - cpu_s)
     return seconds, scored
-
-
-def _written(clock: Clock) -> float:
-    return sum(clock.seconds[step] for step in ("build the part", "hash the part"))
 
 
 def _some(shards: Sequence[Shard], num_rows: int) -> Iterator[Shard]:
@@ -172,7 +175,7 @@ def inside_the_engine(engine: StoredEngine) -> dict[str, float]:
 
 def table(seconds: dict[str, float], num_rows: int, shares: dict[str, float]) -> str:
     """Microseconds of a core for a row, the largest step first."""
-    inference = seconds.pop("inference", 0.0)
+    inference, idle_s = seconds.pop("inference", 0.0), seconds.pop(IDLE)
     seconds |= {f"inference: {place}": inference * share for place, share in shares.items()}
     total = sum(seconds.values())
     lines = ["| step | core us a row | share |", "|---|--:|--:|"]
@@ -180,6 +183,7 @@ def table(seconds: dict[str, float], num_rows: int, shares: dict[str, float]) ->
         if value:
             lines.append(f"| {step} | {value / num_rows * 1e6:,.3f} | {value / total:.1%} |")
     lines.append(f"| **all** | {total / num_rows * 1e6:,.3f} | 100 % |")
+    lines.append(f"| {IDLE} | {idle_s / num_rows * 1e6:,.3f} | |")
     return "\n".join(lines)
 
 
