@@ -68,11 +68,12 @@ def _photos(by_name: Mapping[str, Summary]) -> list[Goal]:
             found=_share_of_lowest_cpu(by_name),
             at_least=False,
         ),
+        _of_limit(product),
         _memory(product, 1.5),
         Goal(
             what="start-up with the engine in the store, s",
             asked=5.0,
-            found=product.startup_s if product else None,
+            found=product.startup_s.middle if product and product.startup_s else None,
             at_least=False,
         ),
     ]
@@ -84,6 +85,7 @@ def _features(by_name: Mapping[str, Summary]) -> list[Goal]:
         _faster("Daft", 2.5, by_name, ["daft"]),
         _faster("Ray Data", 5, by_name, ["ray_data"]),
         _faster("Spark", 5, by_name, ["spark"]),
+        _of_limit(by_name.get(PRODUCT)),
         _memory(by_name.get(PRODUCT), 1.0),
     ]
 
@@ -111,9 +113,16 @@ def _lost(by_name: Mapping[str, Summary]) -> float | None:
 
 
 def _share_of_lowest_cpu(by_name: Mapping[str, Summary]) -> float | None:
-    costs = {name: s.cpu_s_per_1000 for name, s in by_name.items() if s.cpu_s_per_1000 is not None}
+    costs = {n: s.cpu_s_per_1000.middle for n, s in by_name.items() if s.cpu_s_per_1000}
     product = costs.pop(PRODUCT, None)
     return product / min(costs.values()) if product is not None and costs else None
+
+
+def _of_limit(product: Summary | None) -> Goal:
+    found = product.of_limit if product else None
+    return Goal(
+        what="of what its stages allow on these cores, start-up aside", asked=0.95, found=found
+    )
 
 
 def _memory(product: Summary | None, asked_gib: float) -> Goal:

@@ -47,7 +47,8 @@ def _bar(summary: Summary, rate: Spread, y: int, scale: float) -> list[str]:
     centre, base_y = y + BAR / 2, y + BAR - 5
     colour = OURS if summary.name == PRODUCT else THEIRS
     name = escape(summary.name)
-    cost = "" if summary.cpu_s_per_1000 is None else f", {summary.cpu_s_per_1000:.3g} CPU s/1,000"
+    cpu_s = summary.cpu_s_per_1000
+    cost = "" if cpu_s is None else f", {cpu_s.middle:.3g} CPU s/1,000"
     return [
         f'<text x="{LEFT - 10}" y="{base_y}" text-anchor="end">{name}</text>',
         f'<rect x="{LEFT}" y="{y}" width="{middle - LEFT:.1f}" height="{BAR}" fill="{colour}"/>',

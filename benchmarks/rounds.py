@@ -46,6 +46,8 @@ class Measured:
     marked_against: str | None
     engine: str | None
     """What the product scored with; None for a peer."""
+    of_limit: float | None = None
+    """Share of what its stages allow together that the product reached; None for a peer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +149,7 @@ def _judge(
     if table.num_rows != expected:
         raise CommandError(f"{table.num_rows:,} rows were written; expected {expected:,}")
     quality, against = marker.mark(contender.name, table) if kind == "full" else (None, None)
-    engine = report.get("engine")
+    engine, limit = report.get("engine"), report.get("limit")
     return Measured(
         rows=table.num_rows,
         seconds=seconds,
@@ -158,6 +160,7 @@ def _judge(
         quality=quality,
         marked_against=against,
         engine=engine and describe_engine(engine),
+        of_limit=limit and limit["reached"],
     )
 
 

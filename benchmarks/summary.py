@@ -28,13 +28,15 @@ class Summary:
     name: str
     rows: int | None
     examples_per_s: Spread | None
-    cpu_s_per_1000: float | None
+    cpu_s_per_1000: Spread | None
     peak_rss_bytes: float | None
-    startup_s: float | None
+    startup_s: Spread | None
     """The whole command on the start-up set."""
     wall_s: float | None
     quality: float | None
     marked_against: str | None
+    of_limit: float | None
+    """See `Measured.of_limit`."""
     other_load_cores: float | None
     num_runs: int
     """Of either kind, failed ones included."""
@@ -53,7 +55,6 @@ def summarise(runs: Sequence[Run]) -> list[Summary]:
 def _summary(name: str, runs: list[Run]) -> Summary:
     full = [run.measured for run in runs if run.measured and run.kind == "full"]
     startup = [run.measured for run in runs if run.measured and run.kind == "startup"]
-    rates = [m.rows / m.seconds for m in full]
 
     def middle(measured: list[Measured], value: Callable[[Measured], float | None]) -> float | None:
         values = [found for m in measured if (found := value(m)) is not None]
@@ -62,20 +63,25 @@ def _summary(name: str, runs: list[Run]) -> Summary:
     return Summary(
         name=name,
         rows=full[0].rows if full else None,
-        examples_per_s=Spread(middle=median(rates), low=min(rates), high=max(rates))
-        if rates
-        else None,
-        cpu_s_per_1000=middle(full, lambda m: m.cpu_s / m.rows * 1000),
+        examples_per_s=_spread([m.rows / m.seconds for m in full]),
+        cpu_s_per_1000=_spread([m.cpu_s / m.rows * 1000 for m in full]),
         peak_rss_bytes=middle(full, lambda m: m.peak_rss_bytes),
-        startup_s=middle(startup, lambda m: m.seconds),
+        startup_s=_spread([m.seconds for m in startup]),
         wall_s=middle(full, lambda m: m.wall_s),
         quality=middle(full, lambda m: m.quality),
         marked_against=full[0].marked_against if full else None,
+        of_limit=middle(full, lambda m: m.of_limit),
         other_load_cores=middle(full, lambda m: m.other_load_cores),
         num_runs=len(runs),
         num_failed=sum(run.error is not None for run in runs),
         errors=tuple(dict.fromkeys(f"{run.kind}: {run.error}" for run in runs if run.error)),
     )
+
+
+def _spread(values: Sequence[float]) -> Spread | None:
+    if not values:
+        return None
+    return Spread(middle=median(values), low=min(values), high=max(values))
 
 
 def fastest_peer(summaries: Sequence[Summary]) -> float | None:
@@ -106,11 +112,11 @@ def _cells(summary: Summary, fastest: float | None) -> list[str]:
     return [
         name + (f" ({_failed(summary)})" if summary.num_failed else ""),
         _known(summary.rows, ","),
-        f"{rate.middle:,.0f} ({rate.low:,.0f} to {rate.high:,.0f})" if rate else "-",
+        _spread_words(rate, ",.0f"),
         _known(rate.middle / fastest if rate and fastest else None, ".2f"),
-        _known(summary.cpu_s_per_1000, ".4g"),
+        _spread_words(summary.cpu_s_per_1000, ".4g"),
         _known(memory / MIB if memory else None, ",.0f"),
-        _known(summary.startup_s, ".2f"),
+        _spread_words(summary.startup_s, ".2f"),
         _known(summary.wall_s, ".2f"),
         _known(summary.quality, ".5g"),
         _known(summary.other_load_cores, ".2f"),
@@ -128,6 +134,13 @@ def failures(summaries: Sequence[Summary]) -> list[str]:
 
 def _failed(summary: Summary) -> str:
     return f"{summary.num_failed} of {summary.num_runs} runs failed"
+
+
+def _spread_words(found: Spread | None, form: str) -> str:
+    if found is None:
+        return "-"
+    low, middle, high = (format(value, form) for value in (found.low, found.middle, found.high))
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def _known(value: float | None, form: str) -> str:
