@@ -198,8 +198,8 @@ def to_markdown(found: dict[Point, list[Found]], where: str, revision: str, num_
     lines = [
         "# How nightscore scales",
         "",
-        f"{where}, revision {revision}. Command: `make bench-scaling`, {num_rounds} interleaved "
-        f"round{'s' * (num_rounds != 1)}, medians.",
+        f"{where}, revision {revision}. Command: `make bench-scaling`, "
+        + ("1 round." if num_rounds == 1 else f"{num_rounds} interleaved rounds, medians."),
         "",
         f"| {' | '.join(HEADINGS)} |",
         "|---|---|" + "--:|" * (len(HEADINGS) - 2),
