@@ -26,6 +26,7 @@ from pipeline.lane_messages import (
     Progress,
 )
 from pipeline.ledger import CommitRecord, Ledger
+from pipeline.overlap import Awaited
 from pipeline.plan import Shard
 from pipeline.poison import try_suspects
 from pipeline.row_groups import max_group_bytes
@@ -194,11 +195,10 @@ def _score(setup: LaneSetup, inbox: Inbox, send: SendMessage, marks: WorkMarks) 
             return
         if tools.core_threads is None:
             send(Measured(measure_ceilings(first, tools)))
-        shards = pass_over_committed(
-            inbox.stream(first), tools.ledger, lambda record: send(Committed(record))
-        )
+        given = Awaited(inbox.stream(first))
+        shards = pass_over_committed(given, tools.ledger, lambda record: send(Committed(record)))
         scoring = opened.enter_context(
-            ShardScoring(shards, tools, lambda ceilings: send(Measured(ceilings)))
+            ShardScoring(shards, tools, lambda ceilings: send(Measured(ceilings)), given)
         )
         stopped = threading.Event()
         reporter = threading.Thread(target=_report, args=(scoring, send, stopped), daemon=True)

@@ -23,6 +23,26 @@ class _End:
         self.error = error
 
 
+class Awaited(Generic[Item]):
+    """Items as they come from elsewhere, and the seconds for which they were waited for."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items = items
+        self.waited_s = 0.0
+
+    def __iter__(self) -> Iterator[Item]:
+        iterator = iter(self._items)
+        while True:
+            started = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.waited_s += time.perf_counter() - started
+            yield item
+
+
 class Stage(Generic[Item]):
     """Runs a generator in its own thread; iterate over the stage for its items, in order.
 
@@ -35,7 +55,7 @@ class Stage(Generic[Item]):
     Args:
         name: For the report and for notes on errors.
         items: The generator; run in the stage's thread from the first moment.
-        upstream: The stage that `items` draws from, if any.
+        upstream: What `items` draws from, if that has to be waited for: the stage before it.
         depth: Items that may wait in the queue.
         count: Rows of an item.
     """
@@ -45,7 +65,7 @@ class Stage(Generic[Item]):
         name: str,
         items: Iterable[Item],
         *,
-        upstream: Stage[object] | None = None,
+        upstream: Stage[object] | Awaited[object] | None = None,
         depth: int = 2,
         count: Callable[[Item], int],
     ) -> None:
@@ -55,7 +75,8 @@ class Stage(Generic[Item]):
         self._count = count
         self._queue: queue.Queue[Item | _End] = queue.Queue(depth)
         self._closed = threading.Event()
-        self._drain_wait_s = 0.0
+        self.waited_s = 0.0
+        """Seconds for which whoever draws from it was blocked."""
         self._total_s = 0.0
         self._put_wait_s = 0.0
         self._cpu_s = 0.0
@@ -67,7 +88,7 @@ class Stage(Generic[Item]):
         while True:
             started = time.perf_counter()
             item = self._get()
-            self._drain_wait_s += time.perf_counter() - started
+            self.waited_s += time.perf_counter() - started
             if isinstance(item, _End):
                 if item.error is not None:
                     raise item.error
@@ -82,7 +103,7 @@ class Stage(Generic[Item]):
 
     def times(self) -> StageTimes:
         """What the stage has done so far; may be called from any thread at any moment."""
-        starved_s = self._upstream._drain_wait_s if self._upstream is not None else 0.0
+        starved_s = self._upstream.waited_s if self._upstream is not None else 0.0
         wait_s = starved_s + self._put_wait_s
         return StageTimes(
             busy_s=max(0.0, self._total_s - starved_s),

@@ -82,16 +82,21 @@ class CoreScoring:
             self._ended = time.perf_counter()
 
     def times(self) -> dict[str, StageTimes]:
-        """Seconds of all threads until now. They wait for rows, or for the writer."""
+        """Seconds of all threads until now. They wait for rows, or for the writer.
+
+        They wait for decoding and inference together: each has its part of that by what it takes.
+        """
         with self._lock:
             num_rows, decode_s, infer_s = self._num_rows, self._decode_s, self._infer_s
         alive_s = 0.0
         if self._started is not None:
             alive_s = (self._ended or time.perf_counter()) - self._started
-        idle_s = max(0.0, alive_s * self._num_threads - decode_s - infer_s)
+        busy_s = decode_s + infer_s
+        idle_s = max(0.0, alive_s * self._num_threads - busy_s)
+        decode_idle_s = idle_s * (decode_s / busy_s if busy_s else 0.5)
         return {
-            "decode": StageTimes(busy_s=decode_s, wait_s=idle_s, items=num_rows),
-            "infer": StageTimes(busy_s=infer_s, wait_s=0.0, items=num_rows),
+            "decode": StageTimes(busy_s=decode_s, wait_s=decode_idle_s, items=num_rows),
+            "infer": StageTimes(busy_s=infer_s, wait_s=idle_s - decode_idle_s, items=num_rows),
         }
 
     def _first_blocks(self, blocks: Iterator[Block | None]) -> Iterator[Block]:

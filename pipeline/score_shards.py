@@ -21,7 +21,7 @@ from pipeline.blocks import Block, DecodedBlock, Decoder, ScoredBlock
 from pipeline.infer import batches_of, infer_blocks
 from pipeline.lane_messages import PoisonRow
 from pipeline.ledger import CommitRecord, Ledger
-from pipeline.overlap import Stage
+from pipeline.overlap import Awaited, Stage
 from pipeline.part import OutputLayout, build_parts
 from pipeline.plan import Shard
 from pipeline.poison import keep_poison_out, lost_to_reading, nulled
@@ -110,6 +110,7 @@ class ShardScoring:
         shards: As they come; None says that there is none for now.
         tools: What they are scored with.
         on_ceilings: Gets the rates of decoder and engine alone, where cores do both.
+        inbox: What `shards` come from, where they have to be waited for: reading is idle meanwhile.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class ShardScoring:
         shards: Iterable[Shard | None],
         tools: ScoringTools,
         on_ceilings: Callable[[Ceilings], None] = lambda _: None,
+        inbox: Awaited[Shard | None] | None = None,
     ) -> None:
         self._stages: dict[str, Stage[Any]] = {}
         self._cores = _core_scoring(tools, on_ceilings)
@@ -126,6 +128,7 @@ class ShardScoring:
         blocks = self._stage(
             "read",
             keep_poison_out(read, tools.poison, tools.decoder.columns),
+            upstream=inbox,
             count=lambda block: block.rows.num_rows,
         )
         if self._cores:
@@ -144,7 +147,7 @@ class ShardScoring:
         name: str,
         items: Iterable[Any],
         *,
-        upstream: Stage[Any] | None = None,
+        upstream: Stage[Any] | Awaited[Any] | None = None,
         count: Any = lambda block: block.num_rows,
     ) -> Stage[Any]:
         stage = Stage(name, items, upstream=upstream, depth=self._depth, count=count)

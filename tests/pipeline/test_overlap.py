@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.overlap import Stage
+from pipeline.overlap import Awaited, Stage
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -18,7 +18,9 @@ def one(_: object) -> int:
     return 1
 
 
-def stage(name: str, items: Iterable[Any], upstream: Stage[Any] | None = None) -> Stage[Any]:
+def stage(
+    name: str, items: Iterable[Any], upstream: Stage[Any] | Awaited[Any] | None = None
+) -> Stage[Any]:
     return Stage(name, items, upstream=upstream, count=one)
 
 
@@ -159,3 +161,17 @@ def test_times_tell_the_busy_stage_from_the_waiting_ones() -> None:
     assert times[2].wait_s > 0.4  # its queue was empty
     assert times[1].wait_s < 0.3
     end(first, second, third)
+
+
+def test_a_first_stage_is_not_busy_while_its_items_have_not_come_yet() -> None:
+    def late() -> Iterator[int]:
+        for item in range(4):
+            time.sleep(0.1)
+            yield item
+
+    given = Awaited(late())
+    first = stage("first", double(given), given)
+    assert list(first) == [0, 2, 4, 6]
+    first.join()
+    assert first.times().wait_s > 0.35
+    assert first.times().busy_s < 0.2

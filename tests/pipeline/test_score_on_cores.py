@@ -294,6 +294,21 @@ def test_times_add_up_to_what_the_threads_had(long_job: Job) -> None:
     assert times["decode"].items == 240
     assert times["decode"].busy_s >= 60 * 0.004
     assert times["infer"].busy_s >= 60 * 0.002
+    shares = times["decode"].busy_share, times["infer"].busy_share
+    assert shares[0] == pytest.approx(shares[1]), "the cores wait for both together"
+
+
+def test_cores_that_wait_for_rows_are_busy_with_nothing(short_job: Job) -> None:
+    def slowly(blocks: list[Block | None]) -> Iterator[Block | None]:
+        for block in blocks:
+            time.sleep(0.05)
+            yield block
+
+    plan = a_plan(short_job)
+    scoring = Slow(decode_s=0.002, infer_s=0.002).scoring(short_job, plan, lambda _: None)
+    list(scoring.score(slowly(blocks_of(short_job, plan, 8))))
+    for stage in scoring.times().values():
+        assert 0 < stage.busy_share < 0.5
 
 
 class DecodeError(Exception):
