@@ -18,7 +18,7 @@ from pipeline.interruptions import earlier_attempts, note_end
 from pipeline.lane import NO_TIME, LaneFigures, add_times
 from pipeline.last_look import Findings, check_before_publication
 from pipeline.ledger import CommitRecord, utc_now
-from pipeline.limit import limit_of, sum_of_ceilings
+from pipeline.limit import bottleneck_of, limit_of, sum_of_ceilings
 from pipeline.publish import (
     check_complete,
     count_reasons,
@@ -33,7 +33,6 @@ from pipeline.report import (
     Phases,
     Price,
     RunReport,
-    StageTimes,
     WindowOutcome,
     report_from_dict,
 )
@@ -154,7 +153,6 @@ def _make_report(
         replay_s=replay_s,
     )
     stages = add_times(lane.times() for lane in lanes)
-    ceilings = sum_of_ceilings(lane.ceilings for lane in lanes)
     engine, engines = engines_of(run, records)
     num_scored = sum(record.num_scored for record in records.values())
     folder = f"{output.uri}/{published_folder(job.name, plan.date)}"
@@ -185,7 +183,7 @@ def _make_report(
         engine=engine,
         engines=engines,
         stages=stages,
-        ceilings=ceilings,
+        ceilings=sum_of_ceilings(lanes),
         bottleneck=bottleneck_of(stages),
         device=_describe(lanes, run, engines),
         started_at=run.attempt.started_at,
@@ -210,11 +208,10 @@ def _make_report(
         scoring_s=score_s + earlier.score_s,
         building_s=build_s + earlier.build_s,
         limit=limit_of(
-            ceilings,
+            lanes,
             stages,
-            cost,
+            price,
             rows=rows_scored,
-            num_lanes=len(lanes),
             num_threads=_num_core_threads(job, lanes),
         ),
     )
@@ -225,11 +222,6 @@ def _outcome(window: Window | None) -> WindowOutcome | None:
         return None
     margin_s = window.margin_s(datetime.datetime.now(datetime.UTC))
     return WindowOutcome(deadline=window.deadline.isoformat(), met=margin_s >= 0, margin_s=margin_s)
-
-
-def bottleneck_of(stages: Mapping[str, StageTimes]) -> str:
-    """The stage that was busy for the longest time."""
-    return max(stages, key=lambda name: stages[name].busy_s, default="none")
 
 
 def _num_core_threads(job: Job, lanes: Sequence[LaneFigures]) -> int | None:

@@ -17,11 +17,18 @@ class StageTimes:
     busy_s: float
     """Working. The stage with the largest share is the bottleneck."""
     wait_s: float
-    """Blocked: its input was empty (the stage before is slow) or its output full (that after)."""
+    """Blocked: its input was empty (the stage before is slow) or its output full (that after).
+    Where cores both decode and infer, each of the two has its part of the time that they wait."""
     items: int
     """Rows that passed; for `write` the rows of committed parts."""
     cpu_s: float = 0.0
     """CPU seconds of the stage's own thread; 0 where threads of others do the work."""
+
+    @property
+    def busy_share(self) -> float:
+        """Share of its time in which it worked."""
+        total_s = self.busy_s + self.wait_s
+        return self.busy_s / total_s if total_s else 0.0
 
     def __add__(self, other: StageTimes) -> StageTimes:
         return StageTimes(
@@ -34,7 +41,10 @@ class StageTimes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ceilings:
-    """Rows per second of single stages alone, measured on this run's own rows and device."""
+    """Rows per second of single stages alone, measured on this run's own rows and device.
+
+    Of all lanes together: one that had nothing to score counts as the others do on average.
+    """
 
     decode_per_sec: float
     """Decoding only: reading, inference and writing stand still."""
@@ -46,19 +56,25 @@ class Ceilings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limit:
-    """What the run's own stages allow together, and how near it came; see pipeline/limit.py."""
+    """What the run's own stages allow together, and how near it came; see pipeline/limit.py.
+
+    All of the attempt that published the run.
+    """
 
     per_sec: float
     """Rows per second that decoder, engine, reading and writing allow on this device."""
     rate_per_sec: float
-    """Rows per second of the lanes from their first row to their last commit: start-up excluded."""
+    """Rows per second of all lanes together from the first row to the last commit: start-up is left
+    out, and so are rows of damaged row groups, which were not decoded."""
     reached: float
     """rate_per_sec / per_sec."""
     bound_by: str
-    """Stage that takes the largest part of the limit."""
+    """Stage that takes the largest part of the limit; or `read` or `write` where decoder and
+    engine waited for it nearly all the time: the limit is then that of the device's work only."""
     gap_usd: float
-    """What the run would have cost less at its limit."""
+    """What the attempt that published would have cost less at its limit."""
     gap_usd_per_100k: float
+    """The same for 100,000 of all the run's rows, as for `usd_per_100k`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,7 +278,7 @@ class RunReport:
     ceilings: Ceilings | None
     """None when no row was scored in this attempt."""
     bottleneck: str
-    """The stage with the largest busy share, or `none`."""
+    """The stage with the largest busy share, or `none`; see pipeline/limit.py."""
     device: str
     """Name of the CPU or GPU, with the number of lanes and threads."""
     started_at: str

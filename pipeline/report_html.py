@@ -242,5 +242,5 @@ def _sentence(text: str) -> str:
 
 
 def _busy_bar(times: StageTimes) -> Markup:
-    busy = words.busy_share(times)
+    busy = times.busy_share
     return bar((busy, "main"), (1 - busy if times.wait_s else 0.0, "rest"))

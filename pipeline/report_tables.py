@@ -25,7 +25,7 @@ def stage_rows(report: RunReport) -> Rows:
             words.duration(times.busy_s),
             words.duration(times.wait_s),
             words.count(times.items),
-            words.percent(words.busy_share(times)),
+            words.percent(times.busy_share),
         )
         for name, times in report.stages.items()
     ]

@@ -160,7 +160,7 @@ def _stages(report: RunReport) -> Table:
         tables.stage_rows(report), report.stages.values(), strict=True
     ):
         style = "bold" if name == report.bottleneck else ""
-        table.add_row(Text(name), _bar(words.busy_share(times)), *numbers, style=style)
+        table.add_row(Text(name), _bar(times.busy_share), *numbers, style=style)
     return table
 
 

@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.report import Price, RunReport, StageTimes
+from pipeline.limit import NEARLY_ALWAYS, waited_for
+from pipeline.report import Price, RunReport
 from pipeline.report_engine import EngineFacts, EngineRows
 
 MAX_MESSAGE_CHARACTERS = 200
+LOST_GROUP = "row_group_"
+"""How the reasons of `pipeline.row_groups.DAMAGES` begin; that module would bring Arrow with it."""
 MARKETS = {"on_demand": "on demand", "spot": "spot", "own": "own price"}
 
 
@@ -124,7 +127,9 @@ def subline(report: RunReport) -> str:
     if is_old(report):
         return f"Nothing was left to do. The run that published {plain(report.date)} took {where}."
     attempts = f", in {report.attempts} attempts" if report.attempts > 1 else ""
-    return f"{where}{attempts}."
+    lost = sum(num for reason, num in reasons(report) if reason.startswith(LOST_GROUP))
+    rows = f" Rate and price count {plural(lost, 'row')} of damaged row groups." if lost else ""
+    return f"{where}{attempts}.{rows}"
 
 
 def is_old(report: RunReport) -> bool:
@@ -132,21 +137,15 @@ def is_old(report: RunReport) -> bool:
     return report.status == "already_published"
 
 
-def busy_share(times: StageTimes) -> float:
-    """Share of a stage's time in which it worked."""
-    total_s = times.busy_s + times.wait_s
-    return times.busy_s / total_s if total_s else 0.0
-
-
 def bottleneck_sentence(report: RunReport) -> str:
     """Which stage bound the run."""
     times = report.stages.get(report.bottleneck)
     if times is None:
         return "No stage ran in this attempt."
-    return (
-        f"The bottleneck was {plain(report.bottleneck)}: "
-        f"busy {percent(busy_share(times))} of its time."
-    )
+    name, share = plain(report.bottleneck), percent(times.busy_share)
+    if times.busy_share < NEARLY_ALWAYS:
+        return f"No stage was busy nearly all the time: {name} was for the most, {share} of it."
+    return f"The bottleneck was {name}: busy {share} of its time."
 
 
 def scoring_per_s(report: RunReport) -> float | None:
@@ -164,13 +163,18 @@ def limit_sentence(report: RunReport) -> str | None:
     limit = report.limit
     if limit is None:
         return None
+    bound_by = plain(limit.bound_by)
+    gap = f"the gap cost {usd(limit.gap_usd_per_100k)} per 100,000 rows"
     if limit.reached >= 1:
-        gap = "no gap to pay for"
+        allowed, gap = "its first blocks let expect", "no gap to pay for"
+    elif limit.bound_by == waited_for(report.stages):
+        allowed, bound_by = "the device's work allows", f"{bound_by}, for which the device waited"
     else:
-        gap = f"the gap cost {usd(limit.gap_usd_per_100k)} per 100,000 rows"
+        allowed = "its stages allow together"
+    where = " (in the attempt that published)" if report.attempts > 1 else ""
     return (
-        f"{percent(min(limit.reached, 1))} of the {amount(limit.per_sec)} rows/s that its stages "
-        f"allow together, bound by {plain(limit.bound_by)}; {gap}."
+        f"{percent(limit.reached)} of the {amount(limit.per_sec)} rows/s that {allowed}, "
+        f"bound by {bound_by}; {gap}{where}."
     )
 
 

@@ -102,6 +102,15 @@ def test_the_headline_says_what_happened(
     assert words.headline(a_report(**changes)) == text
 
 
+def test_rows_that_nobody_could_read_are_told_where_rates_and_prices_count_them(
+    a_report: Callable[..., RunReport],
+) -> None:
+    assert words.subline(a_report()).endswith(" threads.")
+    damaged = a_report(quarantined_by_reason={"row_group_unreadable": 2_000, "truncated": 2})
+    said = words.subline(damaged)
+    assert said.endswith(" threads. Rate and price count 2,000 rows of damaged row groups.")
+
+
 def test_ceilings_are_compared_with_the_speed_while_scoring(
     a_report: Callable[..., RunReport],
 ) -> None:
@@ -172,3 +181,10 @@ def test_replay_is_a_part_of_the_costs_when_there_was_any(
 
 def test_reasons_are_ordered_by_frequency(a_report: Callable[..., RunReport]) -> None:
     assert words.reasons(a_report())[0] == ("format_not_accepted", 3)
+
+
+def test_a_stage_that_often_waited_is_no_bottleneck(a_report: Callable[..., RunReport]) -> None:
+    stages = {"infer": StageTimes(busy_s=7, wait_s=3, items=1)}
+    assert words.bottleneck_sentence(a_report(stages=stages, bottleneck="infer")) == (
+        "No stage was busy nearly all the time: infer was for the most, 70.0% of it."
+    )
