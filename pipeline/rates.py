@@ -6,7 +6,7 @@ A forecast (`simulate.py`) is made of these and of nothing else.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
@@ -27,6 +27,9 @@ benchmarks/2026-11-21-plan-scaling.md; publishing reads the ledger first."""
 class Rates:
     """One night in figures, on machines like that night's."""
 
+    measured_rows: int
+    measured_shards: int
+    """Of the attempt that finished the night, from which all this is; others may have more."""
     rows_per_s: float
     """Of one lane between its first commit and its last: start-up is not in it. With fewer than
     `MIN_TIMED_SHARDS` it is that of all the scoring, which is too low for larger nights."""
@@ -50,6 +53,28 @@ class Rates:
     publish_s: float
     """Checking and publishing, without what grows with the shards."""
     publish_s_per_shard: float
+
+
+def most_telling(reports: Iterable[RunReport]) -> RunReport | None:
+    """Of nights, the newest first: that with shards enough to be timed, or else with most rows.
+
+    Only shards of the attempt that finished a night count; see `measure_rates`.
+    """
+    most: RunReport | None = None
+    for report in reports:
+        if _own_shards(report) >= (1 + MIN_TIMED_SHARDS) * report.num_lanes:
+            return report
+        if most is None or _own_rows(report) > _own_rows(most):
+            most = report
+    return most
+
+
+def _own_shards(report: RunReport) -> int:
+    return report.shards - report.shards_reused
+
+
+def _own_rows(report: RunReport) -> float:
+    return report.rows * _own_shards(report) / report.shards
 
 
 def measure_rates(report: RunReport, records: Mapping[int, CommitRecord], build_s: float) -> Rates:
@@ -79,6 +104,8 @@ def measure_rates(report: RunReport, records: Mapping[int, CommitRecord], build_
     usual_s = OBJECT_PUBLISH_S if is_object else LOCAL_PUBLISH_S
     publish_s, publish_s_per_shard = _split(phases.publish_s, report.shards, usual_s)
     return Rates(
+        measured_rows=num_rows,
+        measured_shards=len(own),
         rows_per_s=rows_per_s,
         spread=spread,
         timed_shards=timed_shards,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 from flows.lanes import GROUPS_PER_LANE
 from flows.planning.plan import plan_facts
 from flows.planning.simulate import (
+    RECENT_DAYS,
     ROWS,
     Measured,
     measure,
-    no_night,
     past_reports,
     source_facts,
+    telling_night,
 )
 from flows.shipped import shipped_config
 from pipeline.config import Job
@@ -24,14 +26,12 @@ from pipeline.cost import InstancePrice, Market, find_price, load_prices
 from pipeline.errors import ConfigError
 from pipeline.fleet import RAY_TASK_S, S3, Fleet
 from pipeline.fleet_search import Forecast, ceilings, fewest_lanes
-from pipeline.rates import Rates
-from pipeline.report import Price
+from pipeline.rates import Rates, most_telling
+from pipeline.report import Price, RunReport
 from pipeline.storage import open_storage
 
 Facts = dict[str, Any]
 
-RECENT_DAYS = 35
-"""How far nights on other machines are looked for."""
 SPOT_INTERRUPTIONS_PER_H = 0.05
 """Assumed: one a day of a machine. AWS lists 5 to 20 in 100 a month for most machines
 (https://aws.amazon.com/ec2/spot/instance-advisor/), but those that are short go together."""
@@ -106,19 +106,20 @@ def fleet_facts(job: Job, date: str, request: FleetRequest) -> Facts:
     facts = plan_facts(job, date)
     output = open_storage(job.output.uri)
     has_engine = facts["engine"] is not None
-    last = next(past_reports(output, job.name, date), None)
-    if last is None:
-        raise no_night(output, job.name, date)
-    base = measure(output, last, engine_cached=has_engine)
-    nights = {last.cost.price.instance: base}
+    last = telling_night(output, job.name, date)
+    alike: dict[str, list[RunReport]] = defaultdict(list)
     for report in past_reports(output, job.name, date, RECENT_DAYS):
-        instance = report.cost.price.instance
-        if instance not in nights:
-            nights[instance] = measure(output, report, engine_cached=has_engine)
+        alike[report.cost.price.instance].append(report)
+    nights = {
+        report.cost.price.instance: measure(output, report, engine_cached=has_engine)
+        for report in (*map(most_telling, alike.values()), last)
+        if report is not None
+    }
+    base = nights[last.cost.price.instance]
     prices = load_prices(Path(shipped_config("prices.yaml")))
     machines = _machines(nights, base, prices, request)
     fleet = {
-        "from": source_facts(last),
+        "from": source_facts(last, base.rates),
         "rates": asdict(base.rates),
         "engine_cached": has_engine,
         "build_s": base.build_s,

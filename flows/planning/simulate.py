@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.lanes import GROUPS_PER_LANE
+from flows.night import price_of
 from flows.planning.plan import plan_facts, render_plan
 from pipeline import report_words as words
 from pipeline.config import Job
@@ -20,7 +21,7 @@ from pipeline.fleet import THREAD_TASK_S, Fleet, Workload
 from pipeline.fleet_search import Forecast, fewest_lanes, forecast
 from pipeline.ledger import Ledger
 from pipeline.publish import find_report
-from pipeline.rates import Rates, measure_rates
+from pipeline.rates import Rates, measure_rates, most_telling
 from pipeline.report import Price, RunReport
 from pipeline.storage import Storage, open_storage
 from pipeline.versions import find_published
@@ -32,6 +33,8 @@ ROWS = (100_000_000, 10_000_000_000)
 MAX_ROWS = 10**12
 DAYS_BACK = 366
 """How far a past night is looked for; each day costs one request."""
+RECENT_DAYS = 35
+"""How far before the last night one is looked for that tells more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,13 +102,15 @@ def simulation_facts(job: Job, date: str, request: SimulationRequest) -> Facts:
     """
     facts = plan_facts(job, date)
     output = open_storage(job.output.uri)
-    report = next(past_reports(output, job.name, date), None)
-    if report is None:
-        raise no_night(output, job.name, date)
+    report = telling_night(output, job.name, date)
     measured = measure(output, report, engine_cached=facts["engine"] is not None)
+    price = _price(job, date, report.cost.price)
+    rates = replace(measured.rates, usd_per_hour=price.usd_per_hour)
+    measured = replace(measured, rates=rates, price=price)
     simulation = {
-        "from": source_facts(report),
-        "rates": asdict(measured.rates),
+        "from": source_facts(report, rates),
+        "price": asdict(price),
+        "rates": asdict(rates),
         "rows_at_risk": measured.rows_at_risk,
         "window_h": request.window_h,
         "interruptions_per_h": request.interruptions_per_h,
@@ -120,27 +125,51 @@ def simulation_facts(job: Job, date: str, request: SimulationRequest) -> Facts:
     return {**facts, "simulation": simulation}
 
 
-def source_facts(report: RunReport) -> Facts:
-    """Of the night whose rates are used."""
+def _price(job: Job, date: str, night: Price) -> Price:
+    """The job's; or the night's, if that is the same for several machines or for a part of one."""
+    price = price_of(job, date)
+    is_same = (night.instance, night.market) == (price.instance, price.market)
+    return night if is_same and night.source.startswith(f"{price.source}; ") else price
+
+
+def source_facts(report: RunReport, rates: Rates) -> Facts:
+    """Of the night whose rates are used; its rows and shards are those that were measured."""
     return {
         "run_id": report.run_id,
         "date": report.date,
         "device": report.device,
-        "rows": report.rows,
-        "shards": report.shards,
+        "rows": rates.measured_rows,
+        "shards": rates.measured_shards,
         "price": asdict(report.cost.price),
     }
+
+
+def telling_night(output: Storage, job: str, date: str) -> RunReport:
+    """The newest night that tells rates; those of a few rows are passed over if another does.
+
+    Raises:
+        ConfigError: No night has been published on that date or in the year before.
+    """
+    last = next(past_reports(output, job, date), None)
+    if last is None:
+        raise no_night(output, job, date)
+    return most_telling(past_reports(output, job, last.date, RECENT_DAYS)) or last
 
 
 def past_reports(
     output: Storage, job: str, date: str, days: int = DAYS_BACK
 ) -> Iterator[RunReport]:
-    """Of published nights that scored rows themselves, `days` back from `date`, last first."""
+    """Of published nights that scored all rows themselves, `days` back from `date`, last first.
+
+    A version that took over rows scored those that the one before could not: few, and others.
+    """
     day = datetime.date.fromisoformat(date)
     for age in range(days + 1):
         past = (day - datetime.timedelta(days=age)).isoformat()
         report = find_report(output, job, past)
-        if report is not None and report.shards > report.shards_reused:
+        if report is None or report.rows_taken_over:
+            continue
+        if report.shards > report.shards_reused:
             yield report
 
 
@@ -235,12 +264,14 @@ def _cells(line: Facts) -> tuple[str, ...]:
 
 def _source(found: Facts) -> str:
     """Whose rates these are, and what they leave out."""
-    price = Price(**found["from"]["price"])
+    price, then = Price(**found["price"]), found["from"]["price"]["instance"]
     each = words.plural(found["rates"]["lanes_per_machine"], "lane")
     lines = [
         *rates_lines(found),
         f"Price: {words.hourly(price)} for {each}; all machines are paid to the end.",
     ]
+    if price.instance != then:
+        lines.append(f"The rates are those of {words.plain(then)}, which that run was on.")
     if found["interruptions_per_h"]:
         lines.append(f"Each machine is taken away {found['interruptions_per_h']:g} times an hour.")
     lines.append("Not in the model: slower machines, and a disk or network that lanes share.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.demo_data import write_users
-from flows.planning.simulate import no_night, parse_counts, past_reports
+from flows.planning.simulate import no_night, parse_counts, past_reports, telling_night
 from pipeline.errors import ConfigError
 from pipeline.local_storage import LocalStorage
+from pipeline.report import RunReport
+from tests.flows.mail_cases import REPORT
 
 SHARD_ROWS = 1_000
 SMALL, LARGE = ("2026-11-20", 40_000), ("2026-11-22", 240_000)
@@ -55,6 +58,13 @@ def test_the_first_night_forecasts_a_larger_one(
     assert four["wall_s"] < one["wall_s"]
     assert four["machines"] == 4
     assert lines[10**10, 1]["hours"] > 4 > lines[LARGE[1], 1]["hours"]
+    assert simulation["price"] == found["price"]
+    assert (simulation["from"]["rows"], simulation["from"]["shards"]) == (SMALL[1], 40)
+    dear = command("plan", LARGE[0], *asked, "--set", "cost.usd_per_hour=3.4", "--json").json
+    ratio = dear["simulation"]["forecasts"][0]["usd"] / simulation["forecasts"][0]["usd"]
+    usual = simulation["from"]["price"]["usd_per_hour"]
+    assert ratio == pytest.approx(3.4 / usual), "the price of the job, not of that night"
+    assert dear["simulation"]["from"]["price"]["usd_per_hour"] == usual
 
     text = command("plan", LARGE[0], *asked).out
     assert f"Rates: run {first['run_id']}" in " ".join(text.split())
@@ -95,6 +105,27 @@ def test_without_a_night_before_there_is_nothing_to_forecast_from(tmp_path: Path
         "take measured rates from. Run `score run JOB --date D` for some date first; a part of "
         "the rows is enough."
     )
+
+
+def published(output: LocalStorage, date: str, **changes: Any) -> RunReport:
+    """A report of a night, where the next ones look for it."""
+    report = dataclasses.replace(REPORT, job="users", date=date, **changes)
+    output.create(f"users/dt={date}/_report.json", report.to_json().encode())
+    return report
+
+
+def test_a_night_of_a_few_rows_or_of_a_few_shards_again_is_passed_over(tmp_path: Path) -> None:
+    output = LocalStorage(str(tmp_path))
+    large = published(output, "2026-11-11", rows=1_000_000, shards=200, shards_reused=0)
+    published(output, "2026-11-19", rows=100, shards=20, shards_reused=19, rows_taken_over=95)
+    tiny = published(output, "2026-11-20", rows=1, shards=1, shards_reused=0)
+    found = [report.date for report in past_reports(output, "users", "2026-11-20")]
+    assert found == [tiny.date, large.date]
+    assert telling_night(output, "users", "2026-11-20").date == large.date
+    assert telling_night(output, "users", "2027-01-20").date == large.date
+    assert telling_night(output, "users", "2026-11-18").date == large.date
+    with pytest.raises(ConfigError, match="no night published"):
+        telling_night(output, "users", "2026-11-10")
 
 
 def test_counts_may_be_written_as_people_do() -> None:

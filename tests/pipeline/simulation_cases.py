@@ -5,6 +5,8 @@ from __future__ import annotations
 from pipeline.rates import Rates
 
 RATES = Rates(
+    measured_rows=51_000,
+    measured_shards=51,
     rows_per_s=100.0,
     spread=0.3,
     timed_shards=50,

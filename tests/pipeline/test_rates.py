@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from pipeline.ledger import CommitRecord, PartFile
-from pipeline.rates import measure_rates
+from pipeline.rates import measure_rates, most_telling
 from pipeline.report import Phases, RunReport
 
 BEGIN = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
@@ -84,6 +84,21 @@ def test_only_the_attempt_that_finished_the_night_counts(
     rates = measure_rates(report, earlier | own, 0)
     assert rates.rows_per_s == pytest.approx(50)
     assert rates.timed_shards == 19
+    assert (rates.measured_rows, rates.measured_shards) == (2_000, 20), "not those of the night"
+
+
+def test_the_newest_night_with_shards_enough_to_be_timed_tells_most(
+    a_report: Callable[..., RunReport],
+) -> None:
+    tiny = a_report(date="2026-11-22", rows=1, shards=1)
+    resumed = a_report(date="2026-11-21", rows=4_000, shards=40, shards_reused=38)
+    whole = a_report(date="2026-11-20", rows=900, shards=9)
+    older = a_report(date="2026-11-19", rows=90_000, shards=90)
+    assert most_telling([tiny, resumed, whole, older]) is whole
+    assert most_telling([tiny, resumed]) is resumed, "none can be timed: that with most rows"
+    four_lanes = a_report(rows=4_000, shards=35, num_lanes=4)
+    assert most_telling([four_lanes, whole]) is whole
+    assert most_telling([]) is None
 
 
 def test_with_few_shards_start_up_counts_as_scoring(a_report: Callable[..., RunReport]) -> None:
