@@ -144,7 +144,7 @@ def bottleneck_sentence(report: RunReport) -> str:
         return "No stage ran in this attempt."
     name, share = plain(report.bottleneck), percent(times.busy_share)
     if times.busy_share < NEARLY_ALWAYS:
-        return f"No stage was busy nearly all the time: {name} was for the most, {share} of it."
+        return f"No stage was busy nearly all the time; {name} most of all: {share} of its time."
     return f"The bottleneck was {name}: busy {share} of its time."
 
 

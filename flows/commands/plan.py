@@ -70,8 +70,9 @@ def plan(  # noqa: PLR0913  # each argument is an option of the command
     """Say what a run would do, from footers alone; nothing is written.
 
     With --simulate also what it, and nights of other sizes, would take on more lanes: from the
-    rates that the last published night of the job measured. With --fleet the cheapest fleet of
-    machines from the price list that scores such nights within --window-h, from a shared store.
+    rates that the last published night of the job measured that had shards enough for it. With
+    --fleet the cheapest fleet of machines from the price list that scores such nights within
+    --window-h, from a shared store.
     """
     from flows.planning.plan import plan_facts, render_plan
     from pipeline.job_file import parse_date

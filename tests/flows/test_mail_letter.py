@@ -99,7 +99,7 @@ def said_by(letter: Letter) -> list[str]:
         "42.7 s (all attempts)",
         "phases (last attempt)",
         "1 interruption; 1,024 rows scored twice",
-        "The bottleneck was decode: busy 83.5% of its time.",
+        "No stage was busy nearly all the time; decode most of all: 83.5% of its time.",
         "engine with copies",
         "the gap cost $0.00175 per 100,000 rows",
         "35.3 J per 1,000 rows (GPU alone)",

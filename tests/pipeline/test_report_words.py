@@ -186,5 +186,5 @@ def test_reasons_are_ordered_by_frequency(a_report: Callable[..., RunReport]) ->
 def test_a_stage_that_often_waited_is_no_bottleneck(a_report: Callable[..., RunReport]) -> None:
     stages = {"infer": StageTimes(busy_s=7, wait_s=3, items=1)}
     assert words.bottleneck_sentence(a_report(stages=stages, bottleneck="infer")) == (
-        "No stage was busy nearly all the time: infer was for the most, 70.0% of it."
+        "No stage was busy nearly all the time; infer most of all: 70.0% of its time."
     )
