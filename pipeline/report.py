@@ -43,7 +43,8 @@ class StageTimes:
 class Ceilings:
     """Rows per second of single stages alone, measured on this run's own rows and device.
 
-    Of all lanes together: one that had nothing to score counts as the others do on average.
+    Of all lanes together: one that had nothing to score counts as the others do on average. On a
+    CPU by CPU seconds: what cores that nobody else takes would do.
     """
 
     decode_per_sec: float

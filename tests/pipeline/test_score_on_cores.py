@@ -145,24 +145,27 @@ def test_a_pause_brings_out_everything_while_ceilings_are_measured_and_later(
 
 
 class Gauge:
-    """Counts how many are inside at once; each stays for `stay_s`."""
+    """Counts how many are inside at once; each computes for `cpu_s`, and is kept as long again."""
 
-    def __init__(self, stay_s: float) -> None:
+    def __init__(self, cpu_s: float) -> None:
         self.most = self._now = 0
-        self._stay_s = stay_s
+        self._cpu_s = cpu_s
         self._lock = threading.Lock()
 
     def visit(self) -> None:
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
-        time.sleep(self._stay_s)
+        until = time.thread_time() + self._cpu_s
+        while time.thread_time() < until:
+            pass
+        time.sleep(self._cpu_s)  # as if another process had the core
         with self._lock:
             self._now -= 1
 
 
 class Slow:
-    """A decoder and a runner of known speed: milliseconds for a batch, on each core."""
+    """A decoder and a runner of known speed: CPU seconds for a batch, on each core."""
 
     def __init__(self, decode_s: float, infer_s: float) -> None:
         self.decoding, self.inferring = Gauge(decode_s), Gauge(infer_s)
