@@ -26,8 +26,10 @@ from pipeline.lane_messages import (
     Finished,
     LaneSetup,
     Measured,
+    Message,
     Progress,
     Suspect,
+    WatchLimits,
 )
 from pipeline.lane_spawn import take_process
 from pipeline.report import Ceilings, StageTimes
@@ -163,7 +165,17 @@ class Lane:
         if self._watchdog is None:
             self._watchdog = Watchdog(self._process, self._marks, setup.limits)
             self._watchdog.start()
-        self._watchdog.limits = setup.limits
+        self._watchdog.limits = self._limits(setup)
+
+    def _limits(self, setup: LaneSetup) -> WatchLimits:
+        """Of the run, by what is known by now of its decoder and its rows."""
+        rates = [setup.limits.rows_per_s]
+        if self.ceilings is not None:
+            num_threads = 1 if self.device.gpu else self.device.num_threads
+            rates.append(self.ceilings.decode_per_sec / num_threads)
+        return dataclasses.replace(
+            setup.limits, rows_per_s=min(rates), patience=self._suspects.patience
+        )
 
     def score(self, shards: Iterable[Shard]) -> list[CommitRecord]:
         """Score shards and wait for their commit records.
@@ -266,23 +278,32 @@ class Lane:
                 message = connection.recv()
             except (EOFError, OSError):
                 break
-            match message:
-                case Measured():
-                    self.ceilings = self.ceilings or message.ceilings
-                case Cleared():
-                    self._suspects.cleared()
-                case Progress():
-                    self._times = message.times
-                case Committed():
-                    self._finish(message.record)
-                case Finished():
-                    self._finished.set()
-                case Failed():
-                    self._fail(message.error)
+            self._heed(message)
         self._taken.reap()
         self._replace_process()
         if self._closing:
             self._finished.set()
+
+    def _heed(self, message: Message) -> None:
+        match message:
+            case Measured():
+                self._measured(message.ceilings)
+            case Cleared():
+                self._suspects.cleared()
+            case Progress():
+                self._times = message.times
+            case Committed():
+                self._finish(message.record)
+            case Finished():
+                self._finished.set()
+            case Failed():
+                self._fail(message.error)
+
+    def _measured(self, ceilings: Ceilings) -> None:
+        with self._lock:
+            self.ceilings = self.ceilings or ceilings
+            if self._setup is not None and self._watchdog is not None:
+                self._watchdog.limits = self._limits(self._setup)
 
     def _finish(self, record: CommitRecord) -> None:
         with self._lock:

@@ -68,10 +68,13 @@ class WatchLimits:
     """Beyond these a lane's process is ended."""
 
     hang_s: float
-    """Seconds for some rows, besides `SLOWNESS` times what their engine should take."""
+    """Seconds for some rows, besides `SLOWNESS` times what they should take."""
     rows_per_s: float
-    """Of one of the lane's threads, or of its device, by what the engine did when it was built."""
+    """Of one of the lane's threads, or of its device: by what the engine did when it was built, or
+    by what the decoder does, if that is slower and known."""
     max_rss_bytes: int
+    patience: float = 1.0
+    """Times `hang_s` for rows that are not tried alone; see `pipeline.suspects`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -139,14 +139,18 @@ def _try_reading(shard: Shard, tools: ScoringTools) -> None:
 def _rows_of(
     shard: Shard, suspects: Sequence[Suspect], tools: ScoringTools
 ) -> Iterator[tuple[Suspect, Block]]:
-    """The rows of each suspect as a block; a block that was in work is one that was read."""
+    """The rows of each suspect as a block; a block that was in work is one that was read.
+
+    Without the rows that are known to do harm: they would end this process, too.
+    """
     wanted = deque(sorted(suspects, key=lambda suspect: suspect.first_row))
-    for block in tools.read([shard]):
+    for block in keep_poison_out(tools.read([shard]), tools.poison, tools.decoder.columns):
         assert block is not None
         end = block.first_row + block.rows.num_rows
         while wanted and wanted[0].first_row < end:
             suspect = wanted.popleft()
             rows = block.rows.slice(suspect.first_row - block.first_row, suspect.num_rows)
-            yield suspect, dataclasses.replace(block, first_row=suspect.first_row, rows=rows)
+            first_row = suspect.first_row
+            yield suspect, dataclasses.replace(block, first_row=first_row, rows=rows, poison={})
         if not wanted:
             return

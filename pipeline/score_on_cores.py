@@ -121,8 +121,6 @@ class CoreScoring:
         outputs, infer_s, _ = _timed(pool, self._infer, decoded)
         # OpenVINO computes in threads of its own; the reader is ahead as far as it may be by now.
         infer_cpu_s = time.process_time() - began_cpu_s
-        for block in measured:
-            self._end(block)
         num_rows = sum(block.rows.num_rows for block in measured)
         self._count(num_rows, decode_s, infer_s)
         # There may be fewer blocks than threads, or one too many; and others may take the cores.
@@ -158,7 +156,9 @@ class CoreScoring:
         bad_rows: dict[int, BadRow] = {}
         self._begin(block)
         firsts = range(0, block.rows.num_rows, self._runner.batch_size)
-        return block, [self._decode_batch(block, first, bad_rows) for first in firsts], bad_rows
+        batches = [self._decode_batch(block, first, bad_rows) for first in firsts]
+        self._end(block)  # until all are decoded it waits
+        return block, batches, bad_rows
 
     def _decode_batch(self, block: Block, first: int, bad_rows: dict[int, BadRow]) -> Array:
         """A full batch from row `first` of a block on; what is bad is noted in `bad_rows`."""
@@ -170,7 +170,10 @@ class CoreScoring:
     def _infer(self, decoded: Decoded) -> list[Outputs]:
         block, batches, bad_rows = decoded
         size = self._runner.batch_size
-        return [self._run(block, k * size, batch, bad_rows) for k, batch in enumerate(batches)]
+        self._mark(block)
+        outputs = [self._run(block, k * size, batch, bad_rows) for k, batch in enumerate(batches)]
+        self._end(block)
+        return outputs
 
     def _run(self, block: Block, first: int, batch: Array, bad_rows: dict[int, BadRow]) -> Outputs:
         """The answers to a batch from row `first` on; what is refused is noted in `bad_rows`."""

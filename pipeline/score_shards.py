@@ -201,6 +201,7 @@ def _begin_marks(blocks: Iterable[Block | None], marks: WorkMarks) -> Iterator[B
 def _end_marks(blocks: Iterable[ScoredBlock], marks: WorkMarks) -> Iterator[ScoredBlock]:
     for block in blocks:
         marks.end(block.shard.index, block.first_row)
+        marks.renew()  # blocks end in order: those behind it, in the decoder or a slot, have waited
         yield block
 
 

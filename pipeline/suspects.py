@@ -8,6 +8,9 @@ from pipeline.lane_messages import PoisonRow, Suspect
 
 MAX_UNEXPLAINED = 2
 """Deaths in a row that no rows explain and that are survived: the next one is no accident."""
+MORE_PATIENCE = 8.0
+"""Healthy rows may be slow: a death as `hung` that no row explains gives the next process so many
+times as long. Three of them then cover a block of 64 rows that each take all the time there is."""
 MAX_POISON_ROWS = 32
 """Rows of a lane that may kill its process: with more, it is not the rows."""
 
@@ -19,11 +22,15 @@ class Suspects:
     halved, down to one row, which is poison: it is never tried again. Shards that were being read
     come first; of those a row group is tried alone, and lost if it kills. A process that is killed
     from outside costs no row: whatever it was at is cleared.
+
+    Attributes:
+        patience: Times as long as at first the next process may be at rows that are not tried.
     """
 
     def __init__(self) -> None:
         self.to_try: list[Suspect] = []
         self.poison: list[PoisonRow] = []
+        self.patience = 1.0
         self._num_unexplained = 0
 
     def died(self, in_work: Sequence[Suspect], reason: str, message: str) -> None:
@@ -36,6 +43,7 @@ class Suspects:
         """
         if not self.to_try:
             self._num_unexplained += 1
+            self.patience *= MORE_PATIENCE if reason == "hung" else 1.0
             self.to_try = sorted(in_work, key=lambda one: not one.is_read)
             return
         suspect = self.to_try[0]
@@ -50,7 +58,7 @@ class Suspects:
         else:
             del self.to_try[0]
             self.poison.append(_poison(suspect, reason, message))
-            self._num_unexplained = 0
+            self._num_unexplained, self.patience = 0, 1.0
 
     def cleared(self) -> None:
         """The first suspect was scored alone, and the process lives."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.lane_messages import WatchLimits
-    from pipeline.work_marks import WorkMarks
+    from pipeline.work_marks import Mark, WorkMarks
 
 PERIOD_S = 0.2
 SLOWNESS = 20.0
@@ -61,11 +61,16 @@ class Watchdog(threading.Thread):
         }
         for mark in marks:
             expected_s = mark.num_rows / self.limits.rows_per_s
-            patience = TRIAL_PATIENCE if mark.is_trial and mark.num_rows > 1 else 1.0
-            if self._ages_s[mark.serial] > patience * self.limits.hang_s + SLOWNESS * expected_s:
+            allowed_s = self._patience(mark) * self.limits.hang_s + SLOWNESS * expected_s
+            if self._ages_s[mark.serial] > allowed_s:
                 took = f"{self._ages_s[mark.serial]:.1f} s for {mark.num_rows:,} rows"
                 return "hung", f"no answer after {took}"
         return None
+
+    def _patience(self, mark: Mark) -> float:
+        if not mark.is_trial:
+            return self.limits.patience
+        return TRIAL_PATIENCE if mark.num_rows > 1 else 1.0
 
     def _greedy(self) -> tuple[str, str] | None:
         rss_bytes = resident_bytes(self._process.pid)

@@ -99,6 +99,13 @@ class WorkMarks:
                 self._slots[number].serial = 0
                 self._free.append(number)
 
+    def renew(self) -> None:
+        """All that is in work has waited for others until now: its time begins."""
+        with self._lock:
+            for number in self._taken.values():
+                self._serial += 1
+                self._slots[number].serial = self._serial
+
     def count(self, num_rows: int) -> None:
         """So many rows have begun to be scored, to be committed if nothing comes between."""
         with self._lock:

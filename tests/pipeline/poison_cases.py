@@ -14,18 +14,21 @@ from pipeline.decode_features import FeatureDecoder
 from pipeline.read import _ShardReader
 from pipeline.screen_images import ImageScreen
 
-CRASH, HANG, EAT = 1001.0, 1002.0, 1003.0
+CRASH, HANG, EAT, SLOW = 1001.0, 1002.0, 1003.0, 1004.0
+SLOW_S = 0.3
 TORN = 10_000.0
 """Added to them in a row's second feature: reading the row group does the harm."""
 """Values of a row's first feature; an image ends with their ASCII digits."""
 
 
 def harm(kind: float) -> None:
-    """Crash, hang, or take all memory."""
+    """Crash, hang, take all memory, or take some time and no harm done."""
     if kind == CRASH:
         os.kill(os.getpid(), signal.SIGSEGV)
     if kind == HANG:
         time.sleep(600)
+    if kind == SLOW:
+        time.sleep(SLOW_S)
     if kind == EAT:
         eaten = []
         while True:

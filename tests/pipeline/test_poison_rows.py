@@ -26,7 +26,7 @@ from pipeline_cases import (
     users,
     write_input,
 )
-from poison_cases import CRASH, EAT, HANG, TORN
+from poison_cases import CRASH, EAT, HANG, SLOW, TORN
 
 from engines.demo_models import write_ranking_onnx
 from engines.devices import this_cpu
@@ -201,6 +201,32 @@ def test_only_the_rows_that_do_harm_are_lost(
     known = {(row.shard * SHARD_ROWS + row.row): row.reason for row in ledger_of(job).poison()}
     assert known == expected
     assert lane.num_restarts <= 6 * len(poison)
+
+
+def test_a_block_of_slow_rows_is_scored_in_the_end_and_costs_no_row(
+    start_lane: Callable[[], Lane], demo: Path, tmp_path: Path
+) -> None:
+    """A block of them takes 2.4 s, more than it may; each of them alone does not."""
+    job = with_poison(demo, tmp_path, dict.fromkeys(range(108, 116), SLOW))
+    plan = a_plan(job)
+    lane = start_lane()
+    lane.open(setup_for(job, plan, limits=dataclasses.replace(LIMITS, hang_s=1.5)))
+    assert sum(record.num_rows for record in lane.score(plan.shards)) == NUM_ROWS
+    assert not quarantined(job)
+    assert not ledger_of(job).poison()
+    assert lane.num_restarts > 0
+
+
+def test_a_row_that_hangs_among_slow_ones_is_the_only_one_that_is_lost(
+    start_lane: Callable[[], Lane], demo: Path, tmp_path: Path
+) -> None:
+    poison = dict.fromkeys(range(108, 116), SLOW) | {111: HANG}
+    job = with_poison(demo, tmp_path, poison)
+    plan = a_plan(job)
+    lane = start_lane()
+    lane.open(setup_for(job, plan, limits=dataclasses.replace(LIMITS, hang_s=1.5)))
+    lane.score(plan.shards)
+    assert quarantined(job) == {111: "hung"}
 
 
 def test_a_resume_does_not_try_known_poison_again(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.lane_messages import PoisonRow, Suspect
-from pipeline.suspects import MAX_POISON_ROWS, MAX_UNEXPLAINED, Suspects
+from pipeline.suspects import MAX_POISON_ROWS, MAX_UNEXPLAINED, MORE_PATIENCE, Suspects
 
 SHARD: Any = SimpleNamespace(index=7)
 
@@ -61,6 +61,23 @@ def test_a_process_that_was_killed_from_outside_costs_no_row() -> None:
     assert not suspects.to_try
     assert not suspects.poison
     assert not suspects.is_hopeless
+
+
+def test_only_a_hang_that_no_row_explains_gives_the_next_process_more_time() -> None:
+    suspects = Suspects()
+    suspects.died([rows(0, 2)], "crashed", "exit code -9 (SIGKILL)")
+    suspects.cleared()
+    assert suspects.patience == 1
+    suspects.died([rows(0, 2)], "hung", "no answer")
+    suspects.died([rows(0, 2)], "hung", "no answer")
+    suspects.cleared()
+    suspects.cleared()
+    suspects.committed()
+    assert suspects.patience == MORE_PATIENCE  # trials do not count
+    suspects.died([rows(2, 1)], "hung", "no answer")
+    suspects.died([rows(2, 1)], "hung", "no answer")
+    assert [row.row for row in suspects.poison] == [2]
+    assert suspects.patience == 1
 
 
 def test_deaths_in_a_row_that_nothing_explains_are_hopeless() -> None:

@@ -135,6 +135,36 @@ def test_suspects_that_are_tried_together_get_less_time() -> None:
     assert looks[1, True] == looks[16, False]
 
 
+def test_more_patience_is_for_rows_that_are_not_tried() -> None:
+    marks = WorkMarks(SPAWN)
+    process = SPAWN.Process(target=time.sleep, args=(60,))
+    looks = {}
+    for patience, is_trial in [(1.0, False), (8.0, False), (1.0, True), (8.0, True)]:
+        limits = WatchLimits(hang_s=2.0, rows_per_s=1e6, max_rss_bytes=1 << 40, patience=patience)
+        dog = Watchdog(process, marks, limits)
+        marks.begin(0, 0, 1, is_trial=is_trial)
+        looks[patience, is_trial] = next(n for n in range(1, 200) if dog._stuck())
+    assert looks[8.0, False] == pytest.approx(8 * looks[1.0, False], abs=8)
+    assert looks[8.0, True] == looks[1.0, True] == looks[1.0, False]
+
+
+def test_what_waited_for_another_block_is_given_its_time_anew() -> None:
+    marks = WorkMarks(SPAWN)
+    dog = Watchdog(
+        SPAWN.Process(target=time.sleep, args=(60,)),
+        marks,
+        WatchLimits(hang_s=10 * PERIOD_S, rows_per_s=1e6, max_rss_bytes=1 << 40),
+    )
+    for first in range(3):
+        marks.begin(0, first, 1)
+    for first in range(2):
+        assert not any(dog._stuck() for _ in range(8))
+        marks.end(0, first)
+        marks.renew()
+    assert [mark.first_row for mark in marks.in_work()] == [2]
+    assert any(dog._stuck() for _ in range(12))
+
+
 def test_a_process_with_nothing_in_work_may_wait_for_ever(start: Callable[..., tuple]) -> None:
     process, marks = start([(0, 16), (0, 0)])
     dog = watched(process, marks, hang_s=PERIOD_S)
