@@ -81,7 +81,10 @@ class DeviceRows(Protocol):
     dtype: np.dtype[Any]
 
     def copy_to(self, pointer: int, stream: int) -> None:
-        """Queue a copy of all rows to device address `pointer` on the CUDA stream `stream`."""
+        """Copy all rows to device address `pointer`, for what follows on the CUDA stream `stream`.
+
+        The copy is queued, or done when this returns.
+        """
 
 
 def check_batch(batch: Array | DeviceRows, spec: TensorSpec) -> Array:

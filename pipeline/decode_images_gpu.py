@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from nvidia.dali import fn, pipeline_def, types
 
+from engines.errors import CudaError
 from pipeline.block_size import BLOCKS_IN_DALI
 from pipeline.blocks import Array, BadRow, Decoder, Inputs
 from pipeline.config import ImagesInput
@@ -52,7 +53,7 @@ class DaliRows:
         self._output = output
 
     def copy_to(self, pointer: int, stream: int) -> None:
-        """See `engines.runner.DeviceRows`."""
+        """See `engines.runner.DeviceRows`; `outputs` had no stream: the host waits for the copy."""
         self._output.copy_to_external(
             ctypes.c_void_p(pointer), cuda_stream=ctypes.c_void_p(stream), non_blocking=True
         )
@@ -119,6 +120,15 @@ class GpuImageDecoder(Decoder):
             pipeline.outputs()
         return pipeline
 
+    def _rebuild(self) -> Any:
+        try:
+            return self._build()
+        except DALI_ERRORS as error:
+            raise CudaError(
+                f"DALI: {one_line(error)}, in a new pipeline after {self._failure}; expected one "
+                "that decodes. The device may need a new process; see the driver's log."
+            ) from error
+
     def _make_pipeline(self) -> Any:
         return whole_image_graph(
             "mixed",
@@ -147,7 +157,7 @@ class GpuImageDecoder(Decoder):
         """Decode blocks of at most `block_rows` images; see `pipeline.blocks.Decoder`.
 
         Raises:
-            RuntimeError: The GPU cannot decode even a placeholder.
+            CudaError: After an error the GPU cannot decode even a placeholder.
         """
         in_flight: deque[_Block] = deque()
         try:
@@ -167,7 +177,7 @@ class GpuImageDecoder(Decoder):
 
     def _start(self, block: _Block) -> None:
         if self._pipeline is None:
-            self._pipeline = self._build()
+            self._pipeline = self._rebuild()
             self._generation += 1
         block.generation = self._generation
         self._pipeline.feed_input("encoded", block.screened.encoded)

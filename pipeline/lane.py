@@ -21,6 +21,7 @@ from pipeline.lane_messages import (
     Binding,
     Cleared,
     Committed,
+    DeviceLost,
     Drain,
     Failed,
     Finished,
@@ -126,6 +127,7 @@ class Lane:
         self._taken = taken = take_process()
         self._process, self._connection, self._marks = taken.process, taken.connection, taken.marks
         self._watchdog: Watchdog | None = None
+        self._last_words = ""
         device = self.device
         gpu_uuid = device.gpu.uuid if device.gpu else None
         self._send(Binding(gpu_uuid=gpu_uuid, cores=device.cores, ahead=self._ahead))
@@ -296,6 +298,8 @@ class Lane:
                 self._finish(message.record)
             case Finished():
                 self._finished.set()
+            case DeviceLost():
+                self._last_words = f": {message.why}"
             case Failed():
                 self._fail(message.error)
 
@@ -364,7 +368,7 @@ class Lane:
         code = self._process.exitcode or 0
         with suppress(ValueError):
             return "crashed", f"exit code {code} ({signal.Signals(-code).name})"
-        return "crashed", f"exit code {code}"
+        return "crashed", f"exit code {code}{self._last_words}"
 
 
 def modules_ahead(job: Job, device: LaneDevice) -> tuple[str, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 
+from engines.errors import CudaError
 from engines.load import open_runner
 from pipeline.block_size import QUEUE_DEPTH, block_rows
 from pipeline.blocks import Decoder
@@ -17,6 +19,7 @@ from pipeline.errors import portable
 from pipeline.lane_messages import (
     Cleared,
     Committed,
+    DeviceLost,
     Drain,
     Failed,
     Finished,
@@ -36,9 +39,11 @@ from pipeline.score_shards import (
     measure_ceilings,
     score_alone,
 )
-from pipeline.start_up import keep_pandas_out
+from pipeline.start_up import keep_pandas_out, leave
 from pipeline.storage import open_storage
 from pipeline.work_marks import WorkMarks
+
+log = logging.getLogger(__name__)
 
 PROGRESS_PERIOD_S = 0.25
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -46,6 +51,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BLOCK_BYTES = 32 << 20
 """Larger blocks still come and go as pages: glibc's own upper bound for its dynamic threshold."""
 KEPT_HEAP_BYTES = 128 << 20
+EXIT_DEVICE_LOST = 3
 
 SendMessage = Callable[[Message], None]
 
@@ -73,6 +79,10 @@ def _score_run(setup: LaneSetup, connection: Connection, marks: WorkMarks) -> bo
     receiver.start()
     try:
         _score(setup, inbox, send, marks)
+    except CudaError as error:  # it stays: every later call of this process would fail, too
+        log.error("%s", error)
+        send(DeviceLost(str(error)))
+        leave(EXIT_DEVICE_LOST)
     except Exception as error:  # the boundary of the process: the parent raises it again
         send(Failed(portable(error)))
         return False

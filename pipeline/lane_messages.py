@@ -138,4 +138,11 @@ class Failed:
     error: Exception
 
 
-Message = Measured | Cleared | Progress | Committed | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class DeviceLost:
+    """The device serves this process no more, which ends; another one may be served."""
+
+    why: str
+
+
+Message = Measured | Cleared | Progress | Committed | Finished | Failed | DeviceLost

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from engines.errors import CudaError
 from pipeline.blocks import BadRow, Block
 from pipeline.lane_messages import PoisonRow, Suspect
 from pipeline.plan import LostRows, Shard
@@ -104,8 +104,12 @@ def try_suspects(
                 is_warm = True
             where = suspect.shard.index, suspect.first_row
             tools.marks.begin(*where, suspect.num_rows, is_trial=True)
-            with suppress(Exception):  # an engine that refuses a row survives it
+            try:
                 deque(score([block]), maxlen=0)
+            except CudaError:  # the device is lost to this process
+                raise
+            except Exception:  # an engine that refuses a row survives it
+                pass
             tools.marks.end(*where)
             on_cleared()
 

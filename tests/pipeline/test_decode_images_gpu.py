@@ -21,6 +21,7 @@ from device_cases import STREAM, SlotRunner
 from PIL import Image
 from pipeline_cases import LAYOUT, LIMITS, a_job, encoded, images_data, photo
 
+from engines.errors import CudaError
 from pipeline.block_size import BLOCKS_IN_DALI, whole_batches
 from pipeline.blocks import Array, DecodedBlock
 from pipeline.config import ImagesInput
@@ -296,6 +297,30 @@ def test_a_gpu_that_cannot_decode_a_placeholder_ends_it() -> None:
 
     with pytest.raises(RuntimeError, match="CUDA error 700"), open_decoder(OnDead):
         pass
+
+
+def test_a_gpu_that_is_lost_in_mid_run_is_told_as_what_it_is() -> None:
+    made: list[OnCpu] = []
+
+    class Lost(OnCpu):
+        def outputs(self) -> tuple[DeviceOutput]:
+            if self is not made[0]:
+                raise RuntimeError("CUDA error 700")
+            return super().outputs()
+
+        def __init__(self, pipeline: Any) -> None:
+            super().__init__(pipeline)
+            made.append(self)
+
+    class OnLost(Decoder):
+        wrap = Lost
+
+    blocks = [column(*GOOD[:4], damaged(1)), column(*GOOD[:5])]
+    with (
+        pytest.raises(CudaError, match=r"DALI: .*CUDA error 700.*new process"),
+        open_decoder(OnLost) as decoder,
+    ):
+        list(decoder.decode_blocks(blocks))
 
 
 def test_more_images_than_a_batch_are_our_own_defect(decoder: Decoder) -> None:

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pipeline_cases import LAYOUT, a_job, a_plan, job_data, users, write_input
-from staged_cases import BLOCK_ROWS, SLOW, WAS_UNLUCKY
+from staged_cases import BLOCK_ROWS, BROKEN, SLOW, UNLUCKY, WAS_UNLUCKY
 
+from pipeline.errors import LaneError
 from pipeline.lane import Lane, LaneDevice
 from pipeline.lane_messages import LaneSetup, WatchLimits
 from pipeline.ledger import Ledger
@@ -83,3 +84,31 @@ def test_blocks_that_wait_behind_a_slow_decoder_are_not_hung(
     assert lane.ceilings is not None
     assert lane._watchdog is not None
     assert lane._watchdog.limits.rows_per_s == lane.ceilings.decode_per_sec  # the engine is faster
+
+
+def test_a_device_that_is_lost_once_costs_a_process_and_no_row(
+    a_lane: Callable[..., tuple[Lane, Plan]], tmp_path: Path
+) -> None:
+    lane, plan = a_lane({250: UNLUCKY}, hang_s=60)
+    assert sum(record.num_scored for record in lane.score(plan.shards)) == NUM_ROWS
+    assert lane.num_restarts == 1
+    assert not quarantined(tmp_path)
+
+
+def test_a_row_that_costs_the_device_is_found_and_quarantined(
+    a_lane: Callable[..., tuple[Lane, Plan]], tmp_path: Path
+) -> None:
+    lane, plan = a_lane({250: BROKEN}, hang_s=60)
+    assert sum(record.num_scored for record in lane.score(plan.shards)) == NUM_ROWS - 1
+    ((row, found),) = quarantined(tmp_path).items()
+    assert (row, found["reason"]) == (250, "crashed")
+    assert "cudaErrorIllegalAddress" in found["message"]
+
+
+def test_a_device_that_serves_no_process_ends_the_lane_in_its_words(
+    a_lane: Callable[..., tuple[Lane, Plan]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.suspects.MAX_POISON_ROWS", 0)
+    lane, plan = a_lane(dict.fromkeys(range(NUM_ROWS), BROKEN), hang_s=60)
+    with pytest.raises(LaneError, match="exit code 3: CUDA, cudaEventSync"):
+        lane.score(plan.shards)
