@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.devices import Gpu
 from engines.gpu_runtimes import INSTALL_HINT, tensorrt_problem, torch_problem
 from engines.nvml import FoundGpu, discover
 from pipeline.config import Job
@@ -52,11 +53,21 @@ def lane_devices(job: Job) -> list[LaneDevice]:
         return _cpu_lanes(job)
     elif tensorrt:
         name = gpus[0].gpu.name
-        if torch := torch_problem(gpus[0].gpu):
-            log.warning("%s: %s, and %s; the CPU is used.", name, tensorrt, torch)
+        if torch := no_torch_because(job, gpus[0].gpu):
+            log.warning("%s: %s, and %s; the CPU is used. %s", name, tensorrt, torch, INSTALL_HINT)
             return _cpu_lanes(job)
         log.warning("%s: %s; torch in fp16 is used. %s", name, tensorrt, INSTALL_HINT)
     return _gpu_lanes(job, gpus)
+
+
+def no_torch_because(job: Job | None, gpu: Gpu) -> str | None:
+    """Why torch cannot score a job's rows on a GPU, as a clause; None: nothing speaks against it.
+
+    Without a job: those of a job whose model is torch's.
+    """
+    if job is not None and job.model.source.endswith(".onnx"):
+        return "torch runs no ONNX model"
+    return torch_problem(gpu)
 
 
 def start_lanes(job: Job, map_groups: MapGroups | None = None) -> Lanes:

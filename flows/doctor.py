@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.devices import VNNI, this_cpu
-from engines.gpu_runtimes import INSTALL_HINT, tensorrt_problem, torch_problem
+from engines.gpu_runtimes import INSTALL_HINT, tensorrt_problem
 from engines.keys import installed_version
 from engines.masking import masked
 from engines.nvml import FoundGpu
-from flows.devices import NUMA_NODES, num_cores, usable_gpus
+from flows.devices import NUMA_NODES, no_torch_because, num_cores, usable_gpus
 from flows.doctor_checks import job_checks, machine_checks
 from pipeline.config import Job
 from pipeline.report_words import plain
@@ -56,7 +56,7 @@ def doctor_facts(job: Job | None = None) -> Facts:
         "gpus": [_gpu_info(found) for found in gpus],
         "no_gpu_because": why_none,
         "no_tensorrt_because": why_none or tensorrt_problem(gpus[0].gpu),
-        "no_torch_on_gpu_because": why_none or torch_problem(gpus[0].gpu),
+        "no_torch_on_gpu_because": why_none or no_torch_because(job, gpus[0].gpu),
         "packages": {name: installed_version(name) for name in PACKAGES},
         "checks": [
             asdict(check) for check in (*machine_checks(), *(job_checks(job) if job else ()))

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from engines.devices import Gpu
 from engines.gpu_runtimes import torch_cuda, torch_problem
 from engines.nvml import discover
-from flows.devices import lane_devices, share_cores, usable_gpus
+from flows.devices import lane_devices, no_torch_because, share_cores, usable_gpus
 from flows.doctor import doctor_facts, render_doctor
 from pipeline.config import Job
 from pipeline.errors import ConfigError
@@ -30,12 +31,12 @@ def no_siblings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("flows.devices.CPUS", tmp_path / "cpu")
 
 
-def a_job(device: str, threads: int | None = None) -> Job:
+def a_job(device: str, threads: int | None = None, source: str = "m.onnx") -> Job:
     return Job.model_validate(
         {
             "name": "j",
             "input": {"uri": "in", "passthrough": ["id"], "images": {"column": "image"}},
-            "model": {"source": "m.onnx"},
+            "model": {"source": source},
             "output": {"uri": "out"},
             "cost": {"instance": "c6i.large"},
             "lanes": {"device": device, "threads": threads},
@@ -248,7 +249,8 @@ def test_auto_without_tensorrt_falls_back_to_torch_on_the_gpu(
     use_nvml(monkeypatch, a_gpu())
     install(monkeypatch, tensorrt=None, cuda_bindings="13.5.0")
     torch_built_for(monkeypatch, tmp_path, "13.0")
-    assert [lane.name for lane in lane_devices(a_job("auto"))] == ["gpu0"]
+    job = a_job("auto", source="my_package:model")
+    assert [lane.name for lane in lane_devices(job)] == ["gpu0"]
     assert "TensorRT is not installed; torch in fp16 is used." in caplog.text
 
 
@@ -258,11 +260,30 @@ def test_auto_without_tensorrt_and_cuda_torch_uses_the_cpu_and_says_why(
     use_nvml(monkeypatch, a_gpu())
     install(monkeypatch, tensorrt=None)
     torch_built_for(monkeypatch, tmp_path, None)
-    assert [lane.name for lane in lane_devices(a_job("auto"))] == ["cpu"]
+    job = a_job("auto", source="my_package:model")
+    assert [lane.name for lane in lane_devices(job)] == ["cpu"]
     assert (
         "NVIDIA H200: TensorRT is not installed, and the installed torch has no CUDA; "
         "the CPU is used." in caplog.text
     )
+
+
+def test_auto_without_tensorrt_scores_an_onnx_model_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_nvml(monkeypatch, a_gpu())
+    install(monkeypatch, tensorrt=None, cuda_bindings="13.5.0")
+    torch_built_for(monkeypatch, tmp_path, "13.0")
+    assert [lane.name for lane in lane_devices(a_job("auto"))] == ["cpu"]
+    because = "TensorRT is not installed, and torch runs no ONNX model"
+    assert f"NVIDIA H200: {because}; the CPU is used. pip install" in caplog.text
+    assert no_torch_because(a_job("auto"), a_gpu_of_this_machine()) == "torch runs no ONNX model"
+    assert no_torch_because(None, a_gpu_of_this_machine()) is None
+
+
+def a_gpu_of_this_machine() -> Gpu:
+    (found,) = discover().gpus
+    return found.gpu
 
 
 def test_torch_on_a_gpu_needs_the_bindings_of_a_cuda_that_the_driver_knows(
