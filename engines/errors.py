@@ -69,8 +69,11 @@ def raise_if_short(error: Exception) -> None:
     """Raise an error that says nothing of the candidate, or it would be left out for good.
 
     Raises:
+        CudaError: The device serves this process no more: all other candidates would fail, too.
         MemoryError: There is too little memory just now.
         OSError: A disk is full or fails, or too many files are open.
     """
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SHORT):
+    if isinstance(error, CudaError | MemoryError) or (
+        isinstance(error, OSError) and error.errno in SHORT
+    ):
         raise error

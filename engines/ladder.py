@@ -48,8 +48,9 @@ RUNGS = {
         ("torch", "fp16"),
     ),
 }
-LAST_RUNG = {"gpu": ("tensorrt", "fp32")}
-"""Tried where nothing else passes: fp16 rounds the rows too, ids above 2,048 and incomes, say."""
+LAST_RUNGS = {"cpu": (), "gpu": (("tensorrt", "fp32"), ("torch", "fp32"))}
+"""Tried one by one where nothing else passes: fp16 rounds the rows too, ids above 2,048 and
+incomes, say."""
 MOST_SHRUNK = 16
 """A batch that is so much smaller is no remedy for a lack of memory: a build takes minutes."""
 FEWER_BITS = "weights of 7 bits: without VNNI, sums of products with 8 are cut off"
@@ -163,9 +164,9 @@ class Ladder:
             else:
                 self._climb_to(step, wanted, reference)
         self._mix(wanted, reference)
-        if self._device.kind in LAST_RUNG and not any(map(self._passes, self._steps)):
-            runtime, precision = LAST_RUNG[self._device.kind]
-            self._climb_to(_Step(runtime=runtime, precision=precision), wanted, reference)
+        for runtime, precision in LAST_RUNGS[self._device.kind]:
+            if not any(map(self._passes, self._steps)):
+                self._climb_to(_Step(runtime=runtime, precision=precision), wanted, reference)
         self._race()
         return self._choose(found.candidate)
 

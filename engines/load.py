@@ -47,7 +47,8 @@ def make_runner(
     if runtime == "torch":
         from engines.torch_run import TorchMode, TorchRunner
 
-        mode = TorchMode(device="cuda" if device.kind == "gpu" else "cpu")
+        # TF32 has no more digits than fp16: fp32 is for rows that need them.
+        mode = TorchMode(device="cuda" if device.kind == "gpu" else "cpu", allows_tf32=False)
         return TorchRunner(graph, input, outputs, device.num_threads, mode)
     if runtime == "tensorrt" and isinstance(device, Gpu):
         from engines.tensorrt_run import TensorRtRunner

@@ -35,6 +35,8 @@ class TorchMode:
     """Images and convolution weights in memory as NHWC, as the rows come; otherwise as NCHW."""
     is_serial: bool = False
     """On the CPU: one batch after the other, each on all threads, as torch does by itself."""
+    allows_tf32: bool = True
+    """On a GPU: float32 may be multiplied with 10 bits of mantissa, as torch does convolutions."""
 
 
 class TorchRunner:
@@ -79,6 +81,8 @@ class TorchRunner:
         """
         import torch
 
+        if not self._mode.allows_tf32:  # for all of the process
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         gpu = TorchGpu() if self._mode.device == "cuda" else None
         module = gpu.load(self._program) if gpu else load_program(self._program)
         if self._mode.is_channels_last:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ import pytest
 from engines.calibrate import Method
 from engines.candidates import CPU_BATCH_FEATURES, Candidate, CandidateFactory
 from engines.devices import Device, this_cpu
-from engines.errors import AccuracyError, BuildError, OutOfDeviceMemoryError
+from engines.errors import AccuracyError, BuildError, CudaError, OutOfDeviceMemoryError
 from engines.gate import Answers, GateSpec, run_rows
 from engines.ladder import FEWER_BITS, RUNGS, Choice, HeldOut, Ladder
 from engines.manifest import Rung
@@ -376,6 +377,38 @@ def test_where_fp16_cannot_tell_the_rows_apart_fp32_scores_on_a_gpu_too(
         assert rungs[name].failures, name
     assert rungs["tensorrt fp32"].accuracy is not None
     assert rungs["tensorrt fp32"].accuracy.agreement == 1.0
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_without_tensorrt_fp32_scores_by_torch(tmp_path: Path, opened: ExitStack) -> None:
+    class Rounding(GpuFactory):
+        def make(self, runtime: str, precision: str, *args: Any) -> Candidate:
+            if (runtime, precision) == ("torch", "fp16"):
+                self.asked.append("torch fp16")
+                raise BuildError("incomes beyond 65,504")
+            return super().make(runtime, precision, *args)
+
+    net, _ = gpu_net(tmp_path)
+    factory = Rounding(net.spec, feature_rows(128, seed=1), "max", net.folder)
+    factory.refuses = ("tensorrt",)
+    choice = climb(replace(net, factory=factory), opened, device=GPU)
+    assert factory.asked == [*GPU_RUNGS, "tensorrt fp32", "torch fp32"]
+    assert choice.rung.name == "torch fp32"
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("when", ["judged", "timed"])
+def test_a_device_that_is_lost_ends_the_climb_with_its_own_reason(
+    tmp_path: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def lost(*_: object) -> Any:
+        raise CudaError("cudaErrorIllegalAddress")
+
+    monkeypatch.setattr(f"engines.ladder.{'run_rows' if when == 'judged' else 'race'}", lost)
+    net, factory = gpu_net(tmp_path)
+    with pytest.raises(CudaError, match="cudaErrorIllegalAddress"):
+        climb(net, opened, device=GPU)
+    assert factory.asked == (GPU_RUNGS[:1] if when == "judged" else GPU_RUNGS)
 
 
 @pytest.mark.usefixtures("on_gpu")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +270,30 @@ def test_a_file_that_is_no_archive_is_said(tmp_path: Path) -> None:
     runner = TorchRunner(path, input_spec(PICTURES, BATCH), (), 2, EAGER)
     with pytest.raises(EngineCorruptError, match=r"expected an archive of torch\.export"), runner:
         pytest.fail("it was loaded")
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """Allowed, for all of the process; at the end as before."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
+@pytest.mark.usefixtures("tf32")
+def test_an_engines_fp32_is_not_rounded_to_tf32(
+    program: tuple[Path, tuple[TensorSpec, ...]],
+) -> None:
+    rows = input_spec(PICTURES, BATCH)
+    with TorchRunner(program[0], rows, program[1], 1, EAGER):
+        assert torch.backends.cudnn.allow_tf32
+    with TorchRunner(program[0], rows, program[1], 1, replace(EAGER, allows_tf32=False)):
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32
+    engine = make_runner("torch", program[0], rows, program[1], this_cpu(1))
+    assert isinstance(engine, TorchRunner)
+    assert not engine._mode.allows_tf32
