@@ -162,7 +162,7 @@ class CudaStreams:
         runtime = self._runtime
         if error == runtime.cudaError_t.cudaSuccess:
             return values[0] if values else None
-        runtime.cudaGetLastError()  # else the next library that asks, such as torch, trips over it
+        runtime.cudaGetLastError()  # else whoever asks cuda-bindings' runtime next is told of it
         found = f"CUDA, {call.__name__}: {_describe(runtime, error)}; expected success. "
         if error == runtime.cudaError_t.cudaErrorMemoryAllocation:
             raise OutOfDeviceMemoryError(found + "Use a smaller batch, or fewer lanes per device.")

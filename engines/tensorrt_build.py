@@ -30,6 +30,8 @@ NUM_MESSAGES = 200
 """Of the log, the last of which are kept."""
 OUT_OF_MEMORY = ("out of memory", "outofmemory", "could not be allocated", "insufficient memory")
 """What TensorRT's messages say when memory ran out; it has no error code for it."""
+NO_KERNEL = "could not find any implementation"
+"""What the builder says of a layer whose kernels it has all passed over."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,8 +92,15 @@ class Log:
         self.errors.clear()
 
     def failure(self, what: str) -> EngineError | None:
-        """OutOfDeviceMemoryError if that is what the messages say; for `what`, such as a build."""
-        for message in (*self.errors, *self.warnings):
+        """OutOfDeviceMemoryError if that is what the messages say; for `what`, such as a build.
+
+        Warnings tell of kernels that were passed over, which is usual: they count where the errors
+        say no more than that a layer was left without any.
+        """
+        messages = list(self.errors)
+        if all(NO_KERNEL in error.lower() for error in self.errors):
+            messages += self.warnings
+        for message in messages:
             if any(sign in message.lower() for sign in OUT_OF_MEMORY):
                 return OutOfDeviceMemoryError(
                     f"{what}: out of device memory ({_first_line(message)}); expected enough for "

@@ -36,6 +36,8 @@ from engines.torch_program import load_program
 if TYPE_CHECKING:
     import torch
 
+NO_ROOM_FOR_CUBLAS = "CUBLAS_STATUS_ALLOC_FAILED"
+"""In what torch says when cuBLAS finds no memory for its handle: a RuntimeError without a class."""
 Module = Callable[..., Any]
 """Takes rows on the device, gives a dict of tensors there."""
 
@@ -185,13 +187,15 @@ def _own_errors() -> Iterator[None]:
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfDeviceMemoryError(
-            f"torch: {shown(error)}; expected room on the device. Use a smaller batch, or fewer "
-            "lanes per device."
-        ) from error
-    except torch.AcceleratorError as error:
-        raise CudaError(
-            f"torch: {shown(error)}; expected success. The device may need a new process; see the "
-            "driver's log."
-        ) from error
+    except RuntimeError as error:  # torch's own are such
+        if isinstance(error, torch.OutOfMemoryError) or NO_ROOM_FOR_CUBLAS in str(error):
+            raise OutOfDeviceMemoryError(
+                f"torch: {shown(error)}; expected room on the device. Use a smaller batch, or "
+                "fewer lanes per device."
+            ) from error
+        if isinstance(error, torch.AcceleratorError):
+            raise CudaError(
+                f"torch: {shown(error)}; expected success. The device may need a new process; see "
+                "the driver's log."
+            ) from error
+        raise

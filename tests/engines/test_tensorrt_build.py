@@ -235,6 +235,16 @@ def test_messages_of_memory_that_ran_out_have_an_error_of_their_own(
     assert log.last_error() == "no message"
 
 
+def test_a_kernel_that_was_passed_over_for_memory_does_not_explain_another_error(
+    toolkit: Toolkit,
+) -> None:
+    log, severities = Log(toolkit.trt), toolkit.trt.ILogger.Severity
+    log.logger.log(severities.WARNING, "Tactic: requested memory could not be allocated.")
+    assert isinstance(log.failure("build"), OutOfDeviceMemoryError)
+    log.logger.log(severities.ERROR, "Error Code 4: API Usage Error (node_of_head: not supported)")
+    assert log.failure("build") is None
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="has tensorrt")
 def test_without_the_package_tensorrt_is_unavailable_in_one_sentence() -> None:
     problem = unavailable()

@@ -243,6 +243,11 @@ def test_memory_that_does_not_suffice_has_its_own_error_and_is_given_back(
     [
         (torch.OutOfMemoryError("2 GiB"), OutOfDeviceMemoryError, "2 GiB; expected room"),
         (torch.AcceleratorError("lost"), CudaError, "lost; expected success"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+            OutOfDeviceMemoryError,
+            "CUBLAS_STATUS_ALLOC_FAILED.*expected room",
+        ),
         (RuntimeError("mat1 and mat2"), RuntimeError, "^mat1 and mat2$"),
     ],
 )
