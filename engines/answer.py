@@ -25,6 +25,8 @@ NO_LOGITS = ("Sigmoid", *CLASSIFIERS)
 """Whose answers a softmax would turn into wrong probabilities; what Softmax reads is taken."""
 RESHAPED = ("Squeeze", "Unsqueeze", "Flatten", "Reshape", "Clip")
 """Operators whose first input is what they give in another shape, or within limits."""
+RANKED = ("TopK", "ArgMax", "ArgMin", "Hardmax")
+"""Operators in whose answers no class has a logit: they are sorted by rank, or name the best."""
 COMBINED = ("Concat", "Sub", "Mul", "Div")
 """Operators that give probabilities when all that they read are: 1 - p beside p, p times 1."""
 
@@ -40,7 +42,7 @@ def keep_answer(model: onnx.ModelProto, spec: ModelSpec) -> None:
         spec: Its description.
 
     Raises:
-        ModelError: No output is float32, or it may be no logits where logits are needed.
+        ModelError: No output is float32, or it is or may be no logits where logits are needed.
     """
     import onnx
 
@@ -83,6 +85,11 @@ def float_outputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 
 
 def _take_logits(graph: onnx.GraphProto, answer: onnx.ValueInfoProto, spec: ModelSpec) -> None:
+    if ranker := ranks_from(graph, answer.name):
+        raise ModelError(
+            f"model {spec.source}: its output {answer.name} comes from {ranker}, whose positions "
+            "are ranks, and no classes; expected logits. Export the model up to its logits."
+        )
     makers = {name: node for node in graph.node for name in node.output}
     reader, maker = None, makers.get(answer.name)
     while maker is not None and maker.op_type in PASSED_ON:
@@ -111,6 +118,15 @@ def no_logits(spec: ModelSpec, found: str) -> ModelError:
         f"model {spec.source}: {found} and may be probabilities already; expected logits. Set "
         "`model.head: scores`, or export the model up to its logits."
     )
+
+
+def ranks_from(graph: onnx.GraphProto, name: str) -> str:
+    """The operator that ranks a tensor's classes, such as `TopK`; empty: none is found."""
+    makers = {name: node for node in graph.node for name in node.output}
+    maker = makers.get(name)
+    while maker is not None and maker.op_type in (*PASSED_ON, *RESHAPED):
+        maker = makers.get(maker.input[0])
+    return maker.op_type if maker is not None and maker.op_type in RANKED else ""
 
 
 def probabilities_from(graph: onnx.GraphProto, name: str) -> str:

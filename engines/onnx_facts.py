@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.answer import float_outputs, probabilities_from
+from engines.answer import float_outputs, probabilities_from, ranks_from
 from engines.errors import ModelError
 from engines.model import shown
 from engines.tensor_uses import inputs_of
@@ -31,6 +31,8 @@ class OnnxFacts:
     """That makes this output, such as `Gemm` or `Softmax`."""
     probabilities_from: str
     """That makes this output probabilities, which no head takes for logits; empty: none is seen."""
+    ranks_from: str
+    """That ranks the classes, of which this output keeps no logits; empty: none is seen."""
 
 
 def read_onnx_facts(path: str) -> OnnxFacts:
@@ -62,6 +64,7 @@ def read_onnx_facts(path: str) -> OnnxFacts:
         output_shape=_dims(output)[1:],
         last_operator=makers[0] if makers else "",
         probabilities_from=probabilities_from(graph, output.name),
+        ranks_from=ranks_from(graph, output.name),
     )
 
 

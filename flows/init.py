@@ -221,16 +221,21 @@ def _head_lines(is_images: bool, model: OnnxFacts | None, checks: list[str]) -> 
     """`classes` for logits of several classes or their softmax, `scores` for anything else."""
     outputs = model.output_shape[-1] if model and model.output_shape else None
     several = outputs != 1 if is_images else bool(outputs and outputs > 1)
-    done_by = model.probabilities_from if model else ""
-    if several and not done_by:
+    because = _why_scores(model) if model else ""
+    if several and not because:
         yield f"  head: classes                      # {outputs or 'several'} logits: softmax, best"
         yield "  # class_names: classes.txt         # one name a line"
     else:
         yield "  head: scores                       # the output as it is"
-    if several and done_by:
-        checks.append(
-            f"model.head: scores, because {done_by} makes probabilities; `classes` expects logits"
-        )
+    if several and because:
+        checks.append(f"model.head: scores, because {because}; `classes` expects logits")
+
+
+def _why_scores(model: OnnxFacts) -> str:
+    """What makes an output no logits; empty: they may be logits."""
+    if model.ranks_from:
+        return f"{model.ranks_from} gives ranks"
+    return f"{model.probabilities_from} makes probabilities" if model.probabilities_from else ""
 
 
 def _shape(model: OnnxFacts | None) -> str:

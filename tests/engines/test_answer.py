@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import ModelError
 from engines.export import load_core
@@ -189,6 +189,20 @@ def test_probabilities_of_labels_that_exclude_nothing_are_not_taken_for_logits(
     spec = features(save(ends_in(*last), tmp_path / "m.onnx"), "classes")
     with pytest.raises(ModelError, match=r"y comes from Sigmoid.*`model\.head: scores`"):
         load_core(spec)
+
+
+@pytest.mark.parametrize("shares", [(), ("Softmax",)])
+def test_ranks_are_not_taken_for_classes(tmp_path: Path, shares: tuple[str, ...]) -> None:
+    model = ends_in(*shares, "Identity")
+    model.graph.node[-1].CopyFrom(
+        helper.make_node("TopK", [model.graph.node[-1].input[0], "two"], ["y", "places"])
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2]), "two"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 2
+    path = save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"y comes from TopK.*no classes; expected logits"):
+        load_core(features(path, "classes"))
+    assert load_core(features(path, "scores")).graph.output[0].name == "y"
 
 
 def test_an_operator_of_onnx_runtime_alone_needs_no_more_than_a_declared_output(

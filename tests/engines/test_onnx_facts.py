@@ -54,7 +54,7 @@ def test_labels_before_the_scores_are_no_output_to_look_at(tmp_path: Path) -> No
 
 
 def node(kind: str, sources: str, target: str, **attributes: int) -> onnx.NodeProto:
-    return helper.make_node(kind, sources.split(), [target], **attributes)
+    return helper.make_node(kind, sources.split(), target.split(), **attributes)
 
 
 SHARES = node("Sigmoid", "x", "p")
@@ -87,6 +87,29 @@ def test_what_makes_the_output_probabilities_is_found_behind_simple_operators(
         tmp_path / "m.onnx",
     )
     assert read_onnx_facts(str(tmp_path / "m.onnx")).probabilities_from == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([node("TopK", "x two", "y places")], "TopK"),
+        ([node("Softmax", "x", "p"), node("TopK", "p two", "y places")], "TopK"),
+        ([node("ArgMax", "x", "best"), node("Cast", "best", "y", to=1)], "ArgMax"),
+        ([node("TopK", "x two", "best places"), node("MatMul", "best w", "y")], ""),
+    ],
+    ids="top-k of-softmax best logits".split(),
+)
+def test_what_ranks_the_classes_is_found(
+    nodes: list[onnx.NodeProto], expected: str, tmp_path: Path
+) -> None:
+    rows, out = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 2]) for n in "xy")
+    constants = [
+        numpy_helper.from_array(np.array([2]), "two"),
+        numpy_helper.from_array(np.ones((2, 2), np.float32), "w"),
+    ]
+    graph = helper.make_graph(nodes, "g", [rows], [out], constants)
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    assert read_onnx_facts(str(tmp_path / "m.onnx")).ranks_from == expected
 
 
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def test_features_that_are_too_few_are_said(tmp_path: Path) -> None:
         ({"classes": 1}, "scores", "ImageNet's"),
         ({"last": "Softmax"}, "classes", "ImageNet's"),
         ({"last": "Sigmoid"}, "scores", "because Sigmoid makes probabilities"),
+        ({"last": "Hardmax"}, "scores", "because Hardmax gives ranks"),
         ({"row": (3, "h", "w")}, "classes", "the model does not say it"),
         ({"row": (64, 64, 3)}, "classes", "expected channels first"),
     ],
