@@ -14,7 +14,7 @@ import numpy.typing as npt
 from engines.errors import AccuracyError
 from engines.metrics import BY_CHANCE, explained_variance, task_metric
 from engines.model import Head
-from engines.runner import LOGITS, Array, Runner
+from engines.runner import LOGITS, Array, Runner, check_answers
 
 log = logging.getLogger(__name__)
 
@@ -226,8 +226,15 @@ def _explained(expected: Array, found: Array) -> float:
 
 
 def run_rows(runner: Runner, rows: Array) -> Answers:
-    """Answers for any number of rows; the last batch is padded."""
-    outputs = list(runner.infer(_batches(rows, runner.batch_size)))
+    """Answers for any number of rows; the last batch is padded.
+
+    Raises:
+        ModelError: The engine has not one answer for each row of a batch.
+    """
+    outputs = []
+    for answers in runner.infer(_batches(rows, runner.batch_size)):
+        check_answers(answers, runner.outputs)
+        outputs.append(answers)
     joined = (np.concatenate(parts)[: len(rows)] for parts in zip(*outputs, strict=True))
     return {spec.name: array for spec, array in zip(runner.outputs, joined, strict=True)}
 

@@ -21,6 +21,7 @@ from engines.runner import (
     Outputs,
     Runner,
     TensorSpec,
+    check_answers,
 )
 
 PROBE_SEED = 20261120
@@ -77,8 +78,13 @@ def probe_batch(spec: TensorSpec) -> Array:
 
 
 def probe_answer(runner: Runner) -> tuple[float, ...]:
-    """The first column of probability or score for the probe batch."""
+    """The first column of probability or score for the probe batch.
+
+    Raises:
+        ModelError: The engine has not one answer for each row of it.
+    """
     (outputs,) = runner.infer([probe_batch(runner.input)])
+    check_answers(outputs, runner.outputs)
     by_name = {spec.name: array for spec, array in zip(runner.outputs, outputs, strict=True)}
     by_name.pop(LOGITS, None)
     return tuple(map(float, list(by_name.values())[-1][:, 0]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from engines.errors import EngineError
+from engines.errors import EngineError, ModelError
 from engines.in_order import map_in_order
 
 Array = npt.NDArray[Any]
@@ -100,6 +100,22 @@ def check_batch(batch: Array | DeviceRows, spec: TensorSpec) -> Array:
             f"{spec.shape}. Pad the last batch."
         )
     return np.ascontiguousarray(batch)
+
+
+def check_answers(outputs: Outputs, specs: Sequence[TensorSpec]) -> None:
+    """Look at the shapes of what a batch was answered: some graphs repeat rows, or add them up.
+
+    Raises:
+        ModelError: One is not as declared.
+    """
+    for array, spec in zip(outputs, specs, strict=True):
+        if array.shape != spec.shape:
+            found, wanted = (" x ".join(f"{n:,}" for n in s) for s in (array.shape, spec.shape))
+            raise ModelError(
+                f"model output {spec.name}: {found} to a batch of {spec.shape[0]:,} rows; expected "
+                f"{wanted}, one answer a row. Export the model with the batch as its first axis, "
+                "from the input to the output."
+            )
 
 
 class CoreRunner(ABC):

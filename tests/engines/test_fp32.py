@@ -37,6 +37,7 @@ def answer(
     """What fp32 answers to rows, in batches of 8: logits or scores."""
     arrays = {
         "low": np.array(1e-6, np.float32),
+        "zero": np.array([0]),
         "million": np.array(1e6, np.float32),
         "scale": np.ones(4, np.float32),
     }
@@ -107,6 +108,20 @@ def test_answers_that_depend_on_the_rows_beside_are_refused(
 ) -> None:
     with pytest.raises(ModelError, match=r"depends on the rows beside it.*in eval mode"):
         answer(NOT_ALONE[kind], tmp_path, head, ROWS[:num_rows])
+
+
+NOT_ONE_EACH = {
+    "twice": [LINEAR, node("Concat", "z z", "y", axis=0)],
+    "mean": [LINEAR, node("ReduceMean", "z", "y", axes=[0], keepdims=1)],
+    "turned": [LINEAR, node("Transpose", "z", "y", perm=[1, 0])],
+    "a leading axis": [LINEAR, node("Unsqueeze", "z zero", "y")],
+}
+
+
+@pytest.mark.parametrize("kind", NOT_ONE_EACH)
+def test_a_model_without_one_answer_for_each_row_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"to a batch of 8 rows; expected .*one answer a row"):
+        answer(NOT_ONE_EACH[kind], tmp_path, "scores")
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 40])
