@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engines.answer import keep_answer
 from engines.errors import ModelError
+from engines.float32 import in_float32
 from engines.gemms import make_gemms_plain
 from engines.model import ModelSpec, load_torch_model, shown
 from engines.probing import open_session
@@ -47,6 +48,7 @@ def load_core(spec: ModelSpec) -> onnx.ModelProto:
             ) from error
     else:
         core = _load_onnx(Path(spec.source))
+    core = in_float32(core, spec)
     _check_input(core, spec)
     keep_answer(core, spec)
     try:

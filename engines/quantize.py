@@ -22,6 +22,7 @@ from onnxruntime.quantization.calibrate import (
 
 from engines.calibrate import ScaleTable, activations
 from engines.devices import WeightBits
+from engines.errors import ModelError
 from engines.gemms import is_plain, is_turned
 from engines.round_weights import Rounding, with_rounding
 from engines.tensor_uses import drop_unread, inputs_of, uses
@@ -66,6 +67,9 @@ def quantize(
             weighted layer is float.
         float_layers: Names of nodes that stay in float.
         weight_bits: 7: int8 weights use half of their range; see `engines.devices.Cpu`.
+
+    Raises:
+        ModelError: Nothing in the graph can be int8, but what is there already.
     """
     in_float = {*float_layers, *_unfit_nodes(core), *_unmeasured_nodes(core, table)}
     with tempfile.TemporaryDirectory() as folder, _quiet():
@@ -101,7 +105,17 @@ def quantize(
         _free_the_head(model.graph)
     # Pairs past which their readers are led; Adds share some, and their constants.
     drop_unread(model.graph)
+    if not float_layers and _num_rounded(model) <= _num_rounded(core):
+        raise ModelError(
+            "int8: nothing in the model can be int8; expected a Conv, ConvTranspose, Gemm or "
+            "MatMul with float weights."
+        )
     return model
+
+
+def _num_rounded(model: onnx.ModelProto) -> int:
+    """Tensors that are rounded while it runs."""
+    return sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
 def _symmetric_input(core: onnx.ModelProto, table: ScaleTable) -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""A graph of other floats in float32: what int8 is made from, and what all engines are judged by.
+
+Quantiser and calibration know float32 alone: half-precision weights would stay as they are, and an
+engine be called int8 that is none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engines.model import ModelSpec, shown
+from engines.probing import open_session
+from engines.tensor_uses import inner_graphs, inputs_of
+
+if TYPE_CHECKING:
+    import onnx
+
+    from engines.runner import Array
+
+log = logging.getLogger(__name__)
+
+OTHER_FLOATS = ("FLOAT16", "BFLOAT16", "DOUBLE")
+"""Types that become float32, as ONNX names them."""
+KINDS = ("to", "dtype", "output_dtype")
+"""Attributes that name the type of what a node gives."""
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+"""What ONNX Runtime calls the floats that numpy knows."""
+TOLERANCE = 0.01
+"""Of the largest answer: float16 has three digits, and a net's layers add up what they round."""
+NUM_ROWS = 8
+"""That both graphs answer; a graph that is bound to a batch gets that."""
+
+
+def in_float32(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
+    """The model with float32 in place of all other floats, if its answers stay what they are.
+
+    Args:
+        model: Left as it is.
+        spec: Its description.
+
+    Returns:
+        The model itself where it has no other floats, or needs them: it computes with more digits
+        than float32 has, say.
+    """
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    if not _convert(copy):
+        return model
+    try:
+        problem = _difference(model, copy, spec)
+    except Exception as error:  # ONNX Runtime may raise anything
+        problem = shown(error)
+    if problem:
+        log.warning("model %s: not computed in float32: %s", spec.source, problem)
+        return model
+    log.info("model %s: its weights of other floats are computed in float32", spec.source)
+    return copy
+
+
+def _convert(model: onnx.ModelProto) -> bool:
+    """Change all floats in place; whether there were any others."""
+    graphs = list(_graphs(model.graph))
+    typed = [e for graph in graphs for e in (*graph.input, *graph.output, *graph.value_info)]
+    nodes = [node for part in (*graphs, *model.functions) for node in part.node]
+    attributes = [attribute for node in nodes for attribute in node.attribute]
+    tensors = [tensor for graph in graphs for tensor in graph.initializer]
+    tensors += [attribute.t for attribute in attributes if attribute.HasField("t")]
+    changed = [
+        *[_rename(entry.type.tensor_type, "elem_type") for entry in typed],
+        *[_rename(attribute, "i") for attribute in attributes if attribute.name in KINDS],
+        *[_round(tensor) for tensor in tensors],
+    ]
+    return any(changed)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            yield from _graphs(inner)
+
+
+def _rename(holder: Any, field: str) -> bool:
+    from onnx import TensorProto
+
+    is_other = getattr(holder, field) in map(TensorProto.DataType.Value, OTHER_FLOATS)
+    if is_other:
+        setattr(holder, field, TensorProto.FLOAT)
+    return is_other
+
+
+def _round(tensor: onnx.TensorProto) -> bool:
+    from onnx import TensorProto, numpy_helper
+
+    if TensorProto.DataType.Name(tensor.data_type) not in OTHER_FLOATS:
+        return False
+    values = numpy_helper.to_array(tensor).astype(np.float64)
+    largest = float(np.finfo(np.float32).max)
+    # A mask's lowest double stays finite: minus infinity times zero would be NaN.
+    bounded = np.where(np.isfinite(values), values.clip(-largest, largest), values)
+    tensor.CopyFrom(numpy_helper.from_array(bounded.astype(np.float32), tensor.name))
+    return True
+
+
+def _difference(model: onnx.ModelProto, copy: onnx.ModelProto, spec: ModelSpec) -> str:
+    """How answers to noise differ, in words; empty: they do not, or the model has none to it.
+
+    Raises:
+        Exception: ONNX Runtime cannot load or run the copy.
+    """
+    num_rows = inputs_of(model.graph)[0].type.tensor_type.shape.dim[0].dim_value or NUM_ROWS
+    rows = np.random.default_rng(0).random((num_rows, *spec.input.model_row_shape), np.float32)
+    try:
+        expected = _answers(model, rows)
+    except Exception:  # bfloat16 that no CPU kernel takes, say
+        open_session(copy)
+        return ""
+    for name, found in _answers(copy, rows).items():
+        known = np.isfinite(expected[name])
+        wanted = np.where(known, expected[name], 0)
+        largest = abs(np.where(known, found, 0) - wanted).max(initial=0)
+        if not largest <= TOLERANCE * abs(wanted).max(initial=0):
+            return f"output {name} differs by {largest:.3g}; expected less than float16 rounds"
+    return ""
+
+
+def _answers(model: onnx.ModelProto, rows: Array) -> dict[str, Array]:
+    """The float outputs for rows, as float64."""
+    session = open_session(model)
+    (taken,) = session.get_inputs()
+    names = [output.name for output in session.get_outputs() if output.type in DTYPES]
+    answers = session.run(names, {taken.name: rows.astype(DTYPES[taken.type])})
+    return {n: np.asarray(a, np.float64) for n, a in zip(names, answers, strict=True)}
