@@ -203,7 +203,7 @@ def load_class_names(names: str | None) -> tuple[str, ...]:
     module, separator, function = names.partition(":")
     if not separator:
         try:
-            text = Path(names).read_text(encoding="utf-8").rstrip("\n")
+            text = Path(names).read_text(encoding="utf-8-sig").rstrip("\n")
             # Not splitlines: a name may have U+2028 or a form feed in it.
             return tuple(text.split("\n")) if text else ()
         except UnicodeDecodeError as error:

@@ -40,6 +40,7 @@ def prepared(root: Path, monkeypatch: pytest.MonkeyPatch, num_classes: int) -> P
         ("cat\r\ndog", ("cat", "dog")),
         ("cat\n\ndog\n\n", ("cat", "", "dog")),
         ("big\u2028cat\nhot\x0cdog\n", ("big\u2028cat", "hot\x0cdog")),
+        ("\ufeffcat\ndog\n", ("cat", "dog")),
         ("", ()),
     ],
 )
