@@ -15,7 +15,7 @@ from engines.answer import keep_answer
 from engines.errors import ModelError
 from engines.float32 import in_float32
 from engines.gemms import make_gemms_plain
-from engines.model import ModelSpec, load_torch_model, shown
+from engines.model import ModelSpec, in_eval_mode, load_torch_model, shown
 from engines.probing import open_session
 from engines.tensor_uses import inputs_of
 from engines.torch_program import answer_of
@@ -42,8 +42,9 @@ def load_core(spec: ModelSpec) -> onnx.ModelProto:
         except ModelError:
             raise
         except Exception as error:  # the exporter may raise anything
+            reason = shown(error.__cause__ or error)  # the exporter's own begins with advice
             raise ModelError(
-                f"model {spec.source}: torch.onnx.export: {shown(error)}; expected a model that "
+                f"model {spec.source}: torch.onnx.export: {reason}; expected a model that "
                 "can be exported with any batch. Export it yourself and name the ONNX file."
             ) from error
     else:
@@ -69,7 +70,7 @@ def export_torch(model: torch.nn.Module, row_shape: tuple[int, ...]) -> onnx.Mod
     """
     import torch
 
-    example, model = torch.zeros((2, *row_shape)), model.float().eval()
+    example, model = torch.zeros((2, *row_shape)), in_eval_mode(model.float())
     with _quiet():
         with torch.no_grad():
             outputs = model(example)
@@ -101,7 +102,7 @@ def _answer_alone(model: torch.nn.Module) -> torch.nn.Module:
         def forward(self, rows: torch.Tensor) -> torch.Tensor | None:
             return answer_of(self.model(rows))
 
-    return Answer().eval()
+    return in_eval_mode(Answer())
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ INPUT = "rows"
 Head = Literal["classes", "scores"]
 MIN_CLASSES = 2
 """The softmax of one logit is 1, whatever the row."""
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LOCATION = "location"
 """Key under which a tensor of an ONNX file names the file that holds its data."""
 
@@ -205,8 +207,8 @@ def _sources(model: torch.nn.Module, module: str) -> list[str]:
 
 
 def shown(error: BaseException) -> str:
-    """An error of others on one line of bounded length."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    """An error of others on one line of bounded length, without the colours of a terminal."""
+    return " ".join(COLOURS.sub("", f"{type(error).__name__}: {error}").split())[:300]
 
 
 def load_torch_model(source: str) -> torch.nn.Module:
@@ -231,4 +233,28 @@ def load_torch_model(source: str) -> torch.nn.Module:
         raise ModelError(
             f"model {source}: returned {type(model).__name__}; expected a torch.nn.Module."
         )
-    return model.eval()
+    model = _uncompiled(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"model {source}: a TorchScript module; expected the torch.nn.Module that it was made "
+            "of, or an ONNX file. torch cannot export TorchScript."
+        )
+    return in_eval_mode(model)
+
+
+def _uncompiled(model: torch.nn.Module) -> torch.nn.Module:
+    """The layers that `torch.compile` was given: what it makes of them is for one process."""
+    for layer in list(model.modules()):
+        for name, inner in layer.named_children():
+            if hasattr(inner, "_orig_mod"):
+                setattr(layer, name, inner._orig_mod)
+    plain: torch.nn.Module = getattr(model, "_orig_mod", model)
+    return plain
+
+
+def in_eval_mode(model: torch.nn.Module) -> torch.nn.Module:
+    """The model, which is left in its mode where that is part of its code."""
+    # Programs of torch.export refuse to change it.
+    with contextlib.suppress(NotImplementedError):
+        model.eval()
+    return model

@@ -23,6 +23,7 @@ from engines.model import (
     ImageInput,
     ModelSpec,
     head_error,
+    in_eval_mode,
     input_spec,
     load_torch_model,
     shown,
@@ -125,7 +126,7 @@ def _wrapped(model: torch.nn.Module, spec: ModelSpec, precision: str) -> torch.n
             class_id = index.to(torch.int32)
             return {"class_id": class_id, "probability": probability, LOGITS: answer}
 
-    return Wrapped().eval()
+    return in_eval_mode(Wrapped())
 
 
 def answer_of(outputs: Any) -> torch.Tensor | None:

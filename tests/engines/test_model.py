@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engines.demo_models import NUM_FEATURES, imagenet_classes, ranking_mlp
 from engines.errors import ModelError
 from engines.export import load_core
-from engines.model import FeatureInput, ModelSpec, fingerprint_model, load_torch_model
+from engines.model import FeatureInput, ModelSpec, fingerprint_model, load_torch_model, shown
 from tests.engines.small_graphs import features, linear, run_graph, save
 
 CODE = """
@@ -38,6 +38,18 @@ def stops(): raise SystemExit("no licence")
 def fails(): raise RuntimeError("line one\\nline two")
 def no_model(): return 7
 def broken(): return Broken()
+def compiled(): return torch.compile(net())
+def compiled_inside(): return torch.nn.Sequential(torch.compile(net()))
+def exported():
+    any_batch = ({0: torch.export.Dim("batch")},)
+    return torch.export.export(net(), (torch.zeros(2, 4),), dynamic_shapes=any_batch).module()
+def scripted(): return torch.jit.trace(net(), torch.zeros(2, 4))
+
+def depends(): return Depends()
+
+class Depends(torch.nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
 
 class Broken(torch.nn.Module):
     def forward(self, x):
@@ -149,9 +161,37 @@ def test_a_torch_model_is_exported_with_any_batch_and_stays_silent(
 
 
 @pytest.mark.usefixtures("code")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, for itself
+@pytest.mark.parametrize("name", ["compiled", "compiled_inside", "exported"])
+def test_a_torch_model_that_is_compiled_or_exported_answers_as_the_plain_one(name: str) -> None:
+    rows = np.random.default_rng(0).standard_normal((7, 4), dtype=np.float32)
+    expected, found = (run_graph(load_core(torch_spec(n)), rows)[0] for n in ("net", name))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert fingerprint_model(torch_spec(name)) == fingerprint_model(torch_spec(name))
+
+
+@pytest.mark.usefixtures("code")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_torchscript_module_is_told_from_a_plain_one() -> None:
+    with pytest.raises(ModelError, match=r"a TorchScript module; expected the torch\.nn\.Module"):
+        load_torch_model("their_model:scripted")
+
+
+@pytest.mark.usefixtures("code")
 def test_a_torch_model_that_cannot_be_exported_is_named() -> None:
     with pytest.raises(ModelError, match=r"their_model:broken: .*expected a model that"):
         load_core(torch_spec("broken"))
+
+
+@pytest.mark.usefixtures("code")
+def test_why_a_torch_model_cannot_be_exported_is_said_and_not_only_where() -> None:
+    with pytest.raises(ModelError, match=r"onnx\.export: GuardOnDataDependent\w+: Could not guard"):
+        load_core(torch_spec("depends"))
+
+
+def test_an_error_of_others_is_shown_on_one_line_without_colours() -> None:
+    error = ValueError("\x1b[96mtorch\n\x1b[0;1mexport\x1b[0m")
+    assert shown(error) == "ValueError: torch export"
 
 
 @pytest.mark.parametrize("name", ["m.onnx.data", "m.onnx_data", "weights.bin"])
