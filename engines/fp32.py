@@ -26,6 +26,8 @@ NUM_AGAIN = 16
 """Rows that are answered again, or a few more."""
 ROUNDING = (1e-3, 1e-5)
 """Of an answer: of what answers differ by, and of how large they are."""
+DYNAMIC = "DynamicQuantize"
+"""Begins the names of operators that take a scale from the whole batch."""
 MOST_JUMPS = 0.25
 """Share of rows whose answer may jump by rounding alone, as a step function's."""
 
@@ -55,7 +57,7 @@ def reference_answers(
         found = factory.make(*REFERENCE, batch_size)
         with make_runner(found.runtime, found.graph, found.input, found.outputs, cpu) as runner:
             answers, ran = run_apart(partial(run_rows, runner), rows)
-            refuse_neighbours(factory.spec, runner, rows[ran], answers)
+            refuse_neighbours(factory, runner, rows[ran], answers)
         refuse_probabilities(factory.spec, answers)
         return Reference(candidate=found, answers=answers, ran=ran)
     except ModelError:
@@ -83,18 +85,21 @@ def refuse_probabilities(spec: ModelSpec, answers: Answers) -> None:
         raise no_logits(spec, "its answers to each row add up to 1")
 
 
-def refuse_neighbours(spec: ModelSpec, runner: Runner, rows: Array, answers: Answers) -> None:
+def refuse_neighbours(
+    factory: CandidateFactory, runner: Runner, rows: Array, answers: Answers
+) -> None:
     """Answer some rows again beside others: their answers must stay what they were.
 
     Args:
-        spec: The model.
+        factory: Of the model.
         runner: Of fp32.
         rows: That it can be run with.
         answers: What it answered to them.
 
     Raises:
         ModelError: They do not, as of a model that was exported in training mode: its BatchNorm
-            takes the mean of the batch, and its dropout answers anew each time.
+            takes the mean of the batch, and its dropout answers anew each time. Or as of one
+            that ONNX Runtime's `quantize_dynamic` made: it rounds by the batch's range.
     """
     # At most half of the rows: among all of them, a row might meet the same ones again.
     some = slice(None, None, max(2, len(rows) // NUM_AGAIN))
@@ -106,7 +111,11 @@ def refuse_neighbours(spec: ModelSpec, runner: Runner, rows: Array, answers: Ans
     tolerance = ROUNDING[0] * np.ptp(first, axis=0) + ROUNDING[1] * abs(first).max(axis=0)
     differs = (abs(again - first[some]) > tolerance).any(axis=1)
     if differs.mean() > MOST_JUMPS:
+        why, what_to_do = ", or on chance", "Export the model in eval mode."
+        if any(node.op_type.startswith(DYNAMIC) for node in factory.core.graph.node):
+            why = f": its activations are scaled by batch ({DYNAMIC}Linear)"
+            what_to_do = "Name the float model instead; int8 is made from it."
         raise ModelError(
-            f"model {spec.source}: a row's answer depends on the rows beside it, or on chance; "
-            "expected each row on its own. Export the model in eval mode."
+            f"model {factory.spec.source}: a row's answer depends on the rows beside it{why}; "
+            f"expected each row on its own. {what_to_do}"
         )

@@ -25,7 +25,7 @@ ROWS = feature_rows(40, seed=2)
 
 
 def node(kind: str, sources: str, target: str, **attributes: object) -> onnx.NodeProto:
-    return helper.make_node(kind, sources.split(), [target], **attributes)
+    return helper.make_node(kind, sources.split(), target.split(), **attributes)
 
 
 LINEAR = node("Gemm", "x w b", "z", transB=1)
@@ -108,6 +108,18 @@ def test_answers_that_depend_on_the_rows_beside_are_refused(
 ) -> None:
     with pytest.raises(ModelError, match=r"depends on the rows beside it.*in eval mode"):
         answer(NOT_ALONE[kind], tmp_path, head, ROWS[:num_rows])
+
+
+def test_a_model_that_is_quantised_by_batch_is_told_from_one_in_training_mode(
+    tmp_path: Path,
+) -> None:
+    nodes = [
+        LINEAR,
+        node("DynamicQuantizeLinear", "z", "q s o"),
+        node("DequantizeLinear", "q s o", "y"),
+    ]
+    with pytest.raises(ModelError, match=r"scaled by batch \(DynamicQ.*Name the float model"):
+        answer(nodes, tmp_path, "scores", ROWS * np.linspace(1, 9, 40, dtype=np.float32)[:, None])
 
 
 NOT_ONE_EACH = {
