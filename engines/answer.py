@@ -51,9 +51,12 @@ def keep_answer(model: onnx.ModelProto, spec: ModelSpec) -> None:
     if not answers:
         kinds = {entry.name: entry.type.tensor_type.elem_type for entry in graph.output}
         found = ", ".join(f"{n} ({onnx.TensorProto.DataType.Name(k)})" for n, k in kinds.items())
+        advice = "with its scores as one; skl2onnx does so with options={'zipmap': False}"
+        if ranker := next(filter(None, (ranks_from(graph, name) for name in kinds)), ""):
+            advice = f"with the logits before {ranker} as one"
         raise ModelError(
             f"model {spec.source}: its output is {found}; expected a float32 tensor. Export it "
-            "with its scores as one; skl2onnx does so with options={'zipmap': False}."
+            f"{advice}."
         )
     answer = answers[0]
     if len(answers) > 1:

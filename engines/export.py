@@ -166,6 +166,11 @@ def _check_input(model: onnx.ModelProto, spec: ModelSpec) -> None:
         return
     elif len(wanted) == 3 and len(dims) == 4 and dims[3] == wanted[0] != dims[1]:
         what_to_do = "Export the model with channels first, and transpose them in the graph."
+    elif len(wanted) == 3 and len(dims) == 4 and dims[1] == 1:
+        what_to_do = "Pictures are RGB: make one channel of the three in the graph."
+    elif len(wanted) == 1 and len(dims) > 2:
+        rows = f"batchx{wanted[0]}"
+        what_to_do = f"Export the model so that it takes {rows}, and reshape them in the graph."
     else:
         what_to_do = "Check the job's `model.size` or feature columns."
     shape = "x".join("?" if dim is None else str(dim) for dim in dims)

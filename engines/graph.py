@@ -103,11 +103,19 @@ def output_specs(model: onnx.ModelProto, spec: ModelSpec) -> tuple[TensorSpec, .
     for name, dtype in _output_types(spec):
         width = widths[name]
         if not width:
-            raise head_error(spec, "cannot be read as [batch, n]")
+            raise head_error(spec, _found(model.graph.output[-1]))
         if name == LOGITS and width < MIN_CLASSES:
             raise head_error(spec, f"has shape [batch, {width}]")
         specs.append(TensorSpec(name=name, dtype=dtype, shape=(batch_size, width)))
     return tuple(specs)
+
+
+def _found(output: onnx.ValueInfoProto) -> str:
+    dims = output.type.tensor_type.shape.dim
+    if len(dims) in (0, 2):
+        return "cannot be read as [batch, n]"
+    sizes = ["batch", *(str(dim.dim_value or "?") for dim in dims[1:])]
+    return f"has shape [{', '.join(sizes)}]"
 
 
 def _output_types(spec: ModelSpec) -> list[tuple[str, str]]:

@@ -180,6 +180,11 @@ def _chosen_features(
     fitting = [each for each in dataset.features if width in (None, each.width)]
     chosen = (fitting or list(dataset.features))[0]
     patterns = ", ".join(chosen.patterns)
+    if model and len(model.row_shape) > 1:
+        checks.append(
+            f"model.source: takes {_shape(model)}; expected batch x features: take rows of them "
+            "and reshape in the graph"
+        )
     if not fitting:
         checks.append(
             f"input.features.columns: {patterns} are {chosen.width} numbers; "

@@ -126,6 +126,12 @@ def one_number() -> onnx.ModelProto:
     return make_model([gemm(target="z"), mean], linear_weights(), ["b"])
 
 
+def one_pixel() -> onnx.ModelProto:
+    wider = helper.make_node("Unsqueeze", ["z", "last"], ["y"])
+    arrays = linear_weights() | {"last": np.array([2, 3])}
+    return make_model([gemm(target="z"), wider], arrays, ["b", 4, 1, 1])
+
+
 def labels() -> onnx.ModelProto:
     best = helper.make_node("ArgMax", ["z"], ["y"], axis=1, keepdims=0)
     kinds = (TensorProto.FLOAT, TensorProto.INT64)
@@ -136,11 +142,23 @@ def labels() -> onnx.ModelProto:
     ("model", "head", "top_k", "said"),
     [
         (one_number(), "classes", 1, r"does not fit; .*set `model\.head: scores`"),
-        (labels(), "scores", 1, r"is y \(INT64\); expected a float32 tensor"),
+        (
+            one_pixel(),
+            "classes",
+            1,
+            r"has shape \[batch, 4, 1, 1\]; .*flatten the output in the graph",
+        ),
+        (labels(), "scores", 1, r"is y \(INT64\); expected a float32 .*logits before ArgMax"),
         (linear(), "classes", 5, r"C >= 5\. Check `model\.top_k`"),
         (linear(1), "classes", 1, r"\[batch, 1\]; .*C >= 2.*set `model\.head: scores`"),
     ],
-    ids=["one number is no logits", "labels are no scores", "too few classes", "one logit"],
+    ids=[
+        "one number is no logits",
+        "a pixel's logits",
+        "labels are no scores",
+        "too few classes",
+        "one logit",
+    ],
 )
 def test_a_head_that_does_not_fit_is_refused(
     tmp_path: Path, model: onnx.ModelProto, head: Head, top_k: int, said: str
@@ -201,6 +219,23 @@ def test_another_input_is_refused_with_what_was_found(tmp_path: Path) -> None:
         save(last, tmp_path / "m.onnx")
         with pytest.raises(ModelError, match=r"batchx3x8x8\. .*with channels first"):
             load_core(spec)
+
+
+def test_inputs_that_a_graph_could_make_are_told_how(tmp_path: Path) -> None:
+    grey = make_model([helper.make_node("Flatten", ["x"], ["y"])], {}, ["b", 64])
+    grey.graph.input[0].CopyFrom(
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 1, 8, 8])
+    )
+    square = ImageInput(height=8, width=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    source = str(save(grey, tmp_path / "grey.onnx"))
+    with pytest.raises(ModelError, match=r"x1x8x8; .*make one channel of the three"):
+        load_core(ModelSpec(source=source, input=square, head="scores"))
+    steps = make_model([helper.make_node("Flatten", ["x"], ["y"])], {}, ["b", 8])
+    steps.graph.input[0].CopyFrom(
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 4, 2])
+    )
+    with pytest.raises(ModelError, match=r"it takes batchx8, and reshape them in the graph"):
+        load_core(features(save(steps, tmp_path / "steps.onnx")))
 
 
 def test_a_features_spec_describes_its_rows() -> None:

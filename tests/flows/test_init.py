@@ -124,6 +124,16 @@ def test_features_are_those_that_the_model_takes(tmp_path: Path) -> None:
     assert any("expected the model's own order" in check for check in draft.checks)
 
 
+def test_a_model_of_sequences_is_to_take_plain_rows(tmp_path: Path) -> None:
+    path = save_features_net(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    rows = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 4, 8])
+    model.graph.input[0].CopyFrom(rows)
+    onnx.save(model, path)
+    draft = draft_job(request(write_rows(tmp_path, user_id=[1], f0=[0.5], f1=[0.5]), path))
+    assert any("takes batch x 4 x 8; expected batch x features" in c for c in draft.checks)
+
+
 def test_features_that_are_too_few_are_said(tmp_path: Path) -> None:
     save_features_net(tmp_path / "m.onnx")
     draft = draft_job(
