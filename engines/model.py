@@ -110,7 +110,7 @@ def head_error(spec: ModelSpec, found: str) -> ModelError:
     wanted, hint = "scores [batch, m]", "Check `model.head`."
     if spec.head == "classes":
         wanted = f"logits [batch, C], C >= {least}"
-        hint = "Check `model.top_k`, flatten the output in the graph, or set `model.head: scores`."
+        hint = "Check `model.top_k`, flatten the output, or set `model.head: scores`."
     return ModelError(f"model {spec.source}: its output {found}; expected float32 {wanted}. {hint}")
 
 

@@ -39,7 +39,9 @@ class FeaturesInput(Section):
 
     columns: Annotated[tuple[str, ...], Field(min_length=1)]
     """Column names or globs such as `f*`, expanded in the order of the file's schema: all files
-    must have one order, the one in which the engine was built."""
+    must have one order, the one in which the engine was built. Features become float32, which
+    rounds integers beyond 16,777,216: ids that large belong in two columns, which the graph joins,
+    or in a smaller index."""
     fill_missing: float | None = None
     """Value for nulls and NaN; without it such a row is quarantined."""
 

@@ -146,7 +146,7 @@ def labels() -> onnx.ModelProto:
             one_pixel(),
             "classes",
             1,
-            r"has shape \[batch, 4, 1, 1\]; .*flatten the output in the graph",
+            r"has shape \[batch, 4, 1, 1\]; .*flatten the output,",
         ),
         (labels(), "scores", 1, r"is y \(INT64\); expected a float32 .*logits before ArgMax"),
         (linear(), "classes", 5, r"C >= 5\. Check `model\.top_k`"),
