@@ -11,8 +11,9 @@ import pytest
 from scipy.special import rel_entr, softmax
 from sklearn.metrics.pairwise import paired_cosine_distances
 
-from engines.errors import AccuracyError
+from engines.errors import AccuracyError, ModelError
 from engines.gate import Accuracy, Answers, GateSpec, compare, race, run_rows
+from engines.load import probe_answer
 from engines.runner import Array, Outputs, TensorSpec
 
 NAN, INF = float("nan"), float("inf")
@@ -331,3 +332,19 @@ def test_on_a_cpu_the_race_counts_what_engines_compute_and_not_who_was_kept_from
     assert by_clock["fast"] < by_clock["slow"]
     assert by_work["fast"] > by_work["slow"]
     assert by_work["slow"] <= 2 * 4 / 0.004
+
+
+class Repeating(Doubling):
+    """Answers every row twice."""
+
+    def infer(self, batches: Iterable[Array | None]) -> Iterator[Outputs]:
+        for answers in super().infer(batches):
+            yield tuple(np.concatenate([array, array]) for array in answers)
+
+
+def test_an_engine_without_one_answer_for_each_row_is_refused_whenever_it_is_asked() -> None:
+    rows = np.zeros((5, 2), np.float32)
+    with pytest.raises(ModelError, match=r"double: 8 x 2 to a batch of 4 rows; expected 4 x 2"):
+        run_rows(Repeating(), rows)
+    with pytest.raises(ModelError, match="expected 4 x 2, one answer a row"):
+        probe_answer(Repeating())  # as before each night
