@@ -112,9 +112,11 @@ def _state(value: Any) -> Any:
 
     if isinstance(value, torch.nn.Module):  # in a list, where torch does not look for layers
         return own_attributes(value), value._parameters, value._buffers, value._modules
-    if any(_AT_WORK.match(kind.__module__) for kind in type(value).__mro__):
+    modules = [kind.__module__ for kind in type(value).__mro__]
+    if any(map(_AT_WORK.match, modules)):
         return ()
-    if isinstance(value, _WRITTEN_OUT):
+    # Symbols, such as the batch of an exported program, keep a hash that no other process has.
+    if isinstance(value, _WRITTEN_OUT) or any(name.startswith("sympy.") for name in modules):
         return None
     if isinstance(value, functools.partial):
         return value.func, value.args, value.keywords

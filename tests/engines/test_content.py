@@ -135,9 +135,13 @@ def parametrised():
     norm = torch.nn.utils.parametrizations
     return seeded(lambda: norm.weight_norm(norm.spectral_norm(torch.nn.Linear(8, 4))))
 def half(): return sequential().bfloat16()
+def exported():
+    batch = {0: torch.export.Dim("batch")}
+    example = (torch.zeros(2, 8),)
+    return torch.export.export(sequential().eval(), example, dynamic_shapes=(batch,)).module()
 def graph(): return torch.fx.symbolic_trace(seeded(lambda: torch.nn.Linear(8, 4)))
 """
-MODELS = ["strange", "encoder", "lstm", "sequential", "parametrised", "half", "graph"]
+MODELS = ["strange", "encoder", "lstm", "sequential", "parametrised", "half", "exported", "graph"]
 PRINT_ALL = """
 import sys
 from engines.model import FeatureInput, ModelSpec, fingerprint_model
