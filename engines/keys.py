@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-BUILDER_REVISION = 13
+BUILDER_REVISION = 14
 """Raised when the builder's code changes what it makes of the same input."""
 RUNTIMES = {"cpu": ("openvino", "onnxruntime"), "gpu": ("tensorrt", "torch")}
 """Kind of device -> what may run an engine there; each is a distribution's name too."""

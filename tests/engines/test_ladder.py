@@ -40,7 +40,7 @@ Race = Callable[[dict[str, Runner], Array], dict[str, float]]
 def race_of(speeds: dict[str, float]) -> Race:
     """As fast as the precision says, and the first runtime a little faster."""
 
-    def race(runners: dict[str, Runner], _: Array) -> dict[str, float]:
+    def race(runners: dict[str, Runner], *_: object) -> dict[str, float]:
         return {name: speeds[name.split()[1]] - position for position, name in enumerate(runners)}
 
     return race
@@ -415,7 +415,7 @@ def test_a_device_that_is_lost_ends_the_climb_with_its_own_reason(
 def test_a_rung_that_fails_while_it_is_timed_is_left_out(
     tmp_path: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def race(runners: dict[str, Runner], _: Array) -> dict[str, float]:
+    def race(runners: dict[str, Runner], *_: object) -> dict[str, float]:
         if "tensorrt int8" in runners:
             raise RuntimeError("device lost")
         return dict.fromkeys(runners, 1.0)
