@@ -5,15 +5,16 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 import yaml
 
 from engines.masking import MASK, SECRET_NAME, has_credentials
-from pipeline.config import Job
+from pipeline.config import Job, MailSection, OutputSection
 from pipeline.errors import ConfigError
 from pipeline.job_problems import Location, first_problem, line_of
+from pipeline.section import NAME
 
 DEEPEST = 8
 """Sections within sections; YAML can nest a section in itself."""
@@ -30,6 +31,39 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
         ConfigError: The file is missing, is not YAML, or breaks the schema; one sentence that
             names the line and the way out.
     """
+    root, data = _read(path)
+    _refuse_repeats(path, root)
+    for override in overrides:
+        _apply_override(data, override)
+    _refuse_secrets(path, root, data)
+    try:
+        return Job.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise ConfigError(first_problem(path, root, error)) from None
+
+
+class _Sender(pydantic.BaseModel, extra="ignore"):
+    """What of a job a mail needs."""
+
+    name: Annotated[str, pydantic.Field(pattern=NAME)]
+    output: OutputSection
+    mail: MailSection
+
+
+def load_sender(path: str) -> Job | None:
+    """As much of a job as a mail needs, from a file that is wrong elsewhere; None: there, too."""
+    try:
+        root, data = _read(path)
+        kept = {key: data[key] for key in _Sender.model_fields if key in data}
+        _refuse_secrets(path, root, kept)
+        found = _Sender.model_validate(kept)
+    except (ConfigError, pydantic.ValidationError):
+        return None
+    return Job.model_construct(name=found.name, output=found.output, mail=found.mail)
+
+
+def _read(path: str) -> tuple[yaml.Node | None, dict[str, Any]]:
+    """The nodes of a file, which know their lines, and its values."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -49,14 +83,7 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
         raise ConfigError(f"{path}{line}: {problem}; expected YAML.") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: {type(data).__name__}; expected a mapping such as `name: ...`.")
-    _refuse_repeats(path, root)
-    for override in overrides:
-        _apply_override(data, override)
-    _refuse_secrets(path, root, data)
-    try:
-        return Job.model_validate(data)
-    except pydantic.ValidationError as error:
-        raise ConfigError(first_problem(path, root, error)) from None
+    return root, data
 
 
 def parse_date(text: str) -> str:

@@ -72,6 +72,7 @@ def backfill(  # noqa: PLR0913  # each argument is a field of the form
     observer = LineProgress(get_run_logger().info, PROGRESS_PERIOD_S)
 
     def show(summary: BackfillSummary) -> None:
+        speaks_for(str(flow_run.id))  # a period that is none ends before, and without a mail
         quietly(
             create_table_artifact,
             table_of(summary),
@@ -79,7 +80,6 @@ def backfill(  # noqa: PLR0913  # each argument is a field of the form
             description=f"{title}: {summary.headline()}",
         )
 
-    speaks_for(str(flow_run.id))
     summary = run_backfill(request, observer, show)
     if summary.exit_code:
         return Failed(message=summary.headline())

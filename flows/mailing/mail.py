@@ -97,7 +97,7 @@ def render_sent(facts: dict[str, str]) -> str:
     return f"{facts['date']}: mail {facts['mail']}"
 
 
-def notify(job: Job, subject: str, text: str) -> None:
+def notify(job: Job, subject: str, text: str, when: Sequence[str] = ("warning",)) -> None:
     """Mail a warning, once a day; it never raises, and without a `mail` section it does nothing.
 
     Blocks for `mail.deadline_s` at most: while rows are scored, call it from a thread of its own.
@@ -106,8 +106,9 @@ def notify(job: Job, subject: str, text: str) -> None:
         job: The job.
         subject: Some words.
         text: Sentences, one a line; `name  value`, with two spaces between, is a line of a table.
+        when: As which of `mail.when` it counts.
     """
-    if _wants(job, "warning"):
+    if any(_wants(job, kind) for kind in when):
         is_sent, said = _outcome(partial(_send_warning, job, masked(subject), masked(text)))
         log.log(logging.INFO if is_sent else logging.WARNING, "%s: %s", job.name, said)
 

@@ -13,6 +13,7 @@ from flows import run_page
 from flows.backfills import flow as backfill_flow
 from flows.backfills.backfill import BackfillRequest
 from flows.backfills.summary import BackfillSummary, DateOutcome, Status
+from pipeline.errors import ConfigError
 from pipeline.report_words import usd
 from tests.pipeline.pipeline_cases import a_job, job_data
 
@@ -107,6 +108,23 @@ def test_a_server_that_is_gone_costs_the_table_only(
         said = backfill_flow.backfill.fn("job.yaml", FIRST, LAST)
     assert said == scored["summary"].headline()
     assert "no route to host" in caplog.text
+
+
+@pytest.mark.usefixtures("scored")
+def test_only_a_backfill_that_has_begun_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken: list[str] = []
+    monkeypatch.setattr(backfill_flow, "speaks_for", spoken.append)
+
+    def refuse(*_: Any) -> None:
+        raise ConfigError("--from 2026-11-02 --to 2026-11-01: 0 dates.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backfill_flow, "run_backfill", refuse)
+        with pytest.raises(ConfigError):
+            backfill_flow.backfill.fn("job.yaml", LAST, FIRST)
+    assert not spoken
+    backfill_flow.backfill.fn("job.yaml", FIRST, LAST)
+    assert spoken == ["0123"]
 
 
 def test_the_form_asks_for_the_job_and_the_period_only() -> None:

@@ -29,7 +29,7 @@ def mails(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
     """Warnings that would have been mailed: job, subject and text."""
     sent: list[tuple[str, str, str]] = []
     monkeypatch.setattr(hooks, "_speaking", set())
-    monkeypatch.setattr(hooks, "notify", lambda job, *words: sent.append((job.name, *words)))
+    monkeypatch.setattr(hooks, "notify", lambda job, *words: sent.append((job.name, *words[:2])))
     monkeypatch.setattr(hooks, "flow_run_logger", lambda *_: logging.getLogger("hooks"))
     return sent
 
@@ -40,6 +40,8 @@ def mails(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
 def test_the_log_says_what_happened_why_and_how_to_go_on(
     hook: Any, how: str, mails: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
+    if hook is failed:
+        speaks_for("0123")
     hook(FLOW, RUN, STATE)
     (said,) = caplog.messages
     assert said.startswith(f"demo 2026-11-20 {how}: Process exited with status code: -9.\n")
@@ -73,6 +75,39 @@ def test_a_process_that_could_speak_has_mailed_itself(mails: list[Any]) -> None:
     speaks_for("0123")
     crashed(FLOW, RUN, STATE)
     assert mails == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message", "subject", "command"),
+    [
+        ({"timezone": "Mars/X"}, "ConfigError: timezone Mars/X", "Mars/X failed", "score run"),
+        ({"date": "tomorrow"}, "ParameterTypeError: date: ", "tomorrow failed", "score run"),
+        (
+            {"first": "2026-11-20", "last": "2026-11-01"},
+            "ConfigError: --from",
+            "backfill 2026-11-20 to 2026-11-01 failed",
+            "score backfill",
+        ),
+    ],
+)
+def test_a_run_that_failed_before_it_could_speak_is_mailed_and_not_to_be_tried_again(
+    parameters: dict[str, str], message: str, subject: str, command: str, mails: list[Any]
+) -> None:
+    run = SimpleNamespace(**{**vars(RUN), "parameters": {"job": JOB, **parameters}})
+    failed(FLOW, run, SimpleNamespace(message=message))
+    ((job, said, text),) = mails
+    assert (job, said) == ("demo", subject)
+    assert text.startswith(message)
+    assert f"`{command}`" in text
+    assert "retry" not in text
+
+
+def test_a_job_that_is_wrong_elsewhere_sends_its_mail(mails: list[Any], tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    mail = "mail: {to: [a@x.org], from: b@x.org, host: x.org}"
+    job.write_text(f"name: users\noutput: {{uri: out}}\n{mail}\nlimits: {{min_row: 10}}\n")
+    mail_warning(logging.getLogger("hooks"), str(job), "subject", "text")
+    assert mails == [("users", "subject", "text")]
 
 
 def test_a_job_that_cannot_be_read_costs_the_mail_and_no_error(

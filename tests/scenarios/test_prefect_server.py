@@ -146,6 +146,26 @@ def test_an_overlapping_night_is_cancelled_and_a_killed_one_is_told_by_the_worke
     ]
 
 
+def test_a_night_that_cannot_begin_as_it_is_asked_for_is_mailed(
+    server: Server, features_job: Path, box: Mailbox
+) -> None:
+    job = write_job(features_job, with_mail(features_job, box))
+    deployed(server, job, "--prefix", "wrong-")
+    server.begin_run("score/wrong-nightly", timezone="Mars/X")
+    server.wait_for("the mail about a time zone", lambda: box.messages)
+    server.begin_run("score/wrong-nightly", date="2026-02-30")
+    server.wait_for("the mail about a date", lambda: len(box.messages) > 1)
+    write_job(features_job, {**with_mail(features_job, box), "limits": {"min_row": 1}})
+    server.begin_run("score/wrong-nightly", date=DATE)
+    server.wait_for("the mail about the job file", lambda: len(box.messages) > 2)
+    assert box.subjects == [
+        "[nightscore] users: Mars/X failed",
+        "[nightscore] users: 2026-02-30 failed",
+        f"[nightscore] users: {DATE} failed",
+    ]
+    assert not any("retry" in message.as_string() for message in box.messages)
+
+
 def test_a_night_that_nobody_begins_is_told_and_so_is_one_that_is_missing(
     server: Server, features_job: Path
 ) -> None:
