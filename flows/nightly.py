@@ -153,7 +153,7 @@ def score(
         )
         on_lanes = functools.partial(_on_lanes, night.job, title, score_it)
         speaks_for(str(flow_run.id))
-        report = mailed(night.job, day, page.say, on_lanes)
+        report = mailed(lambda: night, page.say, on_lanes)
     except Exception as error:
         if not may_pass(error):
             quietly(_do_not_retry)

@@ -41,6 +41,11 @@ def lost_files(plan: Plan) -> LostFiles:
     return LostFiles(num_files=len(plan.unreadable), num_rows=plan.num_unreadable_rows)
 
 
+def accepting(command: str, guards: Iterable[str]) -> str:
+    """A command that publishes although these guards would stop it."""
+    return command + "".join(f" --accept {guard}" for guard in sorted(guards))
+
+
 class Guards:
     """Stops a run where a limit is not kept; those that are accepted only note it.
 
@@ -76,8 +81,8 @@ class Guards:
         if guard in self._accept:
             self._overruled[guard] = found
             return
-        accept = "".join(f" --accept {name}" for name in sorted({*self._accept, guard}))
-        how = f"or publish as it is with `{self._command}{accept}`."
+        command = accepting(self._command, {*self._accept, guard})
+        how = f"or publish as it is with `{command}`."
         raise GuardError(guard, f"{found} {way_out}, {how}")
 
     def check_rows(self, job: Job, date: str, num_rows: int) -> None:

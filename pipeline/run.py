@@ -18,7 +18,7 @@ from pipeline.block_size import rows_at_risk
 from pipeline.config import Job
 from pipeline.engine import check_class_names, check_columns, load_class_names, request_for
 from pipeline.engine_pin import EnginePin, common_of
-from pipeline.guards import Guards, NightWatch, lost_files
+from pipeline.guards import Guards, NightWatch, accepting, lost_files
 from pipeline.interruptions import earlier_attempts
 from pipeline.lane import LaneDevice
 from pipeline.lane_messages import LaneSetup, PoisonRow, WatchLimits
@@ -65,6 +65,10 @@ class Night:
         """That scores it, but for the job file's name; a backfill's dates have it too."""
         name = "requeue" if self.again == "quarantine" else "run"
         return f"score {name} JOB --date {self.date}{' --force' * (self.again == 'all')}"
+
+    def command_accepting(self, *guards: str) -> str:
+        """The same with what was accepted, and these guards besides."""
+        return accepting(self.command, {*self.accept, *guards})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

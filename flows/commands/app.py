@@ -33,6 +33,7 @@ from flows.commands.versions import gc, rollback
 
 if TYPE_CHECKING:
     from pipeline.report import RunReport
+    from pipeline.run import Night
 
 app = typer.Typer(
     name="score",
@@ -113,17 +114,21 @@ def score_night(
     def say(text: str) -> None:
         observer(quiet=as_json).say(text)
 
+    def ask() -> Night:
+        from pipeline.run import Night
+
+        return Night(job=loaded, date=wanted, again=again, accept=accepted)
+
     def score() -> RunReport:
         lanes = start_lanes(loaded)  # their processes import what they need while this one does
         from flows.night import process_start, run_night
-        from pipeline.run import Night, RunClock
+        from pipeline.run import RunClock
 
-        night = Night(job=loaded, date=wanted, again=again, accept=accepted)
         watcher = observer(quiet=as_json)
-        return run_night(night, watcher, clock=RunClock(started=process_start()), lanes=lanes)
+        return run_night(ask(), watcher, clock=RunClock(started=process_start()), lanes=lanes)
 
     with interruptible():
-        found = mailed(loaded, wanted, say, score)
+        found = mailed(ask, say, score)
     show_report(found, as_json=as_json)
 
 

@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from flows.mailing.letter import Letter
     from pipeline.history import HistoryRow
     from pipeline.report import RunReport
+    from pipeline.run import Night
     from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ LAST_WORDS_S = 5.0
 
 
 def mailed(
-    job: Job, date: str, say: Callable[[str], None], score: Callable[[], RunReport]
+    ask: Callable[[], Night], say: Callable[[str], None], score: Callable[[], RunReport]
 ) -> RunReport:
     """Score a date and mail how it ended.
 
@@ -39,8 +41,8 @@ def mailed(
     have died before the mail.
 
     Args:
-        job: The job; without a `mail` section nothing is sent.
-        date: ISO date.
+        ask: Says what is to be scored, when that has ended: to import it takes a while. A job
+            without a `mail` section sends nothing.
         say: Is told what became of the mail.
         score: Scores the date.
 
@@ -50,13 +52,15 @@ def mailed(
     try:
         report = score()
     except BaseException as error:
-        if _wants(job, "failed"):
-            _, said = _outcome(partial(_send_stopped, job, date, error))
+        night = ask()
+        if _wants(night.job, "failed"):
+            _, said = _outcome(partial(_send_stopped, night, error))
             say(said)
         raise
+    job = ask().job
     if _wants(job, "published") or (report.alerts and _wants(job, "warning")):
         is_sent, said = _outcome(partial(send_report, job, report))
-        later = f" Send it with `score report JOB --date {date} --send`."
+        later = f" Send it with `score report JOB --date {report.date} --send`."
         say(said if is_sent else said + later)
     return report
 
@@ -123,11 +127,12 @@ def _send_warning(job: Job, subject: str, text: str) -> str:
     return post(job, Mail(name=name, write=lambda _: letter, deadline_s=_section(job).deadline_s))
 
 
-def _send_stopped(job: Job, date: str, error: BaseException) -> str:
-    """One mail for a date and a reason: a command that is restarted every minute sends no more."""
-    from flows.mailing.night import stopped_letter
+def _send_stopped(night: Night, error: BaseException) -> str:
+    """One mail for a command and a reason: one that is restarted every minute sends no more."""
+    from flows.mailing.night import Stop, stopped_letter
     from flows.mailing.post import Mail, post
 
+    job, date = night.job, night.date
     deadline_s = _section(job).deadline_s
     if isinstance(error, PipelineError):
         said = str(error)
@@ -138,11 +143,11 @@ def _send_stopped(job: Job, date: str, error: BaseException) -> str:
         deadline_s = min(LAST_WORDS_S, deadline_s)
 
     def write(output: Storage | None) -> Letter:
-        return stopped_letter(job.name, date, error, said, _history(output, job, date))
+        stop = Stop(error=error, said=said, is_published=_is_published(output, job, date))
+        return stopped_letter(night, stop, _history(output, job, date))
 
-    return post(
-        job, Mail(name=_name(job, date, "stopped", said), write=write, deadline_s=deadline_s)
-    )
+    name = _name(job, date, "stopped", f"{night.command}\n{said}")
+    return post(job, Mail(name=name, write=write, deadline_s=deadline_s))
 
 
 def _section(job: Job) -> MailSection:
@@ -170,6 +175,14 @@ def _name(job: Job, date: str, kind: str, about: str) -> str:
     """Id of a mail; the output is part of it, as two of them may be of equal runs."""
     digest = hashlib.sha256("\n".join((job.output.uri, job.name, date, about)).encode())
     return f"{date}-{kind}-{digest.hexdigest()[:16]}"
+
+
+def _is_published(output: Storage | None, job: Job, date: str) -> bool:
+    from pipeline.versions import find_published
+
+    with suppress(PipelineError, OSError):
+        return output is not None and find_published(output, job.name, date) is not None
+    return False
 
 
 def _history(output: Storage | None, job: Job, date: str) -> Sequence[HistoryRow]:

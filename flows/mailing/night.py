@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from flows.cli import EXIT_INTERRUPTED, exit_code_of
 from flows.mailing.history import changes, nights_chart
@@ -17,6 +18,9 @@ from pipeline.report import RunReport
 from pipeline.report_devices import device_facts
 from pipeline.report_guards import guard_facts
 from pipeline.report_tiles import tiles
+
+if TYPE_CHECKING:
+    from pipeline.run import Night
 
 MOST_SAMPLES = 10
 """A mail of more than 100 kB is cut off by some clients; the page has all."""
@@ -47,40 +51,52 @@ def published_letter(report: RunReport, history: Sequence[HistoryRow]) -> Letter
     )
 
 
-def stopped_letter(
-    job: str, date: str, error: BaseException, said: str, history: Sequence[HistoryRow]
-) -> Letter:
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """How a night ended that was not published."""
+
+    error: BaseException
+    """Other than an `Exception`: somebody stopped it."""
+    said: str
+    """What the error says, without secrets."""
+    is_published: bool
+    """Whether the date has a version from before."""
+
+
+def stopped_letter(night: Night, stop: Stop, history: Sequence[HistoryRow]) -> Letter:
     """A night that was not published, and what to do.
 
     Args:
-        job: Name of the job.
-        date: ISO date.
-        error: What ended it; other than an `Exception`: somebody stopped it.
-        said: What the error says, without secrets.
+        night: What was asked for.
+        stop: How it ended.
         history: Of the nights before, by date.
     """
+    job, date, error = night.job.name, night.date, stop.error
+    nothing = f"Nothing{' new' if stop.is_published else ''} was published."
     code = exit_code_of(error) if isinstance(error, Exception) else EXIT_INTERRUPTED
     can_resume = code == EXIT_INTERRUPTED
     if isinstance(error, GuardError):
-        verdict, way_out = f"STOPPED by guard {error.guard}", "Nothing was published."
+        verdict, way_out = f"STOPPED by guard {error.guard}", nothing
     elif can_resume:
         verdict, way_out = "INTERRUPTED", SOON
     else:
-        verdict, way_out = "FAILED", f"Nothing was published. {SOON}"
-    facts = (
+        verdict, way_out = "FAILED", f"{nothing} {SOON}"
+    facts = [
         ("outcome", way_out),
         ("exit code", str(code)),
         ("how far it came", "score status JOB"),
-        ("go on", f"score run JOB --date {date}"),
-    )
+        ("go on", night.command_accepting()),
+    ]
+    if isinstance(error, GuardError):
+        facts.append(("publish as it is", night.command_accepting(error.guard)))
     chart = nights_chart(history, date)
     return Letter(
-        subject=_subject(job, date, f"{verdict}: {said}"),
+        subject=_subject(job, date, f"{verdict}: {stop.said}"),
         eyebrow=_eyebrow(job, date),
         headline=verdict,
-        lead=words.plain(said),
+        lead=words.plain(stop.said),
         mood="odd" if can_resume else "bad",
-        blocks=(Facts(title="What now", facts=facts), *([chart] if chart else [])),
+        blocks=(Facts(title="What now", facts=tuple(facts)), *([chart] if chart else [])),
     )
 
 

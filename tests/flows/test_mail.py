@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -27,6 +28,7 @@ from pipeline.errors import (
 from pipeline.history import write_row
 from pipeline.local_storage import LocalStorage
 from pipeline.report import RunReport
+from pipeline.run import Night as Asked
 from pipeline.storage import open_storage
 from tests.flows.mail_cases import DATE, REPORT, mail_job, nights
 from tests.flows.smtp_servers import HOST, Mailbox, free_port, smtp_server
@@ -43,14 +45,17 @@ class Night:
         self.said: list[str] = []
 
     def publish(self, report: RunReport = REPORT) -> RunReport:
-        return mailed(self.job, DATE, self.said.append, lambda: report)
+        return mailed(self.ask, self.said.append, lambda: report)
 
-    def fail(self, error: BaseException) -> None:
+    def ask(self, **how: Any) -> Asked:
+        return Asked(job=self.job, date=DATE, **how)
+
+    def fail(self, error: BaseException, **how: Any) -> None:
         def score() -> NoReturn:
             raise error
 
         with pytest.raises(type(error)) as raised:
-            mailed(self.job, DATE, self.said.append, score)
+            mailed(lambda: self.ask(**how), self.said.append, score)
         assert raised.value is error
 
 
@@ -164,6 +169,21 @@ def test_a_night_that_is_not_published_says_why_once(
     assert "score run JOB --date 2026-11-20" in text
 
 
+def test_another_command_for_the_date_that_is_stopped_alike_is_another_mail(tmp_path: Path) -> None:
+    with smtp_server() as box:
+        night = Night(tmp_path, box)
+        night.fail(KeyboardInterrupt())
+        night.fail(KeyboardInterrupt(), again="all")
+        night.fail(KeyboardInterrupt(), again="quarantine")
+    texts = [message.get_body(("plain",)).get_content() for message in box.messages]  # type: ignore[union-attr]
+    ways_on = [re.findall(r"^go on +(.*?)\r?$", text, re.MULTILINE)[0] for text in texts]
+    assert ways_on == [
+        "score run JOB --date 2026-11-20",
+        "score run JOB --date 2026-11-20 --force",
+        "score requeue JOB --date 2026-11-20",
+    ]
+
+
 def test_a_failed_night_whose_mail_fails_too_offers_no_report(tmp_path: Path) -> None:
     night = Night(tmp_path, Mailbox(port=free_port()), deadline_s=0.2)
     night.fail(ConfigError("engine.store: gone."))
@@ -213,7 +233,8 @@ def test_a_night_without_alerts_is_no_warning(tmp_path: Path) -> None:
 
 def test_a_job_without_mail_sends_none_and_is_told_so_when_it_asks(tmp_path: Path) -> None:
     job = mail_job(tmp_path).model_copy(update={"mail": None})
-    assert mailed(job, DATE, pytest.fail, lambda: REPORT) is REPORT
+    asked = Asked(job=job, date=DATE)
+    assert mailed(lambda: asked, pytest.fail, lambda: REPORT) is REPORT
     notify(job, "late", "two hours late")
     with pytest.raises(ConfigError, match="mail: no such section"):
         send_report(job, REPORT)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +18,14 @@ from flows.mailing.history import changes, nights_chart
 from flows.mailing.html import render_html
 from flows.mailing.letter import Chart, Facts, Letter, Notes
 from flows.mailing.message import compose, message_id_of
-from flows.mailing.night import published_letter, stopped_letter, warning_letter
+from flows.mailing.night import Stop, published_letter, stopped_letter, warning_letter
 from flows.mailing.text import NAME_COLUMNS, WIDTH, render_plain
 from pipeline.config import MailSection
 from pipeline.errors import ConfigError, GuardError
+from pipeline.history import HistoryRow
 from pipeline.report import Price, QuarantineSample, UnreadableFile
-from tests.flows.mail_cases import DATE, REPORT, mail_section, nights
+from pipeline.run import Night
+from tests.flows.mail_cases import DATE, REPORT, mail_job, mail_section, nights
 
 HOSTILE = (
     """'"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\r\nBcc: you@x.com\x1b\ud800"""
@@ -63,6 +67,18 @@ def squeezed(text: str) -> str:
 
 def a_letter() -> Letter:
     return published_letter(REPORT, nights())
+
+
+def stopped(
+    error: BaseException,
+    said: str = "It failed.",
+    *,
+    is_published: bool = False,
+    history: Sequence[HistoryRow] = (),
+    **how: Any,
+) -> Letter:
+    night = Night(job=mail_job(Path("nowhere")), date=DATE, **how)
+    return stopped_letter(night, Stop(error=error, said=said, is_published=is_published), history)
 
 
 def said_by(letter: Letter) -> list[str]:
@@ -121,7 +137,7 @@ def test_the_mail_has_what_the_morning_wants_to_know(fact: str) -> None:
     "letter",
     [
         a_letter(),
-        stopped_letter("users", DATE, GuardError("rows", "None."), "None.", nights()),
+        stopped(GuardError("rows", "None."), "None.", history=nights()),
         warning_letter("users", "late", "one\ntwo"),
     ],
     ids=["published", "stopped", "warning"],
@@ -191,7 +207,7 @@ def hostile_letter() -> Letter:
     "letter",
     [
         hostile_letter(),
-        stopped_letter("users", DATE, ConfigError("x"), HOSTILE, ()),
+        stopped(ConfigError("x"), HOSTILE),
         warning_letter("users", HOSTILE, HOSTILE),
     ],
     ids=["published", "stopped", "warning"],
@@ -247,10 +263,34 @@ def test_lines_on_the_wire_are_not_too_long() -> None:
 
 
 def test_a_subject_is_one_line_however_long_the_reason() -> None:
-    letter = stopped_letter("users", DATE, ConfigError("x"), "word " * 400, ())
+    letter = stopped(ConfigError("x"), "word " * 400)
     assert len(letter.subject) <= 120
     assert letter.subject.endswith("...")
     assert b"Subject: [nightscore] users 2026-11-20: FAILED: word " in bytes(sent(letter))
+
+
+def what_now(letter: Letter) -> dict[str, str]:
+    (facts,) = [block for block in letter.blocks if block.title == "What now"]
+    assert isinstance(facts, Facts)
+    return dict(facts.facts)
+
+
+def test_a_stopped_night_goes_on_by_the_command_that_was_stopped() -> None:
+    forced = what_now(stopped(ConfigError("x"), again="all", accept=frozenset({"drift"})))
+    assert forced["go on"] == f"score run JOB --date {DATE} --force --accept drift"
+    assert "publish as it is" not in forced
+    guarded = what_now(stopped(GuardError("rows", "x"), accept=frozenset({"scores"})))
+    assert guarded["go on"] == f"score run JOB --date {DATE} --accept scores"
+    assert guarded["publish as it is"] == f"{guarded['go on'].partition(' --accept')[0]}" + (
+        " --accept rows --accept scores"
+    )
+
+
+@pytest.mark.parametrize("error", [ConfigError("x"), GuardError("rows", "x")])
+def test_a_version_from_before_is_not_forgotten(error: Exception) -> None:
+    assert what_now(stopped(error))["outcome"].startswith("Nothing was published.")
+    again = what_now(stopped(error, again="all", is_published=True))
+    assert again["outcome"].startswith("Nothing new was published.")
 
 
 def test_a_busy_night_stays_below_what_clients_show() -> None:

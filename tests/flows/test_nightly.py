@@ -83,9 +83,11 @@ def fake_night(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             rows=12, examples_per_sec=3.0, status="published", manifest="/scores/_MANIFEST.json"
         )
 
-    def mailed(job: Any, date: str, say: Callable[[str], None], score: Callable[[], Any]) -> Any:
+    def mailed(
+        ask: Callable[[], Night], say: Callable[[str], None], score: Callable[[], Any]
+    ) -> Any:
         say("mail: sent")
-        calls["mailed"] = (job.path, date)
+        calls["mailed"] = (ask().job.path, ask().date)
         return score()
 
     def create_artifact(markdown: str, key: str, **_: Any) -> None:
