@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -72,41 +72,57 @@ def _post(job: Job, mail: Mail) -> str:
     deadline = time.monotonic() + mail.deadline_s
     section = job.mail
     assert section is not None, "the caller looked"
-    server = server_of(section)
+    server, everybody = server_of(section), tuple(recipients_of(section))
     try:
         output = open_storage(job.output.uri)
         outbox = Outbox(output, job.name, mail.name)
-        if outbox.is_sent():
+        if not outbox.waiting(everybody):
             return "was sent before"
         claim = outbox.claim()
     except MailError:
         raise
     except (PipelineError, OSError) as error:
         log.warning("%s: the mail is sent without a note (%s).", job.name, error)
-        return _hand_over(section, server, mail, None, deadline)[0]
+        return _hand_over(section, server, mail, everybody, None, deadline)[0]
     try:
-        if outbox.is_sent():  # by whoever gave the claim up or let it expire
+        to = outbox.waiting(everybody)
+        if not to:  # whoever gave the claim up or let it expire has sent it
             return "was sent before"
-        said, refused = _hand_over(section, server, mail, output, deadline)
+        said, refused = _hand_over(section, server, mail, to, output, deadline)
     except BaseException:
         with suppress(PipelineError, OSError):  # it expires
             outbox.release(claim)
         raise
     try:
-        outbox.note_sent(message_id_of(section, mail.name), recipients_of(section), refused)
+        outbox.note_sent(message_id_of(section, mail.name), to, refused)
+        if refused:  # the next command may try them at once
+            outbox.release(claim)
     except (PipelineError, OSError) as error:
         log.warning("%s: the mail is sent, and may be sent again (%s).", job.name, error)
     return said
 
 
 def _hand_over(
-    section: MailSection, server: MailServer, mail: Mail, output: Storage | None, deadline: float
+    section: MailSection,
+    server: MailServer,
+    mail: Mail,
+    to: Sequence[str],
+    output: Storage | None,
+    deadline: float,
 ) -> tuple[str, dict[str, str]]:
     """What to say, and who was refused."""
     message = compose(mail.write(output), section, message_id_of(section, mail.name))
-    to = recipients_of(section)
-    refused = deliver(server, message, to, deadline - time.monotonic())
-    said = f"sent to {plural(len(to) - len(refused), 'recipient')}"
+    is_rest = len(to) < len(section.to)
+    try:
+        refused = deliver(server, message, to, deadline - time.monotonic())
+    except MailError as error:
+        if not is_rest:
+            raise
+        raise MailError(f"{', '.join(to)}, the only ones without it: {error}") from None
+    got = [who for who in to if who not in refused]
+    said = f"sent to {plural(len(got), 'recipient')}"
+    if is_rest:
+        said += f" refused before: {', '.join(got)}"
     if refused:
         said += f"; refused for {', '.join(f'{who} ({why})' for who, why in refused.items())}"
     return said, refused

@@ -114,6 +114,24 @@ def test_when_the_mail_server_is_down_the_night_says_how_to_send_it_later(tmp_pa
     assert len(box.messages) == 1
 
 
+def test_who_was_refused_for_the_whole_deadline_gets_the_mail_later_and_alone(
+    tmp_path: Path,
+) -> None:
+    you = "you@example.com"
+    with smtp_server(Mailbox(recipients={you: ["450 greylisted"] * 99})) as box:
+        night = Night(tmp_path, box, to=["me@example.com", you], deadline_s=0.3)
+        night.publish()
+        assert night.said == [f"mail: sent to 1 recipient; refused for {you} (450 greylisted)"]
+        with pytest.raises(MailError, match=f"{you}, the only ones without it: .*450 greylisted"):
+            send_report(night.job, REPORT)
+        box.recipients.clear()
+        later = Night(tmp_path, box, to=["me@example.com", you]).job
+        assert send_report(later, REPORT) == f"sent to 1 recipient refused before: {you}"
+        assert send_report(later, REPORT) == "was sent before"
+    assert [envelope.rcpt_tos for envelope in box.envelopes] == [["me@example.com"], [you]]
+    assert len({message["Message-ID"] for message in box.messages}) == 1
+
+
 def test_a_crash_between_sending_and_noting_it_sends_again_under_the_same_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
