@@ -79,7 +79,7 @@ def alarms(nightly: str, gap_s: float) -> tuple[Alarm, ...]:
         },
         {
             "name": f"score/{nightly}: skipped",
-            "description": "A night was cancelled before it began: another one was still running.",
+            "description": "A night was cancelled before it began: another one held its place.",
             "posture": "Reactive",
             "expect": ["prefect.flow-run.Cancelled"],
             "match": {**run["match"], "prefect.run-count": "0"},
@@ -87,7 +87,9 @@ def alarms(nightly: str, gap_s: float) -> tuple[Alarm, ...]:
             "parameters": {
                 "subject": "a night was skipped",
                 "text": f"A run of score/{nightly} was cancelled before it began, as another one "
-                "was still running. Its date is not scored: run score/backfill for it.",
+                "still held its place: it was running, or has been gone for less than five minutes."
+                " Unless the other one was for the same date, this one's is not scored: `score run "
+                "JOB --date D`, or score/backfill, scores it.",
                 "run": RUN,
             },
         },
@@ -125,8 +127,10 @@ def alarms(nightly: str, gap_s: float) -> tuple[Alarm, ...]:
             "parameters": {
                 "subject": "a night has gone silent",
                 "text": f"A run of score/{nightly} has shown no sign of life for five minutes: its "
-                "machine or its worker is gone. Committed shards are kept; start a worker, and run "
-                "the same date again.",
+                "machine or its worker is gone. Committed shards are kept: `score run JOB --date "
+                "D` goes on at once. In Prefect, start a worker, and run the same date again once the "
+                "page of this run says Crashed: until then it holds its place, and another one is "
+                "cancelled.",
                 "run": RUN,
             },
         },

@@ -138,7 +138,7 @@ def test_an_overlapping_night_is_cancelled_and_a_killed_one_is_told_by_the_worke
 
     (told,) = server.wait_for("the alarm of the skipped night", alert)
     assert told["name"] == "users: a night was skipped"
-    assert "run score/backfill" in told["parameters"]["text"]
+    assert "score/backfill" in told["parameters"]["text"]
     server.wait_for("both mails", lambda: len(box.messages) > 1)
     assert sorted(str(message["Subject"]) for message in box.messages) == [
         f"[nightscore] users: {DATE} crashed",
