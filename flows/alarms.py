@@ -9,6 +9,7 @@ server. When the server is down, only somebody else can notice: infra/prometheus
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -34,15 +35,20 @@ RUN = "{{ event.resource.id }}"
 Alarm = dict[str, Any]
 
 
-async def longest_gap_s(cron: str, timezone: str) -> float:
-    """The most seconds between two scheduled nights, of the next ones."""
+async def next_nights(cron: str, timezone: str) -> list[datetime.datetime]:
+    """When the next nights of a schedule begin; `ValueError` where it is none, or never comes."""
     from prefect.client.schemas.schedules import CronSchedule
     from prefect.server.schemas.schedules import CronSchedule as Calendar
 
     checked = CronSchedule(cron=cron, timezone=timezone)
     start = datetime.datetime.now(datetime.UTC)
-    dates = await Calendar(cron=checked.cron, timezone=timezone).get_dates(SCHEDULES_AHEAD, start)
-    gaps = [(after - before).total_seconds() for before, after in pairwise(dates)]
+    calendar = Calendar(cron=checked.cron, timezone=timezone)
+    return list(await calendar.get_dates(SCHEDULES_AHEAD, start))
+
+
+def longest_gap_s(nights: Sequence[datetime.datetime]) -> float:
+    """The most seconds between two of these nights."""
+    gaps = [(after - before).total_seconds() for before, after in pairwise(nights)]
     return max(gaps, default=86_400.0)
 
 
@@ -128,9 +134,9 @@ def alarms(nightly: str, gap_s: float) -> tuple[Alarm, ...]:
                 "subject": "a night has gone silent",
                 "text": f"A run of score/{nightly} has shown no sign of life for five minutes: its "
                 "machine or its worker is gone. Committed shards are kept: `score run JOB --date "
-                "D` goes on at once. In Prefect, start a worker, and run the same date again once the "
-                "page of this run says Crashed: until then it holds its place, and another one is "
-                "cancelled.",
+                "D` goes on at once. In Prefect, start a worker, and run the same date again once "
+                "the page of this run says Crashed: until then it holds its place, and another one "
+                "is cancelled.",
                 "run": RUN,
             },
         },

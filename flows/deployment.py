@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import datetime
 import os
 import re
 import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flows.alarms import HEARTBEAT_S, alarms, automations, longest_gap_s
+from flows.alarms import HEARTBEAT_S, alarms, automations, longest_gap_s, next_nights
+from flows.run_names import job_name
 from pipeline.errors import ConfigError, one_line
 from pipeline.time_zone import find_zone
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
     from prefect.client.orchestration import PrefectClient
 
+T = TypeVar("T")
 ENTRYPOINTS = {
     "nightly": "flows.nightly.score",
     "backfill": "flows.backfills.flow.backfill",
@@ -49,11 +54,14 @@ CRON_FIELDS = 5
 POOL_TYPES = ("process", "kubernetes")
 """For the latter see infra/kubernetes/prefect: its base job template has what we set."""
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
+HORIZON = datetime.timedelta(days=99)
+"""A server plans the runs of the next 100 days, unless its settings say otherwise."""
 PLANNING_S = 20
 """The server looks for new schedules every five seconds."""
 NOT_PLANNED = (
-    "none planned by the server yet; see its log. With SQLAlchemy 2.1, Prefect 3.8 plans no runs: "
-    "`pip install 'sqlalchemy<2.1'` where the server runs, and start it again"
+    "none planned by the server yet. With SQLAlchemy 2.1, Prefect 3.8 plans no runs: "
+    "`pip install 'sqlalchemy<2.1'` where the server runs, and start it again, without "
+    "--background to see what it says"
 )
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -96,15 +104,19 @@ def deploy(wanted: Wanted) -> dict[str, Any]:
     Relative paths in the job file count from where this is called, on the worker too.
 
     Raises:
-        ConfigError: No server, a wrong schedule, or no such block.
+        ConfigError: No server, a wrong schedule, no such block, or another job has these names.
     """
-    _check(wanted)
+    nights = _check(wanted)
     job, nightly = str(Path(wanted.job).resolve()), f"score/{wanted.name_of('nightly')}"
-    registered, next_night = _patiently(dataclasses.replace(wanted, job=job))
+    wanted = dataclasses.replace(wanted, job=job)
+    with _server_errors():
+        replaced = _patiently(lambda client: _replaced(client, wanted))
+        registered, next_night = _patiently(lambda client: _register(client, wanted, nights))
     return {
         "deployment": nightly,
         "deployments": registered,
         "job": job,
+        "replaces": replaced,
         "cron": wanted.cron,
         "timezone": wanted.timezone,
         "work_pool": wanted.pool,
@@ -116,7 +128,8 @@ def deploy(wanted: Wanted) -> dict[str, Any]:
     }
 
 
-def _check(wanted: Wanted) -> None:
+def _check(wanted: Wanted) -> list[datetime.datetime]:
+    """When the next nights begin."""
     if not os.environ.get("PREFECT_API_URL"):
         raise ConfigError(
             "PREFECT_API_URL: not set; expected the address of a Prefect server. Run "
@@ -138,7 +151,7 @@ def _check(wanted: Wanted) -> None:
             "and weekday. Leave out seconds and years."
         )
     try:
-        asyncio.run(longest_gap_s(wanted.cron, wanted.timezone))
+        return asyncio.run(next_nights(wanted.cron, wanted.timezone))
     except ValueError:  # no cron, or dates such as February 30
         raise ConfigError(
             f"--cron {wanted.cron!r}: no schedule, or its day never comes; expected e.g. "
@@ -146,47 +159,85 @@ def _check(wanted: Wanted) -> None:
         ) from None
 
 
-def _patiently(wanted: Wanted) -> tuple[dict[str, str], str | None]:
-    """Register again where the server failed: its SQLite may be locked, mostly after its start."""
+@contextmanager
+def _server_errors() -> Iterator[None]:
+    """Say in words what is wrong with the server."""
+    import httpx
+
+    api = os.environ["PREFECT_API_URL"]
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise ConfigError(
+            f"PREFECT_API_URL {api}: {error or type(error).__name__}; expected a Prefect server "
+            "there. Start it with `prefect server start`."
+        ) from None
+    except httpx.HTTPStatusError as error:
+        raise ConfigError(
+            f"PREFECT_API_URL {api}: {one_line(error)}; expected it to take the deployments. Look "
+            "whether its Prefect is 3.8 as here; started without --background it says more."
+        ) from None
+
+
+def _patiently(ask: Callable[[PrefectClient], Awaitable[T]]) -> T:
+    """Ask again where the server failed: its SQLite may be locked, mostly after its start."""
     from prefect.exceptions import PrefectHTTPStatusError
 
     for pause_s in PAUSES_S:
         try:
-            return asyncio.run(_register(wanted))
+            return asyncio.run(_ask(ask))
         except PrefectHTTPStatusError as error:
             if error.response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise
         time.sleep(pause_s)
-    return asyncio.run(_register(wanted))
+    return asyncio.run(_ask(ask))
 
 
-async def _register(wanted: Wanted) -> tuple[dict[str, str], str | None]:
-    """Everything; the deployments' ids by their names, and when the first night begins."""
-    import httpx
+async def _ask(ask: Callable[[PrefectClient], Awaitable[T]]) -> T:
     from prefect.client.orchestration import get_client
 
+    async with get_client() as client:
+        return await ask(client)
+
+
+async def _replaced(client: PrefectClient, wanted: Wanted) -> str | None:
+    """The job file whose nights these will be no more; one of another job is not replaced.
+
+    Its file may be on another machine only: then nobody knows which job it is.
+    """
+    from prefect.exceptions import ObjectNotFound
+
+    name = f"score/{wanted.name_of('nightly')}"
     try:
-        async with get_client() as client:
-            await _make_pool(client, wanted.pool)
-            block = await _find_block(client, wanted.notify) if wanted.notify else None
-            ids = {kind: await _apply(kind, wanted) for kind in ENTRYPOINTS}
-            gap_s = await longest_gap_s(wanted.cron, wanted.timezone)
-            watched = alarms(wanted.name_of("nightly"), gap_s)
-            for automation in automations(watched, ids["alert"], block):
-                await client.create_automation(automation)
-            next_night = await _next_night(client, ids["nightly"])
-    except httpx.TransportError as error:
+        found = await client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return None
+    job = str(found.parameters.get("job", ""))
+    if job in ("", wanted.job):
+        return None
+    ours, theirs = job_name(wanted.job), job_name(job)
+    if os.path.exists(job) and ours != theirs:
         raise ConfigError(
-            f"PREFECT_API_URL {os.environ['PREFECT_API_URL']}: {error or type(error).__name__}; "
-            "expected a Prefect server there. Start it with `prefect server start`."
-        ) from None
-    except httpx.HTTPStatusError as error:
-        raise ConfigError(
-            f"PREFECT_API_URL {os.environ['PREFECT_API_URL']}: {one_line(error)}; expected it to "
-            "take the deployments. See the server's log, and whether its Prefect is 3.8 as here."
-        ) from None
+            f"{name}: scores {theirs} ({job}), which would have no more nights; expected {ours}. "
+            f"Add `--prefix {ours}-`, or remove it with `prefect deployment delete {name}`."
+        )
+    return job
+
+
+async def _register(
+    client: PrefectClient, wanted: Wanted, nights: Sequence[datetime.datetime]
+) -> tuple[dict[str, str], str | None]:
+    """Everything; the deployments' ids by their names, and when the first night begins."""
+    await _make_pool(client, wanted.pool)
+    block = await _find_block(client, wanted.notify) if wanted.notify else None
+    ids = {kind: await _apply(kind, wanted) for kind in ENTRYPOINTS}
+    watched = alarms(wanted.name_of("nightly"), longest_gap_s(nights))
+    for automation in automations(watched, ids["alert"], block):
+        await client.create_automation(automation)
     named = {f"score/{wanted.name_of(kind)}": str(identity) for kind, identity in ids.items()}
-    return named, next_night
+    if nights[0] > datetime.datetime.now(datetime.UTC) + HORIZON:
+        return named, nights[0].astimezone(datetime.UTC).isoformat()
+    return named, await _next_night(client, ids["nightly"])
 
 
 async def _next_night(client: PrefectClient, nightly: UUID) -> str | None:
@@ -276,6 +327,8 @@ def render_deployment(facts: dict[str, Any]) -> RenderableType:
     """What was registered, and what to type next."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("deployments", Text(", ".join(facts["deployments"])))
+    if facts["replaces"]:
+        table.add_row("instead of", Text(facts["replaces"], style="yellow"))
     for name in ("job", "cron", "timezone", "work_pool"):
         table.add_row(name.replace("_", " "), Text(str(facts[name])))
     night = facts["next_night"]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from flows.alarms import ALLOWED_S, alarms, automations, longest_gap_s
+from flows.alarms import ALLOWED_S, alarms, automations, longest_gap_s, next_nights
 
 DAY_S = 86_400.0
 ALERT = uuid.uuid4()
 
 
 def gap(cron: str, timezone: str = "UTC") -> float:
-    return asyncio.run(longest_gap_s(cron, timezone))
+    return longest_gap_s(asyncio.run(next_nights(cron, timezone)))
 
 
 @pytest.mark.parametrize(

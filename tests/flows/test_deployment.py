@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime
+import uuid
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from prefect.exceptions import ObjectNotFound
 from rich.console import Console
 
 from flows import deployment
@@ -83,6 +88,7 @@ def test_what_was_registered_is_shown_with_the_next_commands() -> None:
         "cron": "30 0 * * *",
         "timezone": "UTC",
         "work_pool": "nightscore",
+        "replaces": "/jobs/old.yaml",
         "next_night": None,
         "next": ["prefect worker start --pool nightscore"],
     }
@@ -92,6 +98,7 @@ def test_what_was_registered_is_shown_with_the_next_commands() -> None:
     shown = captured.get()
     assert "/jobs/[a].yaml" in shown, "a path is no markup"
     assert "score/nightly, score/backfill" in shown
+    assert "/jobs/old.yaml" in shown
     assert "none planned by the server" in shown
     assert "prefect worker start --pool nightscore" in shown
 
@@ -160,6 +167,7 @@ def test_a_person_can_fill_in_the_form_of_every_deployment(kind: str) -> None:
         assert "date" in {each.get("format") for each in (kinds, *kinds.get("anyOf", ()))}
 
 
+@pytest.mark.usefixtures("nobody_answers")
 @pytest.mark.parametrize(("status", "tries"), [(500, 3), (422, 1)])
 def test_a_server_that_fails_for_a_moment_is_asked_again(
     status: int, tries: int, monkeypatch: pytest.MonkeyPatch
@@ -170,14 +178,73 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(
     answer = httpx.Response(status, request=request)
     asked: list[str] = []
 
-    async def register(wanted: Wanted) -> tuple[dict[str, str], None]:
-        asked.append(wanted.job)
+    async def register(client: Any) -> str:
+        asked.append(client)
         if len(asked) < 3:
             raise PrefectHTTPStatusError("it failed", request=request, response=answer)
-        return {"score/nightly": "id"}, None
+        return "id"
 
-    monkeypatch.setattr(deployment, "_register", register)
+    async def ask(with_client: Any) -> Any:
+        return await with_client("client")
+
+    monkeypatch.setattr(deployment, "_ask", ask)
     monkeypatch.setattr(deployment, "PAUSES_S", (0.0, 0.0, 0.0))
-    with nullcontext() if status == 500 else pytest.raises(PrefectHTTPStatusError):
-        assert deployment._patiently(Wanted(job="job.yaml")) == ({"score/nightly": "id"}, None)
+    with nullcontext() if status == 500 else pytest.raises(ConfigError, match="it failed"):
+        with deployment._server_errors():
+            assert deployment._patiently(register) == "id"
     assert len(asked) == tries
+
+
+class FakeServer:
+    """Knows the parameters of one deployment, or of none."""
+
+    def __init__(self, **parameters: str) -> None:
+        self.parameters = parameters
+
+    async def read_deployment_by_name(self, name: str) -> Any:
+        assert name == "score/nightly"
+        if not self.parameters:
+            raise ObjectNotFound(Exception(name))
+        return SimpleNamespace(parameters=self.parameters)
+
+
+def replaced_by(server: FakeServer) -> str | None:
+    client: Any = server
+    return asyncio.run(deployment._replaced(client, Wanted(job=JOB)))
+
+
+def test_another_job_keeps_its_nights(tmp_path: Path) -> None:
+    other = tmp_path / "users.yaml"
+    other.write_text(Path(JOB).read_text().replace("name: demo", "name: users"))
+    with pytest.raises(ConfigError, match=r"scores users \(.*Add `--prefix demo-`"):
+        replaced_by(FakeServer(job=str(other)))
+
+
+def test_a_copy_and_a_file_that_is_not_here_are_replaced_and_named(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(Path(JOB).read_text())
+    for old in (str(copy), str(tmp_path / "gone.yaml")):
+        assert replaced_by(FakeServer(job=old)) == old
+
+
+def test_the_same_file_again_and_a_first_deployment_replace_nothing() -> None:
+    assert replaced_by(FakeServer(job=JOB)) is None
+    assert replaced_by(FakeServer()) is None
+
+
+def test_a_night_beyond_what_a_server_plans_is_known_from_the_calendar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def asked(*_: Any) -> Any:
+        return uuid.uuid4()
+
+    async def make(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(deployment, "_make_pool", make)
+    monkeypatch.setattr(deployment, "_apply", asked)
+    monkeypatch.setattr(deployment, "_next_night", lambda *_: pytest.fail("it waits"))
+    server: Any = SimpleNamespace(create_automation=make)
+    nights = [datetime.datetime(year, 2, 28, 23, 30, tzinfo=datetime.UTC) for year in (2092, 2096)]
+    _, first = asyncio.run(deployment._register(server, Wanted(job=JOB), nights))
+    assert first == "2092-02-28T23:30:00+00:00"
