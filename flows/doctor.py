@@ -49,6 +49,7 @@ def doctor_facts(job: Job | None = None) -> Facts:
     return {
         "nightscore": importlib.metadata.version("nightscore"),
         "python": platform.python_version(),
+        "job": job.name if job else None,
         "cpu": cpu.name,
         "cores": cpu.num_threads,
         "int8_instructions": [flag for flag in VNNI if flag in cpu.instructions],
@@ -133,5 +134,7 @@ def render_doctor(facts: Facts) -> RenderableType:
         mend = f"  ->  {plain(check['mend'])}" if check["mend"] else ""
         mark = Text("ok", style="green") if check["ok"] else Text("--", style="yellow")
         checks.add_row(mark, Text(check["name"]), Text(f"{plain(check['found'])}{mend}"))
+    if facts["job"]:
+        return Group(table, Text(), checks)
     hint = Text("`score doctor JOB` tries what a job needs, too.", style="dim")
     return Group(table, Text(), checks, hint)

@@ -166,6 +166,7 @@ def test_everything_is_printed_on_a_narrow_terminal(
     Console(width=80, color_system=None).print(render_doctor(facts))
     text = capsys.readouterr().out
     assert "honours" in text
+    assert "score doctor JOB" not in text
     assert max(map(len, text.splitlines())) <= 80
 
 
