@@ -12,19 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.ledger import Ledger
+from pipeline.published_names import version_of
 from pipeline.storage import (
-    MANIFEST,
     PROBE_PREFIX,
     STAGING_PREFIX,
-    SUCCESS,
     FileInfo,
     Storage,
     UnfinishedUpload,
 )
 from pipeline.versions import (
     KEPT_MANIFEST,
-    REPORT_HTML,
-    REPORT_JSON,
     Published,
     find_published,
     settle,
@@ -167,11 +164,12 @@ def _strays(
     """Copies of a publication that died, on an object store."""
     if published is None:  # perhaps somebody is publishing: it may take a while
         return
-    named = {MANIFEST, SUCCESS, REPORT_JSON, REPORT_HTML, *(path for path, _ in published.files())}
+    named = {path for path, _ in published.files()}
     for info in found:
-        if info.path.partition(f"/dt={published.date}/")[2] not in named:
-            if info.modified_at < rules.before:
-                yield info, STRAY
+        path = info.path.partition(f"/dt={published.date}/")[2]
+        is_part = version_of(path) is not None  # what is none was put there by somebody else
+        if is_part and path not in named and info.modified_at < rules.before:
+            yield info, STRAY
 
 
 def _of_runs(

@@ -20,7 +20,14 @@ import pyarrow as pa
 
 from pipeline.errors import InputError, StorageError
 from pipeline.paths import checked, is_hidden
-from pipeline.storage import MANIFEST, STAGING_PREFIX, SUCCESS, FileInfo, UnfinishedUpload
+from pipeline.storage import (
+    MANIFEST,
+    STAGING_PREFIX,
+    SUCCESS,
+    FileInfo,
+    UnfinishedUpload,
+    occupied,
+)
 from pipeline.store_errors import named
 
 LOCK_TIMEOUT_S = 60.0
@@ -203,10 +210,7 @@ class LocalStorage:
         except FileNotFoundError:
             return
         if names and MANIFEST not in names:  # no run leaves that: it makes a folder elsewhere
-            raise StorageError(
-                f"{self.uri}/{target}: has `{min(names)}` and no {MANIFEST}; expected a published "
-                "date, an empty folder or none. Move it away, and run the same command again."
-            )
+            raise occupied(f"{self.uri}/{target}", min(names))
 
     @_named
     def swap(self, files: dict[str, str], manifest: bytes, target: str, expected: bytes) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
@@ -16,7 +16,15 @@ from botocore.parsers import ResponseParserError
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.paths import checked
-from pipeline.storage import MANIFEST, SUCCESS, FileInfo, UnfinishedUpload, s3_endpoint
+from pipeline.published_names import FIRST, version_of
+from pipeline.storage import (
+    MANIFEST,
+    SUCCESS,
+    FileInfo,
+    UnfinishedUpload,
+    occupied,
+    s3_endpoint,
+)
 from pipeline.store_errors import Patience, refused, unavailable
 
 DEADLINE_VARIABLE = "NIGHTSCORE_STORE_DEADLINE_S"
@@ -187,7 +195,9 @@ class ObjectStorage:
             return []
         # Stores and consoles may keep folders as objects; they are no files.
         infos = [
-            self._info(full, entry) for full, entry in found.items() if entry["type"] == "file"
+            self._info(full, entry)
+            for full, entry in found.items()
+            if entry["type"] == "file" and not full.endswith("/")
         ]
         return sorted(infos, key=lambda info: info.path)
 
@@ -292,30 +302,33 @@ class ObjectStorage:
     def publish(self, files: dict[str, str], manifest: bytes, target: str) -> bool:
         if self.read(f"{target}/{MANIFEST}") is not None:
             return False
+        self._refuse_others(target, besides=files)
         # Server-side copies under names that only this run uses: repeating them is harmless.
         self._copy_into(target, files)
         if not self.create(f"{target}/{MANIFEST}", manifest):
             return False
-        self._remove_strays(target, set(files))
+        self._remove_strays(target, files)
         self.create(f"{target}/{SUCCESS}", b"")
         return True
 
-    def check_free(self, target: str) -> None:  # noqa: ARG002
-        return  # whatever lies there takes no name that a run uses
+    def check_free(self, target: str) -> None:
+        if self.info(f"{target}/{MANIFEST}") is None:
+            self._refuse_others(target)
 
-    def _remove_strays(self, target: str, named: set[str]) -> None:
+    def _refuse_others(self, target: str, besides: Collection[str] = ()) -> None:
+        """Raise StorageError for what no run has put there: parts are copied by those that die."""
+        names = self._names_in(target) - set(besides)
+        others = [name for name in names if version_of(name) is None]
+        if others and MANIFEST not in names:
+            raise occupied(f"{self.uri}/{target}", min(others))
+
+    def _remove_strays(self, target: str, named: Collection[str]) -> None:
         """Remove what other runs copied and never published: only one can, and that was us."""
-        found = self.list_files(target)
-        published_at = next(
-            info.modified_at for info in found if info.path == f"{target}/{MANIFEST}"
-        )
-        # Whatever came after the manifest may be a next version's.
-        strays = [
-            info.path
-            for info in found
-            if info.modified_at < published_at and info.path.removeprefix(f"{target}/") not in named
-        ]
-        self.delete_many(strays)
+        strays = [name for name in self._names_in(target) - set(named) if version_of(name) == FIRST]
+        self.delete_many([f"{target}/{name}" for name in sorted(strays)])
+
+    def _names_in(self, target: str) -> set[str]:
+        return {info.path.removeprefix(f"{target}/") for info in self.list_files(target)}
 
     def swap(self, files: dict[str, str], manifest: bytes, target: str, expected: bytes) -> bool:
         path = f"{target}/{MANIFEST}"

@@ -161,6 +161,14 @@ def s3_endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
+def occupied(where: str, name: str) -> StorageError:
+    """For a folder that is to be published, with something in it that no run has put there."""
+    return StorageError(
+        f"{where}: has `{name}` and no {MANIFEST}; expected a published date, an empty folder or "
+        "none. Move it away, and run the same command again."
+    )
+
+
 def probe(storage: Storage, folder: str) -> None:
     """Prove create-if-absent and read-after-write on `folder`, or refuse the store (R14).
 

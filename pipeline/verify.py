@@ -139,9 +139,17 @@ def _check_listing(folder: str, parts: list[Row]) -> None:
     listed = (name.rpartition("/")[2] for name in filesystem.ls(path, detail=False))
     found = {name for name in listed if name.endswith(".parquet")}
     named = {part["part"]["path"] for part in parts}
-    if found != named:
-        odd = sorted(found ^ named)
-        raise VerifyError(f"{folder}: {odd} is only in the folder or only in the manifest.")
+    if strays := sorted(found - named):
+        raise VerifyError(
+            f"{folder}: {strays} is only in the folder; expected what the manifest names. Move "
+            "away what somebody else has put there; what a killed run has left goes with `score "
+            "gc` once it is old enough, and with the next version of the date."
+        )
+    if lost := sorted(named - found):
+        raise VerifyError(
+            f"{folder}: {lost} is only in the manifest; expected all parts that it names. Score "
+            "the date again with `score run --force`."
+        )
 
 
 def _read_part(folder: str, stored: Row) -> pa.Table:

@@ -3,7 +3,6 @@
     <job>/dt=<date>/                        the current version, all that readers see
     <job>/_runs/<run_id>/manifest.json      one that was replaced, as it was published
     <job>/_runs/<run_id>/parts/             its files
-    <job>/_runs/<run_id>/lost.json          the manifest of one that had lost files by then
 
 A manifest says its `version` (1, 2, ...) and which run it `replaces`. Going back makes another
 version, too: numbers only grow, so that nothing ever has to be guessed about who was first.
@@ -15,18 +14,18 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.errors import InputError, StorageError, VerifyError
 from pipeline.ledger import CommitRecord, record_from_dict, run_folder, utc_now
+from pipeline.published_names import numbered, version_of
 from pipeline.storage import MANIFEST, SUCCESS, Storage
 
 REPORT_JSON = "_report.json"
 REPORT_HTML = "_report.html"
 KEPT_MANIFEST = "manifest.json"
-LOST_MANIFEST = "lost.json"
-"""Under this name nobody goes back to it; it still says which published files are stale."""
+NUM_LOOKS = 5
+"""At a published folder, to remove what whoever lost a race is still copying there."""
 log = logging.getLogger(__name__)
 
 
@@ -101,12 +100,6 @@ def find_kept(output: Storage, job: str, date: str, run_id: str) -> Published | 
     return _read(output, job, date, f"{run_folder(job, run_id)}/{KEPT_MANIFEST}")
 
 
-def _find_replaced(output: Storage, job: str, date: str, run_id: str) -> Published | None:
-    """One that was replaced, whether or not all of it is kept."""
-    lost = f"{run_folder(job, run_id)}/{LOST_MANIFEST}"
-    return find_kept(output, job, date, run_id) or _read(output, job, date, lost)
-
-
 def _read(output: Storage, job: str, date: str, path: str) -> Published | None:
     data = output.read(path)
     if data is None:
@@ -150,10 +143,10 @@ def replace(
     ]
     number = {"version": version, "replaces": current.run_id, "published_at": utc_now()}
     new = {**manifest, "parts": parts, **number}
-    numbered = {_numbered(path, version): source for path, source in files.items()}
+    copies = {numbered(path, version): source for path, source in files.items()}
     data = json.dumps(new).encode()
-    if not output.swap(numbered, data, current.folder, current.data):
-        withdraw(output, current.job, current.date, set(numbered))
+    if not output.swap(copies, data, current.folder, current.data):
+        withdraw(output, current.job, current.date, set(copies))
         return None
     published = Published(job=current.job, date=current.date, manifest=new, data=data)
     settle(output, published)
@@ -161,14 +154,7 @@ def replace(
 
 
 def _renamed(file: dict[str, Any] | None, version: int) -> dict[str, Any] | None:
-    return file and {**file, "path": _numbered(file["path"], version)}
-
-
-def _numbered(path: str, version: int) -> str:
-    """`part-00017-1f2e.parquet` as `part-00017-1f2e-v2.parquet`."""
-    whole = PurePosixPath(path)
-    stem, _, number = whole.stem.rpartition("-v")
-    return str(whole.with_stem(f"{stem if number.isdigit() else whole.stem}-v{version}"))
+    return file and {**file, "path": numbered(file["path"], version)}
 
 
 def _keep(output: Storage, current: Published) -> None:
@@ -187,9 +173,9 @@ def _keep(output: Storage, current: Published) -> None:
     if lost:
         what = "%s/%s: lost, one of %d such files of version %d, which cannot be had back then."
         log.warning(what, output.uri, min(lost), len(lost), current.version)
-    else:
-        output.copy(missing)
-    output.create(f"{folder}/{LOST_MANIFEST if lost else KEPT_MANIFEST}", current.data)
+        return
+    output.copy(missing)
+    output.create(f"{folder}/{KEPT_MANIFEST}", current.data)
 
 
 def withdraw(output: Storage, job: str, date: str, ours: set[str]) -> None:
@@ -210,31 +196,44 @@ def withdraw(output: Storage, job: str, date: str, ours: set[str]) -> None:
 
 
 def settle(output: Storage, published: Published) -> None:
-    """Remove what the version before left in the published folder, then say that it is whole.
+    """Remove what other runs left in the published folder, then say that it is whole.
 
-    Does nothing on a local disk. On an object store it may be done again at any time, by anybody:
-    names of files are never used twice. Where files of yet another version are appearing, it is
-    whoever copies them that ends this; should they have died, `score gc` does.
+    Does nothing on a local disk. On an object store it may be done again at any time, by anybody.
+    Files of an earlier version are stale, and so are those of a run that meant to publish this one:
+    whoever would still name them expects a manifest that is gone. Where files of a later version
+    are appearing, it is whoever copies them that ends this. Names that no run gives are left alone.
     """
     done = f"{published.folder}/{SUCCESS}"
     if output.info(done) is not None:
         return
-    named = {path for path, _ in published.files()}
-    replaces = published.manifest.get("replaces")
-    before = _find_replaced(output, published.job, published.date, replaces) if replaces else None
-    stale = _numbers_before(before, published.version) - named if before else set()
+    others: dict[str, int] = {}
+    for _ in range(NUM_LOOKS):
+        others = _unnamed(output, published)
+        stale = [path for path, version in others.items() if version <= published.version]
+        if not stale:
+            break
+        output.delete_many([f"{published.folder}/{path}" for path in stale])
+    if "replaces" in published.manifest:
+        reports = (REPORT_JSON, REPORT_HTML)
+        output.delete_many([f"{published.folder}/{name}" for name in reports])
+    if others:
+        what = (
+            "%s/%s: no %s yet, as `%s` is not of version %d. Whoever is publishing the date ends "
+        )
+        what += "this; if nobody is, `score run --force` does, or `score gc` when it is old enough."
+        log.warning(what, output.uri, published.folder, SUCCESS, min(others), published.version)
+        return
+    output.create(done, b"")
+
+
+def _unnamed(output: Storage, published: Published) -> dict[str, int]:
+    """Parts in the published folder that its manifest does not name, and the version of each."""
     found = output.list_files(published.folder)
     present = {info.path.removeprefix(f"{published.folder}/") for info in found}
-    reports = {REPORT_JSON, REPORT_HTML} if before else set()
-    output.delete_many([f"{published.folder}/{name}" for name in present & (stale | reports)])
-    if present <= {*named, *stale, *reports, REPORT_JSON, REPORT_HTML, MANIFEST}:
-        output.create(done, b"")
-
-
-def _numbers_before(before: Published, version: int) -> set[str]:
-    """The names that files of a run may have had in versions up to `version`."""
-    paths = [path for path, _ in before.files()]
-    return {*paths, *(_numbered(path, version - 1) for path in paths)}
+    versions = {
+        path: version_of(path) for path in present - {path for path, _ in published.files()}
+    }
+    return {path: version for path, version in versions.items() if version is not None}
 
 
 def roll_back(output: Storage, job: str, date: str, to: str | None = None) -> Published:

@@ -111,7 +111,12 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_verified(
     folder = night(tmp_path / "team[1]*", a_report(), ["user_id"])
     assert verify(folder)["rows"] == NUM_ROWS
     (folder / "more.parquet").write_bytes(b"")
-    assert "['more.parquet'] is only in the folder" in refused(folder)
+    said = refused(folder)
+    assert "['more.parquet'] is only in the folder" in said
+    assert "a killed run has left goes with" in said
+    (folder / "more.parquet").unlink()
+    min(folder.glob("*.parquet")).unlink()
+    assert "is only in the manifest; expected all parts" in refused(folder)
 
 
 @pytest.mark.parametrize("are_listed", [False, True])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ from pipeline.engine_pin import EnginePin
 from pipeline.errors import InputError, StorageError
 from pipeline.gc import Garbage, GcRules, collect, find_garbage, summary
 from pipeline.ledger import Ledger
+from pipeline.published_names import version_of
 from pipeline.report import RunReport
 from pipeline.requeue import requeue
 from pipeline.score_shards import ShardScoring
-from pipeline.storage import SUCCESS, open_storage
+from pipeline.storage import SUCCESS, Storage, open_storage
 from pipeline.versions import (
+    REPORT_HTML,
+    REPORT_JSON,
     find_kept,
     kept_versions,
     replace,
@@ -171,13 +174,115 @@ def test_while_another_versions_files_appear_nobody_says_that_a_date_is_whole(
         pytest.skip("on a disk a version appears at once")
     dated.score(NAMES[0])
     dated.output.delete(f"{dated.now.folder}/{SUCCESS}")
-    stray = f"{dated.now.folder}/part-00000-other-v2.parquet"
+    stray = f"{dated.now.folder}/part-00000-0123456789ab-v2.parquet"
     dated.output.create(stray, b"of a run that copies, or has died")
     settle(dated.output, dated.now)
     assert dated.output.info(f"{dated.now.folder}/{SUCCESS}") is None
     collect(dated.output, garbage(dated))
     assert dated.output.info(stray) is None
     assert dated.output.info(f"{dated.now.folder}/{SUCCESS}") is not None
+
+
+def copied_by_one_that_died(dated: Dated, version: int) -> str:
+    """A part that a run copied which meant to publish that version, and took `_SUCCESS` away."""
+    suffix = f"-v{version}" if version > 1 else ""
+    path = f"{dated.now.folder}/part-00000-0123456789ab{suffix}.parquet"
+    dated.output.create(path, b"its manifest never came")
+    dated.output.delete(f"{dated.now.folder}/{SUCCESS}")
+    return path
+
+
+class TestAfterADeadCopier:
+    """Of a bucket: on a disk a version appears at once."""
+
+    @pytest.fixture(autouse=True)
+    def _published(self, dated: Dated, s3_folder: str) -> None:
+        if not dated.output.uri.startswith(s3_folder):
+            pytest.skip("on a disk a version appears at once")
+        dated.score(NAMES[0])
+
+    def test_the_next_version_removes_what_it_copied(self, dated: Dated) -> None:
+        stray = copied_by_one_that_died(dated, 2)
+        assert dated.score(NAMES[1])
+        assert dated.output.info(stray) is None
+        assert dated.output.info(f"{dated.now.folder}/{SUCCESS}") is not None
+        assert dated.verify()["run_id"] == NAMES[1]
+
+    def test_so_does_going_back(self, dated: Dated) -> None:
+        dated.score(NAMES[1])
+        stray = copied_by_one_that_died(dated, 3)
+        roll_back(dated.output, dated.job.name, DATE)
+        assert dated.output.info(stray) is None
+        assert dated.verify()["run_id"] == NAMES[0]
+
+    def test_what_is_of_an_earlier_version_goes_whenever_somebody_looks(self, dated: Dated) -> None:
+        dated.score(NAMES[1])
+        before = dated.files().keys()
+        strays = [copied_by_one_that_died(dated, version) for version in (1, 2)]
+        settle(dated.output, dated.now)
+        assert not dated.files().keys() & set(strays)
+        reports = {f"{dated.now.folder}/{name}" for name in (REPORT_JSON, REPORT_HTML)}
+        assert dated.files().keys() == before - reports  # written again by whoever published
+
+    def test_what_may_be_of_the_next_version_stays_and_is_told(
+        self, dated: Dated, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        stray = copied_by_one_that_died(dated, 2)
+        settle(dated.output, dated.now)
+        assert dated.output.info(stray) is not None
+        assert dated.output.info(f"{dated.now.folder}/{SUCCESS}") is None
+        assert (
+            f"no {SUCCESS} yet, as `{stray.rpartition('/')[2]}` is not of version 1" in caplog.text
+        )
+
+    def test_what_a_loser_copies_meanwhile_goes_before_the_date_is_said_to_be_whole(
+        self, dated: Dated, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = copied_by_one_that_died(dated, 1)
+        delete_many = type(dated.output).delete_many
+
+        def one_more(output: Storage, paths: Sequence[str]) -> None:
+            delete_many(output, paths)
+            if first in paths:
+                output.create(first.replace("00000", "00001"), b"copied by one that is at work")
+
+        monkeypatch.setattr(type(dated.output), "delete_many", one_more)
+        settle(dated.output, dated.now)
+        assert dated.verify()["run_id"] == NAMES[0]
+        assert dated.output.info(f"{dated.now.folder}/{SUCCESS}") is not None
+
+    def test_a_note_of_a_colleague_is_in_nobodys_way(self, dated: Dated) -> None:
+        note = f"{dated.now.folder}/NOTES.md"
+        dated.output.create(note, b"looked at by Ann, fine")
+        dated.score(NAMES[1])
+        assert dated.output.info(f"{dated.now.folder}/{SUCCESS}") is not None
+        roll_back(dated.output, dated.job.name, DATE)
+        assert dated.output.info(f"{dated.now.folder}/{SUCCESS}") is not None
+        assert dated.output.read(note) == b"looked at by Ann, fine"
+
+
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_every_published_part_has_a_name_of_its_version(dated: Dated, name: str) -> None:
+    for run_id in dict.fromkeys((NAMES[0], name)):
+        dated.score(run_id)
+    paths = [path for path, _ in dated.now.files()]
+    assert {path.partition("/")[0] for path in paths} > {"_quarantine"}
+    assert {version_of(path) for path in paths} == {dated.now.version}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "NOTES.md",
+        "part-00000-spark.snappy.parquet",
+        "part-00000-0b0ad0a5-6ad5-4b43-9a2f-2a3c5e9bd1c1-c000.snappy.parquet",
+        "sub/part-00000-0123456789ab.parquet",
+        "part-00000-0123456789ab-v.parquet",
+        "quarantine-00000-0123456789ab.parquet",
+    ],
+)
+def test_other_names_are_of_no_version(path: str) -> None:
+    assert version_of(path) is None
 
 
 def table_of(data: bytes) -> pa.Table:
@@ -316,13 +421,16 @@ class TestGarbage:
         dated.score(NAMES[0])
         for path in ("_runs/_probe-1", "_publishing-1/part", "_publishing-1/.x.1.tmp"):
             dated.output.create(f"{name}/{path}", b"x")
-        dated.output.create(f"{name}/dt={DATE}/stray.parquet", b"of a version that lost")
+        lost = "part-00000-0123456789ab.parquet"
+        dated.output.create(f"{name}/dt={DATE}/{lost}", b"of a version that lost")
+        dated.output.create(f"{name}/dt={DATE}/NOTES.md", b"of a colleague")
         assert reasons(garbage(dated)) | {"ledgers of published runs": 0} == {
             "ledgers of published runs": 0,
             "temporary files and folders": 3,
             "files in published folders that no manifest names": 1,
         }
         collect(dated.output, garbage(dated))
+        assert f"{name}/dt={DATE}/NOTES.md" in dated.files()
         assert dated.verify()["rows"] == 100
 
     def test_records_go_before_the_parts_that_they_name(
