@@ -100,7 +100,7 @@ class Guards:
     ) -> None:
         """Whether few enough of a date's `num_rows` rows are in quarantine, by reason.
 
-        Rows of files that cannot be read count as quarantined, as many as their bytes make likely.
+        Rows of files that cannot be read count as quarantined, as many as `LostFiles` says.
         """
         limits, num_bad = job.limits, sum(reasons.values())
         share = (num_bad + lost.num_rows) / (num_rows + lost.num_rows)

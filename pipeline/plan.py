@@ -87,9 +87,14 @@ class Plan:
 
     @property
     def num_unreadable_rows(self) -> int:
-        """How many rows unreadable files would have if theirs took as many bytes as all others."""
+        """How many rows unreadable files may have had: each as many as its bytes make likely.
+
+        Most have lost bytes, so that none has fewer than a file that can be read has on average.
+        """
         num_bytes = sum(file.num_bytes for file in self.files)
-        return round(sum(file.num_bytes for file in self.unreadable) * self.num_rows / num_bytes)
+        mean_bytes = num_bytes / len(self.files)
+        counted = sum(max(file.num_bytes, mean_bytes) for file in self.unreadable)
+        return round(counted * self.num_rows / num_bytes)
 
 
 def partition_of(job: Job, date: str) -> str:

@@ -355,9 +355,12 @@ def _status_of(error: BaseException) -> Status:
 
 def _done(report: RunReport) -> DateOutcome:
     is_old = report.status == "already_published"
+    num_lost = len(report.unreadable_files)
+    lost = f"{words.plural(num_lost, 'file')} cannot be read, `score requeue` once mended"
     return DateOutcome(
         date=report.date,
         status="already_published" if is_old else "published",
+        why=lost if num_lost else "",
         run_id=report.run_id,
         rows=report.rows,
         usd=report.cost.usd,

@@ -37,7 +37,7 @@ class DateOutcome:
     date: str
     status: Status
     why: str = ""
-    """Of a date that is not done; what a dry run expects of one that would be."""
+    """Of a date that is not done, or not whole; what a dry run expects of one that would be."""
     run_id: str | None = None
     rows: int | None = None
     usd: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import shutil
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import deltalake
 import pytest
+from mail_cases import REPORT
 
 from engines.errors import ModelError
 from flows.backfills.backfill import BackfillRequest, run_backfill
@@ -23,6 +25,7 @@ from pipeline.config import Job
 from pipeline.errors import StorageError
 from pipeline.history import read_history
 from pipeline.job_file import load_job
+from pipeline.report import UnreadableFile
 from pipeline.storage import Storage, open_storage
 from pipeline.verify import verify_published
 
@@ -101,6 +104,17 @@ def test_what_a_model_cannot_take_is_one_sentence(
     (found,) = backfill(job, last=FIRST).dates
     assert (found.status, found.why) == ("failed", "m.onnx: takes 8 features; expected 7.")
     assert caplog.records == []
+
+
+def test_a_date_with_files_that_cannot_be_read_is_told_apart(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = UnreadableFile(path="a.parquet", num_bytes=0, version="1", message="0 bytes")
+    report = dataclasses.replace(REPORT, date=FIRST, unreadable_files=(empty, empty))
+    monkeypatch.setattr("flows.backfills.backfill.run_night", lambda *_, **__: report)
+    (found,) = backfill(job, last=FIRST).dates
+    assert found.status == "published"
+    assert found.why == "2 files cannot be read, `score requeue` once mended"
 
 
 def test_one_mail_says_what_came_of_a_backfill(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def torn_job(features_job: Path, features_folder: Path, tmp_path: Path) -> Job:
     shutil.copytree(features_folder / "users", tmp_path / "users")
     folder = tmp_path / "users" / f"dt={DATE}"
     (folder / "users-9.parquet").write_bytes((folder / "users-0.parquet").read_bytes()[:5_000])
-    sets = [f"input.uri={tmp_path / 'users'}", "lanes.device=cpu"]
+    sets = [f"input.uri={tmp_path / 'users'}", "lanes.device=cpu", "limits.max_quarantined=0.5"]
     return load_job(str(features_job), sets)
 
 

@@ -11,7 +11,8 @@ import pytest
 from pipeline_cases import DATE, a_job, a_plan, images_data, job_data, users, write_input
 
 from pipeline.config import Job
-from pipeline.errors import InputError
+from pipeline.errors import GuardError, InputError
+from pipeline.guards import Guards, lost_files
 from pipeline.plan import Shard, make_plan, run_id_of, shuffled
 from pipeline.storage import open_storage
 
@@ -227,9 +228,26 @@ def test_rows_that_nobody_can_count_are_estimated_by_the_bytes_of_the_others(
     path = write_input(tmp_path / "in", users(1000))
     job = a_job(job_data(tmp_path))
     assert a_plan(job).num_unreadable_rows == 0
-    torn = path.read_bytes()[: path.stat().st_size // 2]
-    path.with_name("torn.parquet").write_bytes(torn)
-    assert a_plan(job).num_unreadable_rows == pytest.approx(500, abs=1)
+    path.with_name("torn.parquet").write_bytes(path.read_bytes() * 2 + b"torn")
+    assert a_plan(job).num_unreadable_rows == pytest.approx(2000, abs=2)
+
+
+def test_a_file_that_lost_its_bytes_had_as_many_rows_as_the_others(tmp_path: Path) -> None:
+    path = write_input(tmp_path / "in", users(1000))
+    for name, num_bytes in (("torn", path.stat().st_size // 2), ("cut", 4), ("empty", 0)):
+        path.with_name(f"{name}.parquet").write_bytes(path.read_bytes()[:num_bytes])
+    job = a_job(job_data(tmp_path))
+    assert a_plan(job).num_unreadable_rows == 3000
+    guards, lost = Guards(), lost_files(a_plan(job))
+    with pytest.raises(GuardError, match=r"0 of 1,000 rows, with about 3,000 in 3 files that"):
+        guards.check_quarantine(job, 1000, {}, lost)
+
+
+def test_a_file_that_has_no_rows_is_a_good_one(tmp_path: Path) -> None:
+    write_input(tmp_path / "in", users(1000))
+    write_input(tmp_path / "in", users(0), name="none.parquet")
+    plan = a_plan(a_job(job_data(tmp_path)))
+    assert (plan.num_rows, plan.unreadable, plan.num_unreadable_rows) == (1000, (), 0)
 
 
 def test_without_a_single_file_that_can_be_read_there_is_no_plan(tmp_path: Path) -> None:
