@@ -12,13 +12,14 @@ from pipeline.config import Job
 from pipeline.cost import cost_of
 from pipeline.engine_facts import engines_of
 from pipeline.errors import StorageError
-from pipeline.footers import check_pin
+from pipeline.footers import check_pins
 from pipeline.history import nights_before, row_of
 from pipeline.interruptions import earlier_attempts, note_end
 from pipeline.lane import NO_TIME, LaneFigures, add_times
 from pipeline.last_look import Findings, check_before_publication
 from pipeline.ledger import CommitRecord, utc_now
 from pipeline.limit import bottleneck_of, limit_of, sum_of_ceilings
+from pipeline.plan import input_files
 from pipeline.publish import (
     check_complete,
     count_reasons,
@@ -66,12 +67,13 @@ def finish_run(
     Raises:
         GuardError: A limit of the job was exceeded; nothing was published.
         VerifyError: The ledger does not account for every row.
-        InputChangedError: A file that could not be read has been written again.
+        InputChangedError: A file has been written again, or is gone.
     """
     run.clock.scored = time.monotonic()
     output = run.output
-    for file in run.plan.unreadable:
-        check_pin(file, run.source)  # perhaps it was only being written when the run was planned
+    # Also those that could not be read: perhaps they were only being written.
+    listed = input_files(run.job, run.plan.date, run.source)
+    check_pins([*run.plan.files, *run.plan.unreadable], run.source, listed)
     records = run.ledger.sound_records()
     check_complete(run.plan, records)
     findings = check_before_publication(run, records, count_reasons(records))

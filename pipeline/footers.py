@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -87,11 +87,23 @@ def read_footers(source: Storage, infos: Sequence[FileInfo]) -> list[Footer | Un
 
 def check_pin(pinned: PinnedFile | UnreadableFile, source: Storage) -> None:
     """Raise InputChangedError unless a file is the one that was planned."""
-    now = source.info(pinned.path)
+    _check_same(pinned, source.info(pinned.path), source.uri)
+
+
+def check_pins(
+    files: Iterable[PinnedFile | UnreadableFile], source: Storage, listed: Iterable[FileInfo]
+) -> None:
+    """The same for many files that were listed just now; others may have come meanwhile."""
+    now = {info.path: info for info in listed}
+    for file in files:
+        _check_same(file, now.get(file.path), source.uri)
+
+
+def _check_same(pinned: PinnedFile | UnreadableFile, now: FileInfo | None, root: str) -> None:
     if now is None or (now.num_bytes, now.version) != (pinned.num_bytes, pinned.version):
         found = "gone" if now is None else f"{now.num_bytes} bytes, version {now.version}"
         raise InputChangedError(
-            f"{source.uri}/{pinned.path}: {found}; expected {pinned.num_bytes} bytes, version "
+            f"{root}/{pinned.path}: {found}; expected {pinned.num_bytes} bytes, version "
             f"{pinned.version}, as when the run was planned. Run again to score the new data."
         )
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -15,7 +18,8 @@ from pipeline_cases import DATE, SumRunner, a_job, job_data, users, write_input
 from pipeline import finish
 from pipeline.config import Job
 from pipeline.distribution import from_text
-from pipeline.errors import StorageError
+from pipeline.errors import InputChangedError, StorageError
+from pipeline.report import RunReport
 
 NUM_ROWS, BAD_ROW, SHARD_ROWS = 100, 5, 20
 
@@ -59,6 +63,63 @@ def note(job: Job, monkeypatch: pytest.MonkeyPatch) -> Path:
             score_night(job, DATE, SumRunner())
     (written,) = Path(job.output.uri, job.name, "_runs").glob("*/attempts/*.json")
     return written
+
+
+def committed_then(job: Job, monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """Something changes between the last commit and the end of a night."""
+    finish_run = finish.finish_run
+
+    def changed(*arguments: Any) -> RunReport:
+        change()
+        return finish_run(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("night_cases.finish_run", changed)
+        score_night(job, DATE, SumRunner())
+
+
+def input_file(job: Job) -> Path:
+    (path,) = Path(job.input.uri, f"dt={DATE}").glob("*.parquet")
+    return path
+
+
+@pytest.mark.parametrize("change", ["written again", "gone"])
+def test_a_file_that_changes_after_its_last_shard_was_committed_stops_the_run(
+    job: Job, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    path = input_file(job)
+    if change == "gone":
+        write_input(path.parents[1], users(NUM_ROWS), name="other.parquet")
+
+    def replace() -> None:
+        data = path.read_bytes()
+        path.unlink()
+        if change == "written again":
+            path.write_bytes(data)  # as long as before
+
+    with pytest.raises(InputChangedError, match=rf"{path}: .*; expected \d+ bytes, version \d+"):
+        committed_then(job, monkeypatch, replace)
+    assert not night_folder(job).exists()
+    report = score_night(job, DATE, SumRunner())
+    assert (report.status, report.shards_reused) == ("published", 0)
+
+
+def test_the_same_holds_for_a_night_that_was_resumed(
+    job: Job, note: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert note.exists()
+    with pytest.raises(InputChangedError):
+        committed_then(job, monkeypatch, lambda: os.utime(input_file(job), (0, 0)))
+
+
+def test_a_file_that_is_added_meanwhile_is_for_the_next_run(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = input_file(job).parents[1]
+    late = users(7, first=NUM_ROWS)
+    committed_then(job, monkeypatch, lambda: write_input(folder, late, name="late.parquet"))
+    assert night_folder(job).exists()
+    assert score_night(job, DATE, SumRunner(), again="all").rows == NUM_ROWS + 7
 
 
 def test_rows_of_an_attempt_whose_note_is_damaged_were_still_scored_by_this_run(
