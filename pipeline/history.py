@@ -214,7 +214,7 @@ def read_history(
         dates = dates[max(len(dates) - last, 0) :]
     paths = [newest[date][1] for date in dates]
     read = zip(paths, output.read_many(paths), strict=True)
-    rows = (_parse(f"{output.uri}/{path}", data) for path, data in read)
+    rows = (_parse(f"{output.uri}/{path}", data) for path, data in read if data is not None)
     return tuple(row for row in rows if row is not None)
 
 

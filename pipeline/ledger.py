@@ -143,11 +143,13 @@ def read_notes(output: Storage, paths: Sequence[str], kind: type[Note]) -> dict[
 
     Args:
         output: Where they are.
-        paths: Of the files, which must exist.
+        paths: Of the files; those that somebody has removed since they were listed are left out.
         kind: A dataclass, whose fields are a file's JSON.
     """
     notes = {}
     for path, data in zip(paths, output.read_many(paths), strict=True):
+        if data is None:
+            continue
         try:
             notes[path] = kind(**json.loads(data))
         except (ValueError, TypeError) as error:
@@ -174,7 +176,8 @@ class Ledger:
         paths = self._record_paths()
         found = {}
         for path, data in zip(paths, self._output.read_many(paths), strict=True):
-            record = self._parsed(path, data)
+            # Another process may have made it count no longer, see `forget_quarantine`.
+            record = None if data is None else self._parsed(path, data)
             if record is not None:
                 found[record.shard] = record
         return found

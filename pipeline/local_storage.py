@@ -133,9 +133,8 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    @_named
-    def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        return [self._full(path).read_bytes() for path in paths]
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
+        return [self.read(path) for path in paths]
 
     @_named
     def create(self, path: str, data: bytes) -> bool:

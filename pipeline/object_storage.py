@@ -235,10 +235,14 @@ class ObjectStorage:
         except FileNotFoundError:
             return None
 
-    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
         full = [self._full(path) for path in paths]
-        contents = self._fs.cat(full, on_error="raise") if full else {}
-        return [contents[path] for path in full] if isinstance(contents, dict) else [contents]
+        contents = self._fs.cat(full, on_error="return") if full else {}
+        found = [contents[path] for path in full]
+        for content in found:
+            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                raise content
+        return [content if isinstance(content, bytes) else None for content in found]
 
     def create(self, path: str, data: bytes) -> bool:
         full = self._full(path)

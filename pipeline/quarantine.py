@@ -43,10 +43,12 @@ def read_samples(
     return tuple(samples)
 
 
-def _read(path: str, data: bytes) -> pa.Table:
+def _read(path: str, data: bytes | None) -> pa.Table:
     """Rows of a quarantine part; none of a damaged one, for which no report should fail."""
     try:
-        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).select(SHOWN)
+        return pq.read_table(pa.BufferReader(data or b""), page_checksum_verification=True).select(
+            SHOWN
+        )
     except (pa.ArrowException, OSError, KeyError) as error:
         log.warning("%s: %s; the report gives no examples of its rows.", path, one_line(error))
         return QUARANTINE_SCHEMA.empty_table().select(SHOWN)

@@ -57,8 +57,8 @@ class Storage(Protocol):
     def read(self, path: str) -> bytes | None:
         """The whole content, or None when it does not exist."""
 
-    def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        """The contents of files that must exist, in order."""
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
+        """The contents of files in order, None for each that does not exist (any more)."""
 
     def create(self, path: str, data: bytes) -> bool:
         """Make `path` hold `data`, whole and durable, unless it exists; say whether we made it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -217,3 +218,21 @@ def test_a_note_that_is_damaged_is_left_out_with_a_warning(
     assert ledger.poison() == (row,)
     assert len(caplog.records) == 3
     assert all("damaged; it is left out" in record.message for record in caplog.records)
+
+
+def test_what_is_removed_while_it_is_read_is_left_out(storage: LocalStorage) -> None:
+    """As by `score requeue` of the same date elsewhere."""
+
+    class Shared(LocalStorage):
+        def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
+            for path in paths:
+                if "00001" in path:
+                    storage.delete(path)
+            return super().read_many(paths)
+
+    ledger = Ledger(Shared(storage.uri), "job", "run-1")
+    for index in range(3):
+        ledger.commit(shard(index), parts(b"%d" % index, bad=True), "me")
+        ledger.note_poison(PoisonRow(shard=index, row=5, reason="crashed", message="SIGSEGV"))
+    assert sorted(ledger.records()) == [0, 2]
+    assert [row.shard for row in ledger.poison()] == [0, 2]

@@ -37,7 +37,7 @@ class Watched(LocalStorage):
         self.num_read += 1
         return super().read(path)
 
-    def read_many(self, paths: Any) -> list[bytes]:
+    def read_many(self, paths: Any) -> list[bytes | None]:
         self.num_read += len(paths)
         return super().read_many(paths)
 

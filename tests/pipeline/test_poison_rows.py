@@ -154,7 +154,8 @@ def quarantined(job: Job) -> dict[int, str]:
     found = {}
     for record in ledger.records().values():
         if record.quarantine:
-            (data,) = output.read_many([ledger.part_path(record.quarantine)])
+            data = output.read(ledger.part_path(record.quarantine))
+            assert data is not None
             for row in pq.read_table(io.BytesIO(data)).to_pylist():
                 assert len(row["sha256"]) == 64
                 assert row["stage"] == "score"
