@@ -9,8 +9,8 @@ import pydantic
 from pydantic import AfterValidator, Field
 
 from pipeline.config_engine import MAX_BATCH_IMAGES, EngineSection, ModelSection
-from pipeline.paths import is_listed_below, stays_below
-from pipeline.section import NAME, TEXTFILE, TIME_OF_DAY, Address, Section, Share
+from pipeline.paths import is_listed_below, is_plain, stays_below
+from pipeline.section import NAME, TEXTFILE, TIME_OF_DAY, Address, Section, Share, plain_address
 from pipeline.time_zone import find_zone
 
 OUTPUT_COLUMNS = {
@@ -59,6 +59,8 @@ class InputSection(Section):
     images: ImagesInput | None = None
     features: FeaturesInput | None = None
 
+    _is_plain = pydantic.field_validator("uri")(plain_address)
+
     @pydantic.model_validator(mode="after")
     def _one_kind(self) -> InputSection:
         if (self.images is None) == (self.features is None):
@@ -69,6 +71,8 @@ class InputSection(Section):
             )
         if self.partition is not None and not stays_below(self.partition):
             raise ValueError(f"partition: {self.partition!r} leaves `uri`; expected a sub-folder")
+        if self.partition is not None and not is_plain(f"{self.uri.rstrip('/')}/{self.partition}"):
+            raise ValueError(f"partition: {self.partition!r}; expected names only, no `//` or `.`")
         return self
 
 
@@ -84,6 +88,8 @@ class OutputSection(Section):
     nothing is copied. An address: a table of its own there, with copies of the parts, in which
     earlier versions of a date stay readable. Dates that were published before are brought in by
     `score backfill` over them. Needs the extra `delta`."""
+
+    _are_plain = pydantic.field_validator("uri", "delta")(plain_address)
 
 
 class LimitsSection(Section):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import pydantic
 from pydantic import Field
 
-from pipeline.section import Address, Section, Share
+from pipeline.section import Address, Section, Share, plain_address
 
 MAX_BATCH_IMAGES = 16_384
 """Such a batch takes gigabytes already, and is beyond what makes any device faster."""
@@ -32,6 +33,13 @@ class ModelSection(Section):
     """Classes of each row that are written; above 1 `top_class_ids` and `top_probabilities` too."""
     class_names: str | None = None
     """A text file with one name a line, or `module:callable` that returns the names."""
+
+    @pydantic.field_validator("source")
+    @classmethod
+    def _is_here(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError("expected a file on this machine, or `module:callable`")
+        return value
 
 
 class CalibrationSection(Section):
@@ -83,3 +91,5 @@ class EngineSection(Section):
     calibration: CalibrationSection = CalibrationSection()
     gate: GateSection = GateSection()
     tensorrt: TensorRtSection = TensorRtSection()
+
+    _is_plain = pydantic.field_validator("store")(plain_address)

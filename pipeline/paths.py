@@ -12,6 +12,16 @@ def stays_below(path: str) -> bool:
     return not path.startswith("/") and ".." not in path.split("/")
 
 
+def is_plain(address: str) -> bool:
+    """Whether it is a local path, or an `s3://` address whose every segment is a name.
+
+    A bucket takes empty segments, `.` and `..` for names, and who compares addresses does not.
+    """
+    scheme, separator, rest = address.partition("://")
+    segments = rest.rstrip("/").split("/") if separator and scheme == "s3" else []
+    return not {"", ".", ".."} & set(segments)
+
+
 def is_hidden(path: str) -> bool:
     """Like Spark and pyarrow: what has a name that begins with `_` or `.`, or lies below such."""
     return any(part.startswith(("_", ".")) for part in path.split("/"))

@@ -9,6 +9,8 @@ from pydantic import Field
 from pydantic_core import PydanticKnownError
 from pydantic_core.core_schema import ErrorType
 
+from pipeline.paths import is_plain
+
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
 TIME_OF_DAY = r"^([01]\d|2[0-3]):[0-5]\d$"
 TEXTFILE = r"\.prom$"
@@ -23,6 +25,14 @@ PATTERNS = {
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Address = Annotated[str, Field(pattern=NOT_BLANK)]
+
+
+def plain_address(value: Any) -> Any:
+    """An address of a bucket that means what it seems to; ValueError for others."""
+    if isinstance(value, str) and not is_plain(value):
+        raise ValueError("expected `s3://bucket/prefix` with names only: no `//`, `.` or `..`")
+    return value
+
 
 _WRONG_KIND: dict[type, ErrorType] = {bool: "bool_type", int: "int_type", float: "float_type"}
 

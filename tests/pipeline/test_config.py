@@ -305,3 +305,29 @@ def test_dates_are_iso() -> None:
     for text in ("2026-02-30", "yesterday", "", "20.11.2026", "2026-11-20T00:00"):
         with pytest.raises(ConfigError, match="expected an ISO date such as 2026-11-20"):
             parse_date(text)
+
+
+@pytest.mark.parametrize("key", ["input.uri", "output.uri", "output.delta", "engine.store"])
+@pytest.mark.parametrize("path", ["night//out", "/night/out", "night/./out", "night/in/../out"])
+def test_an_address_of_a_bucket_has_names_only(tmp_path: Path, key: str, path: str) -> None:
+    said = complaint(tmp_path, GOOD, f"{key}=s3://{path}")
+    expected = "; expected `s3://bucket/prefix` with names only: no `//`, `.` or `..`."
+    assert f"{key}: 's3://{path}'{expected}" in said
+
+
+@pytest.mark.parametrize("address", ["s3://night/a..b/.c/", "./out", "../out//x", "file:///a/./b"])
+def test_other_addresses_are_fine(tmp_path: Path, address: str) -> None:
+    assert load(tmp_path, GOOD, f"output.uri={address}").output.uri == address
+
+
+@pytest.mark.parametrize("partition", ["a//dt={date}", "./dt={date}"])
+def test_so_has_what_a_partition_makes_of_it(tmp_path: Path, partition: str) -> None:
+    overrides = (f"input.partition={partition}", "input.uri=s3://night/in")
+    assert "expected names only, no `//` or `.`" in complaint(tmp_path, GOOD, *overrides)
+    assert load(tmp_path, GOOD, overrides[0]).input.partition == partition
+
+
+@pytest.mark.parametrize("source", ["s3://night/model.onnx", "https://example.com/model.pt"])
+def test_a_model_is_a_file_on_this_machine(tmp_path: Path, source: str) -> None:
+    said = complaint(tmp_path, GOOD, f"model.source={source}")
+    assert f"model.source: '{source}'; expected a file on this machine, or `module:" in said
