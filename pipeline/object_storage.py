@@ -49,6 +49,8 @@ TO_BE_REPEATED = frozenset(
     | {"SlowDown", "OperationAborted"}
 )
 """Codes of S3 besides those that come with status 408, 429 or 5xx."""
+REFUSALS = frozenset({"NoSuchBucket", "InvalidToken", "TokenRefreshRequired"})
+"""Codes of S3 besides those that s3fs takes for a lack of permission."""
 PRECONDITION_FAILED = 412
 
 
@@ -74,7 +76,7 @@ def is_refusal(error: BaseException) -> bool:
     """Whether the store does not let us in, or we cannot even ask: no credentials, a wrong URL."""
     _, code = _reply_of(error)
     cannot_ask = isinstance(error, (boto.BotoCoreError, ValueError))
-    return isinstance(error, PermissionError) or code == "NoSuchBucket" or cannot_ask
+    return isinstance(error, PermissionError) or code in REFUSALS or cannot_ask
 
 
 def _no_write(where: str, error: OSError) -> StorageError:

@@ -58,8 +58,9 @@ def unavailable(where: str, error: BaseException) -> StoreUnavailableError:
 def refused(where: str, error: BaseException) -> StoreRefusedError:
     """A store that will not do what it was asked for."""
     return StoreRefusedError(
-        f"{where}: {why(error)}; expected access to it. Check the address and its permissions; "
-        "for a bucket also AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL."
+        f"{where}: {why(error)}; expected access to it. Check the address and its permissions; for "
+        "a bucket also AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN (of temporary "
+        "keys; none of others) and AWS_ENDPOINT_URL."
     )
 
 

@@ -144,10 +144,14 @@ app.command()(compare)
 def verify(job: JobPath, date: Date, json: Json = False, set: Set = None) -> None:
     """Recount a published date against its input, with code that shares nothing with the run."""
     from pipeline.job_file import parse_date
+    from pipeline.storage import open_storage
     from pipeline.verify import verify_published
+    from pipeline.versions import published_folder
 
-    loaded = load(job, set)
-    verdict = verify_published(loaded.output.uri, loaded.name, parse_date(date))
+    loaded, day = load(job, set), parse_date(date)
+    # What verifies takes a bucket that is not there for one without the date; this one says so.
+    open_storage(loaded.output.uri).list_folders(published_folder(loaded.name, day))
+    verdict = verify_published(loaded.output.uri, loaded.name, day)
     if json:
         print_json(verdict)
     else:

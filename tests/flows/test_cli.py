@@ -154,6 +154,18 @@ def test_a_missing_model_is_named(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["verify", "status"])
+@pytest.mark.usefixtures("s3_folder")
+def test_a_bucket_that_is_not_there_is_told_by_all_commands(
+    score: Callable[..., Any], job: Path, command: str
+) -> None:
+    options = ("--date", DATE, "--set", "output.uri=s3://no-such-bucket/out")
+    ended = score(command, job, *options)
+    assert (ended.code, ended.out) == (2, "")
+    assert "no-such-bucket" in ended.err
+    assert "expected access to it. Check the address" in ended.err
+
+
 @pytest.mark.parametrize("command", ["verify", "report"])
 def test_what_is_not_published_cannot_be_looked_at(
     start_score: Callable[..., Any], job: Path, command: str

@@ -11,11 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from s3fs import S3FileSystem
+from s3fs.errors import translate_boto_error
 
 from pipeline.errors import ConfigError, StorageError, StoreRefusedError, StoreUnavailableError
-from pipeline.object_storage import DEADLINE_VARIABLE
+from pipeline.object_storage import DEADLINE_VARIABLE, is_passing, is_refusal
 from pipeline.storage import MANIFEST, SUCCESS, Storage, open_storage, probe
+from pipeline.store_errors import refused
 from tests.s3_fault_proxy import ALWAYS, Fault, FaultProxy
 
 DEADLINE_S = 1.5
@@ -154,6 +157,14 @@ def test_a_bucket_that_is_not_there_is_named_at_once() -> None:
     with pytest.raises(StoreRefusedError, match="no-such-bucket"):
         storage.list_files("")
     assert time.monotonic() - began < 10  # no deadline is waited for
+
+
+@pytest.mark.parametrize("code", ["InvalidToken", "ExpiredToken", "TokenRefreshRequired"])
+def test_a_session_token_that_is_not_taken_is_a_refusal_that_names_it(code: str) -> None:
+    reply = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    error = translate_boto_error(ClientError(reply, "ListObjectsV2"))
+    assert (is_refusal(error), is_passing(error)) == (True, False)
+    assert "AWS_SESSION_TOKEN" in str(refused("s3://night/x", error))
 
 
 def test_a_store_without_conditional_writes_is_refused(
