@@ -171,8 +171,8 @@ class LanesSection(Section):
     grace_s: Annotated[float, Field(ge=0)] = 20.0
     """Seconds that shards in work get to finish after SIGTERM, Ctrl-C or a spot notice."""
     hang_s: Annotated[float, Field(gt=0)] = 4.0
-    """Seconds that a lane may be at a block besides twenty times what its engine should take;
-    then its process is ended, and the row that it hangs on goes to quarantine."""
+    """Seconds that a lane may be at a block besides twenty times what its engine and decoder should
+    take; then its process is ended, and the row that it hangs on goes to quarantine."""
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     """Memory of a lane's process, beyond which it is ended, and the row that takes so much goes to
     quarantine; null: its share of four fifths of the machine's."""
