@@ -7,12 +7,12 @@ engine be called int8 that is none.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines.model import ModelSpec, shown
+from engines.model import FeatureInput, ModelSpec, shown
 from engines.probing import open_session
 from engines.tensor_uses import inner_graphs, inputs_of
 
@@ -33,6 +33,8 @@ TOLERANCE = 0.01
 """Of the largest answer: float16 has three digits, and a net's layers add up what they round."""
 NUM_ROWS = 8
 """That both graphs answer; a graph that is bound to a batch gets that."""
+SCALES = (1.0, 1e3, 1e6)
+"""Of the features that a graph with doubles is tried with: large ones may be why it has them."""
 
 
 def in_float32(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
@@ -50,10 +52,12 @@ def in_float32(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    if not _convert(copy):
+    others = _convert(copy)
+    if not others:
         return model
+    are_scaled = "DOUBLE" in others and isinstance(spec.input, FeatureInput)
     try:
-        problem = _difference(model, copy, spec)
+        problem = _difference(model, copy, spec, SCALES if are_scaled else (1.0,))
     except Exception as error:  # ONNX Runtime may raise anything
         problem = shown(error)
     if problem:
@@ -63,20 +67,20 @@ def in_float32(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
     return copy
 
 
-def _convert(model: onnx.ModelProto) -> bool:
-    """Change all floats in place; whether there were any others."""
+def _convert(model: onnx.ModelProto) -> set[str]:
+    """Change all floats in place; the others that there were."""
     graphs = list(_graphs(model.graph))
     typed = [e for graph in graphs for e in (*graph.input, *graph.output, *graph.value_info)]
     nodes = [node for part in (*graphs, *model.functions) for node in part.node]
     attributes = [attribute for node in nodes for attribute in node.attribute]
     tensors = [tensor for graph in graphs for tensor in graph.initializer]
     tensors += [attribute.t for attribute in attributes if attribute.HasField("t")]
-    changed = [
+    found = [
         *[_rename(entry.type.tensor_type, "elem_type") for entry in typed],
         *[_rename(attribute, "i") for attribute in attributes if attribute.name in KINDS],
         *[_round(tensor) for tensor in tensors],
     ]
-    return any(changed)
+    return set(filter(None, found))
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -86,47 +90,56 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             yield from _graphs(inner)
 
 
-def _rename(holder: Any, field: str) -> bool:
+def _rename(holder: Any, field: str) -> str | None:
+    """The other float that it named, if it did."""
     from onnx import TensorProto
 
-    is_other = getattr(holder, field) in map(TensorProto.DataType.Value, OTHER_FLOATS)
-    if is_other:
+    other = next(
+        (n for n in OTHER_FLOATS if getattr(holder, field) == TensorProto.DataType.Value(n)), None
+    )
+    if other:
         setattr(holder, field, TensorProto.FLOAT)
-    return is_other
+    return other
 
 
-def _round(tensor: onnx.TensorProto) -> bool:
+def _round(tensor: onnx.TensorProto) -> str | None:
+    """The other float that its values were, if they were."""
     from onnx import TensorProto, numpy_helper
 
-    if TensorProto.DataType.Name(tensor.data_type) not in OTHER_FLOATS:
-        return False
+    kind = TensorProto.DataType.Name(tensor.data_type)
+    if kind not in OTHER_FLOATS:
+        return None
     values = numpy_helper.to_array(tensor).astype(np.float64)
     largest = float(np.finfo(np.float32).max)
     # A mask's lowest double stays finite: minus infinity times zero would be NaN.
     bounded = np.where(np.isfinite(values), values.clip(-largest, largest), values)
     tensor.CopyFrom(numpy_helper.from_array(bounded.astype(np.float32), tensor.name))
-    return True
+    return str(kind)
 
 
-def _difference(model: onnx.ModelProto, copy: onnx.ModelProto, spec: ModelSpec) -> str:
+def _difference(
+    model: onnx.ModelProto, copy: onnx.ModelProto, spec: ModelSpec, scales: Sequence[float]
+) -> str:
     """How answers to noise differ, in words; empty: they do not, or the model has none to it.
 
     Raises:
         Exception: ONNX Runtime cannot load or run the copy.
     """
     num_rows = inputs_of(model.graph)[0].type.tensor_type.shape.dim[0].dim_value or NUM_ROWS
-    rows = np.random.default_rng(0).random((num_rows, *spec.input.model_row_shape), np.float32)
-    try:
-        expected = _answers(model, rows)
-    except Exception:  # bfloat16 that no CPU kernel takes, say
-        open_session(copy)
-        return ""
-    for name, found in _answers(copy, rows).items():
-        known = np.isfinite(expected[name])
-        wanted = np.where(known, expected[name], 0)
-        largest = abs(np.where(known, found, 0) - wanted).max(initial=0)
-        if not largest <= TOLERANCE * abs(wanted).max(initial=0):
-            return f"output {name} differs by {largest:.3g}; expected less than float16 rounds"
+    noise = np.random.default_rng(0).random((num_rows, *spec.input.model_row_shape), np.float32)
+    for scale in scales:
+        rows = noise * np.float32(scale)
+        try:
+            expected = _answers(model, rows)
+        except Exception:  # bfloat16 that no CPU kernel takes, say
+            open_session(copy)
+            return ""
+        for name, found in _answers(copy, rows).items():
+            known = np.isfinite(expected[name])
+            wanted = np.where(known, expected[name], 0)
+            largest = abs(np.where(known, found, 0) - wanted).max(initial=0)
+            if not largest <= TOLERANCE * abs(wanted).max(initial=0):
+                return f"output {name} differs by {largest:.3g}; expected less than float16 rounds"
     return ""
 
 

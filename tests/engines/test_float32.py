@@ -112,6 +112,25 @@ def test_a_graph_that_needs_the_digits_of_double_keeps_them(
     assert "not computed in float32: output y differs by" in caplog.text
 
 
+def test_a_graph_that_needs_them_for_large_features_only_keeps_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Noise from 0 to 1 would not tell; 0.25 = x * x - (x + 0.5) * (x - 0.5)."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["d"], to=TensorProto.DOUBLE),
+        helper.make_node("Mul", ["d", "d"], ["square"]),
+        helper.make_node("Add", ["d", "half"], ["above"]),
+        helper.make_node("Sub", ["d", "half"], ["below"]),
+        helper.make_node("Mul", ["above", "below"], ["less"]),
+        helper.make_node("Sub", ["square", "less"], ["z"]),
+        helper.make_node("Cast", ["z"], ["y"], to=TensorProto.FLOAT),
+    ]
+    model = make_model(nodes, {"half": np.array(0.5)}, ["b", 8])
+    core = load_core(features(save(model, tmp_path / "m.onnx")))
+    np.testing.assert_allclose(run_graph(core, 1e5 * ROWS)[0], 0.25, atol=1e-4)
+    assert "not computed in float32: output y differs by" in caplog.text
+
+
 def test_where_nothing_can_be_int8_no_engine_is_called_so(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Exp", ["x"], ["e"]),
