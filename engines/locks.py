@@ -128,17 +128,20 @@ class _Owner:
 
     def acquire(self, patience: Patience, lease_s: float) -> None:
         waiting = _Waiting(f"{self._files.uri}/{self._folder}", patience)
-        last, since = None, time.monotonic()
+        last, since, holder = None, time.monotonic(), None
         while True:
             now = time.monotonic()  # before looking: a pause in between must not look like silence
             state = self._paths()
-            if state != last:
-                last, since = state, now
             held = max(map(_term_of, state), default=0)
+            if state != last:
+                last, since, holder = state, now, self._read_term(held)
             if held == 0 or now - since >= lease_s:
                 self._term = held + 1
                 if self._files.create(self._path, self._data):
                     self._prove_exclusive()
+                    if self._read_term(held) != holder:  # another took it over, and is done since
+                        self._files.delete(self._path)
+                        continue
                     self._clear(state)
                     if held:
                         log.warning("%s/%s: taken over, its owner is silent.", *self._where)
@@ -198,9 +201,12 @@ class _Owner:
         for path in paths:
             self._files.delete(path)
 
+    def _read_term(self, term: int) -> bytes | None:
+        return self._files.read(f"{self._folder}/{term:06d}.json")
+
     def _describe(self, term: int) -> str:
         try:
-            owner = json.loads(self._files.read(f"{self._folder}/{term:06d}.json") or b"{}")
+            owner = json.loads(self._read_term(term) or b"{}")
             return f"process {owner['pid']} on {owner['host']}"
         except (ValueError, KeyError):  # released meanwhile
             return "another process"

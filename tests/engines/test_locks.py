@@ -85,6 +85,32 @@ def test_of_several_that_wait_for_a_dead_owner_one_is_next(files: LocalStorage) 
     assert most == 1
 
 
+class Late(LocalStorage):
+    """Somebody takes over from the dead owner, ends, and is followed while we only begin to."""
+
+    was_late = False
+
+    def create(self, path: str, data: bytes) -> bool:
+        if path.endswith("000002.json") and not self.was_late:
+            self.was_late = True
+            super().delete(f"{FOLDER}/000001.t.3")
+            super().delete(f"{FOLDER}/000001.json")
+            super().create(f"{FOLDER}/000001.json", b"of somebody else")
+        return super().create(path, data)
+
+
+def test_whoever_takes_over_too_late_waits_for_the_next_owner(tmp_path: Path) -> None:
+    files = Late(str(tmp_path))
+    dead_owner(files)
+    with (
+        pytest.raises(LockTimeoutError),
+        lease(files, FOLDER, patience(1.5 * LEASE_S), LEASE_S),
+    ):
+        pytest.fail("two owners")
+    assert files.was_late
+    assert names(files) == ["000001.json"]
+
+
 def test_a_sign_of_life_without_a_term_holds_nothing(files: LocalStorage) -> None:
     files.create(f"{FOLDER}/000001.t.3", b"")
     with lease(files, FOLDER, patience(0), LEASE_S):
