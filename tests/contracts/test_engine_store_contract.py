@@ -33,13 +33,6 @@ REQUEST = digest("request")
 LEASE_S = 1.0
 
 
-@pytest.fixture(params=["local", "object"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "object":
-        return str(request.getfixturevalue("s3_folder"))
-    return str(tmp_path / "store")
-
-
 @pytest.fixture
 def said() -> list[str]:
     return []
