@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ def _take_logits(graph: onnx.GraphProto, answer: onnx.ValueInfoProto, spec: Mode
             f"model {spec.source}: its output {answer.name} comes from {ranker}, whose positions "
             "are ranks, and no classes; expected logits. Export the model up to its logits."
         )
-    makers = {name: node for node in graph.node for name in node.output}
+    makers = _makers(graph)
     reader, maker = None, makers.get(answer.name)
     while maker is not None and maker.op_type in PASSED_ON:
         reader, maker = maker, makers.get(maker.input[0])
@@ -125,11 +126,22 @@ def no_logits(spec: ModelSpec, found: str) -> ModelError:
 
 def ranks_from(graph: onnx.GraphProto, name: str) -> str:
     """The operator that ranks a tensor's classes, such as `TopK`; empty: none is found."""
-    makers = {name: node for node in graph.node for name in node.output}
-    maker = makers.get(name)
-    while maker is not None and maker.op_type in (*PASSED_ON, *RESHAPED):
-        maker = makers.get(maker.input[0])
+    maker = _maker_behind((*PASSED_ON, *RESHAPED), _makers(graph), name)
     return maker.op_type if maker is not None and maker.op_type in RANKED else ""
+
+
+def _makers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    return {name: node for node in graph.node for name in node.output}
+
+
+def _maker_behind(
+    operators: Sequence[str], makers: Mapping[str, onnx.NodeProto], name: str
+) -> onnx.NodeProto | None:
+    """The first node on the way back from a tensor that is none of these operators."""
+    maker = makers.get(name)
+    while maker is not None and maker.op_type in operators:
+        maker = makers.get(maker.input[0])
+    return maker
 
 
 def probabilities_from(graph: onnx.GraphProto, name: str) -> str:
@@ -139,10 +151,8 @@ def probabilities_from(graph: onnx.GraphProto, name: str) -> str:
         Such as `Sigmoid`; empty: none is found, or it is a Softmax whose logits the head can take.
     """
     constants = {tensor.name for tensor in graph.initializer}
-    makers = {name: node for node in graph.node for name in node.output}
-    maker = makers.get(name)
-    while maker is not None and maker.op_type in PASSED_ON:
-        maker = makers.get(maker.input[0])
+    makers = _makers(graph)
+    maker = _maker_behind(PASSED_ON, makers, name)
     if maker is None or is_softmax_of_classes(maker):
         return ""
 

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.model import INPUT, MIN_CLASSES, ImageInput, ModelSpec, head_error, input_spec
 from engines.runner import LOGITS, Array, TensorSpec
-from engines.tensor_uses import inner_graphs, inputs_of
+from engines.tensor_uses import all_graphs, inputs_of
 
 MIN_IR_VERSION = 8
 """Older files list their constants as inputs too, which a wrapped graph does not."""
@@ -60,20 +60,18 @@ def _renamed(core: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which no tensor of the model has a name that the wrapped graph gives away."""
     model = onnx.ModelProto()
     model.CopyFrom(core)
-    _rename(model.graph, {INPUT, "score", "class_id", "probability", LOGITS})
+    for graph in all_graphs(model.graph):  # inner ones read tensors of the graph around them
+        _rename(graph, {INPUT, "score", "class_id", "probability", LOGITS})
     return model
 
 
 def _rename(graph: onnx.GraphProto, taken: set[str]) -> None:
-    """Rename in branches and loops too: they read tensors of the graph around them."""
     for tensor in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
         if tensor.name in taken:
             tensor.name = f"{PREFIX}model_{tensor.name}"
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [f"{PREFIX}model_{name}" if name in taken else name for name in names]
-        for inner in inner_graphs(node):
-            _rename(inner, taken)
 
 
 def _inferred(model: onnx.ModelProto, answer: onnx.ValueInfoProto) -> onnx.ModelProto:

@@ -17,7 +17,7 @@ from engines.content import Contents, own_attributes, without_addresses
 from engines.errors import ModelError
 from engines.keys import digest
 from engines.runner import TensorSpec
-from engines.tensor_uses import inner_graphs
+from engines.tensor_uses import all_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -154,17 +154,16 @@ def _external_files(path: Path) -> list[str]:
         model = onnx.load(path, load_external_data=False)
     except DecodeError:  # said where the model is loaded
         return []
-    entries = (entry for tensor in _tensors(model.graph) for entry in tensor.external_data)
+    tensors = (tensor for graph in all_graphs(model.graph) for tensor in _tensors(graph))
+    entries = (entry for tensor in tensors for entry in tensor.external_data)
     return sorted({entry.value for entry in entries if entry.key == LOCATION})
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """All constants, those in branches and loops too."""
+    """All constants, but for those in branches and loops."""
     yield from graph.initializer
     for node in graph.node:
         yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
-        for inner in inner_graphs(node):
-            yield from _tensors(inner)
 
 
 def _hash_torch(spec: ModelSpec) -> str:

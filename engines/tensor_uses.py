@@ -24,6 +24,14 @@ def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and all that are in its nodes."""
+    yield graph
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            yield from all_graphs(inner)
+
+
 def read_by(node: onnx.NodeProto) -> Iterator[str]:
     """Names of the tensors that a node reads, as often as it does."""
     yield from node.input
