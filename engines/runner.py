@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,11 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
     """With the batch first."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of a whole batch."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class Runner(Protocol):

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -246,8 +245,8 @@ class Slots:
     def _new_slot(self, bind: Bind) -> _Slot:
         streams = self._streams
         addresses = Addresses(
-            input=streams.device(num_bytes(self._input)),
-            outputs=tuple(streams.device(num_bytes(spec)) for spec in self._outputs),
+            input=streams.device(self._input.num_bytes),
+            outputs=tuple(streams.device(spec.num_bytes) for spec in self._outputs),
         )
         return _Slot(
             host_input=self._pinned(self._input),
@@ -260,7 +259,7 @@ class Slots:
         )
 
     def _pinned(self, spec: TensorSpec) -> Array:
-        memory: npt.NDArray[Any] = self._streams.pinned(num_bytes(spec))
+        memory: npt.NDArray[Any] = self._streams.pinned(spec.num_bytes)
         return memory.view(spec.dtype).reshape(spec.shape)
 
     def _warm_up(self, slot: _Slot) -> None:
@@ -280,11 +279,6 @@ class Slots:
             self._warm_up(self._slots[0])  # if that fails too, it was not the capture
             return str(error)
         return None
-
-
-def num_bytes(spec: TensorSpec) -> int:
-    """Bytes of a tensor."""
-    return prod(spec.shape) * np.dtype(spec.dtype).itemsize
 
 
 def check_device_rows(rows: DeviceRows, spec: TensorSpec) -> None:

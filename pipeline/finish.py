@@ -15,7 +15,7 @@ from pipeline.errors import StorageError
 from pipeline.footers import check_pins
 from pipeline.history import nights_before, row_of
 from pipeline.interruptions import earlier_attempts, note_end
-from pipeline.lane import NO_TIME, LaneFigures, add_times
+from pipeline.lane import LaneFigures, add_times
 from pipeline.last_look import Findings, check_before_publication
 from pipeline.ledger import CommitRecord, utc_now
 from pipeline.limit import bottleneck_of, limit_of, sum_of_ceilings
@@ -30,6 +30,7 @@ from pipeline.publish import (
 )
 from pipeline.quarantine import read_samples
 from pipeline.report import (
+    NO_TIME,
     DeviceUse,
     Phases,
     Price,

@@ -33,7 +33,7 @@ from pipeline.lane_messages import (
     WatchLimits,
 )
 from pipeline.lane_spawn import take_process
-from pipeline.report import Ceilings, StageTimes
+from pipeline.report import NO_TIME, Ceilings, StageTimes
 from pipeline.suspects import Suspects
 from pipeline.watchdog import Watchdog
 
@@ -44,7 +44,6 @@ if TYPE_CHECKING:  # these bring Arrow and more, which the process had better be
 
 JOIN_TIMEOUT_S = 10.0
 OPENVINO = "engines.ovino:the_core"
-NO_TIME = StageTimes(busy_s=0.0, wait_s=0.0, items=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -305,7 +304,7 @@ class Lane:
 
     def _measured(self, ceilings: Ceilings) -> None:
         with self._lock:
-            self.ceilings = self.ceilings or ceilings
+            self.ceilings = ceilings
             if self._setup is not None and self._watchdog is not None:
                 self._watchdog.limits = self._limits(self._setup)
 

@@ -207,9 +207,7 @@ def _score(setup: LaneSetup, inbox: Inbox, send: SendMessage, marks: WorkMarks) 
             send(Measured(measure_ceilings(first, tools)))
         given = Awaited(inbox.stream(first))
         shards = pass_over_committed(given, tools.ledger, lambda record: send(Committed(record)))
-        scoring = opened.enter_context(
-            ShardScoring(shards, tools, lambda ceilings: send(Measured(ceilings)), given)
-        )
+        scoring = opened.enter_context(ShardScoring(shards, tools, given))
         stopped = threading.Event()
         reporter = threading.Thread(target=_report, args=(scoring, send, stopped), daemon=True)
         reporter.start()
@@ -220,7 +218,7 @@ def _score(setup: LaneSetup, inbox: Inbox, send: SendMessage, marks: WorkMarks) 
             inbox.end(now=True)  # after an error the reader may be waiting for a shard: let it end
             stopped.set()
             reporter.join()
-        send(Progress(scoring.times()))
+        _tell(scoring, send)
 
 
 class Inbox:
@@ -293,4 +291,11 @@ def _receive(connection: Connection, inbox: Inbox) -> None:
 
 def _report(scoring: ShardScoring, send: SendMessage, stopped: threading.Event) -> None:
     while not stopped.wait(PROGRESS_PERIOD_S):
-        send(Progress(scoring.times()))
+        _tell(scoring, send)
+
+
+def _tell(scoring: ShardScoring, send: SendMessage) -> None:
+    times = scoring.times()
+    send(Progress(times))
+    if (ceilings := scoring.ceilings(times)) is not None:
+        send(Measured(ceilings))

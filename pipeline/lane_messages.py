@@ -102,7 +102,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The lane has measured its limits."""
+    """The lane's limits, as far as they are known by now."""
 
     ceilings: Ceilings
 

@@ -59,10 +59,10 @@ def limit_of(
 ) -> Limit | None:
     """The limit of an attempt; None when nothing was scored or measured.
 
-    On a device stages work side by side, and the slowest is the limit. On a CPU they share the
-    cores: a row costs the sum of what each stage costs. Decoder and engine were measured alone;
-    what a row costs to read and to write is the CPU time of those stages in the run itself. Where
-    decoder and engine wait for one of those, it bounds the run; see `waited_for`.
+    On a device stages work side by side, and the slowest is the limit: decoder and engine were
+    measured alone. On a CPU they share the cores: a row costs the sum of the CPU seconds that each
+    stage takes for it, in the run itself. Where decoder and engine wait for reading or writing,
+    that bounds the run; see `waited_for`.
 
     Args:
         lanes: All of the run, those too that had nothing to score.

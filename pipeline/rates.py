@@ -44,7 +44,7 @@ class Rates:
     startup_s: float
     """Process start until planning begins."""
     warmup_s: float
-    """Engine found until lanes are at their rate: opening, ceilings, the first blocks."""
+    """Engine found until lanes are at their rate: opening, ceilings of a device, first blocks."""
     plan_s: float
     """Planning, without what grows with the shards."""
     plan_s_per_shard: float

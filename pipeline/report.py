@@ -22,7 +22,8 @@ class StageTimes:
     items: int
     """Rows that passed; for `write` the rows of committed parts."""
     cpu_s: float = 0.0
-    """CPU seconds of the stage's own thread; 0 where threads of others do the work."""
+    """CPU seconds of the stage's own threads; of `infer` on cores, those too of threads that are no
+    stage's. 0 where threads of others do the work."""
 
     @property
     def busy_share(self) -> float:
@@ -39,12 +40,16 @@ class StageTimes:
         )
 
 
+NO_TIME = StageTimes(busy_s=0.0, wait_s=0.0, items=0)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ceilings:
     """Rows per second of single stages alone, measured on this run's own rows and device.
 
-    Of all lanes together: one that had nothing to score counts as the others do on average. On a
-    CPU by CPU seconds: what cores that nobody else takes would do.
+    Of all lanes together: one that had nothing to score counts as the others do on average. Where
+    cores both decode and infer, by the CPU seconds of each over the run: what cores would do that
+    did only that, and that nobody else took.
     """
 
     decode_per_sec: float

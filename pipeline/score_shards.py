@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -109,7 +109,6 @@ class ShardScoring:
     Args:
         shards: As they come; None says that there is none for now.
         tools: What they are scored with.
-        on_ceilings: Gets the rates of decoder and engine alone, where cores do both.
         inbox: What `shards` come from, where they have to be waited for: reading is idle meanwhile.
     """
 
@@ -117,11 +116,10 @@ class ShardScoring:
         self,
         shards: Iterable[Shard | None],
         tools: ScoringTools,
-        on_ceilings: Callable[[Ceilings], None] = lambda _: None,
         inbox: Awaited[Shard | None] | None = None,
     ) -> None:
         self._stages: dict[str, Stage[Any]] = {}
-        self._cores = _core_scoring(tools, on_ceilings)
+        self._cores = _core_scoring(tools)
         self._depth = tools.queue_depth
         use_threads = not 0 < (tools.core_threads or 0) < READER_SHARES_CORES
         read = tools.read(shards, use_threads=use_threads)
@@ -168,16 +166,18 @@ class ShardScoring:
 
     def times(self) -> dict[str, StageTimes]:
         """Busy and waiting time of each stage until now."""
-        times: dict[str, StageTimes] = {}
-        for name, stage in self._stages.items():
-            both = self._cores.times() if self._cores and name == "score" else None
-            times |= both or {name: stage.times()}
-        return times
+        times = {name: stage.times() for name, stage in self._stages.items()}
+        if self._cores is None:
+            return times
+        both = self._cores.times(sum(stage.cpu_s for stage in times.values()))
+        return {"read": times["read"], **both, "write": times["write"]}
+
+    def ceilings(self, times: Mapping[str, StageTimes]) -> Ceilings | None:
+        """Of decoder and engine by `times`, where cores do both; None: not known."""
+        return self._cores.ceilings(times) if self._cores else None
 
 
-def _core_scoring(
-    tools: ScoringTools, on_ceilings: Callable[[Ceilings], None]
-) -> CoreScoring | None:
+def _core_scoring(tools: ScoringTools) -> CoreScoring | None:
     if tools.core_threads is None:
         return None
     return CoreScoring(
@@ -186,7 +186,6 @@ def _core_scoring(
         tools.passthrough,
         tools.core_threads,
         tools.marks,
-        on_ceilings,
     )
 
 

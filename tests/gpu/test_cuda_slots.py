@@ -10,7 +10,7 @@ import pytest
 from engines.cuda import CudaStreams, device_problem
 from engines.errors import CudaError, OutOfDeviceMemoryError
 from engines.runner import Array, DeviceRows, TensorSpec
-from engines.slots import Addresses, Bind, Compute, Slots, num_bytes
+from engines.slots import Addresses, Bind, Compute, Slots
 from tests.gpu.device_rows import CudaRows
 
 PROBLEM = device_problem()
@@ -38,7 +38,7 @@ def copying(*, stubborn: bool = False) -> Bind:
 
     def bind(addresses: Addresses) -> Compute:
         def compute(stream: int) -> None:
-            target, size = addresses.outputs[0], num_bytes(INPUT)
+            target, size = addresses.outputs[0], INPUT.num_bytes
             (error,) = runtime.cudaMemcpyAsync(target, addresses.input, size, kind, stream)
             if stubborn:
                 (error,) = runtime.cudaStreamSynchronize(stream)
