@@ -20,6 +20,7 @@ from pipeline.row_groups import (
     PARQUET_ERRORS,
     batches,
     open_parquet,
+    rows_at,
     why_lost,
     why_too_large,
 )
@@ -29,8 +30,6 @@ from pipeline.store_errors import named
 STAGE = "read"
 MAX_SAMPLED_GROUPS = 32
 """Row groups that a sample reads: a whole group is read for a few of its rows."""
-SAMPLED_AT_ONCE = 1 << 10
-"""Rows in memory of which a sample takes some."""
 
 
 def read_blocks(
@@ -251,16 +250,7 @@ def _some_rows(
     num_rows: int,
     rng: np.random.Generator,
 ) -> pa.Table:
-    """Up to `num_rows` rows of a row group, of which only a part is in memory at a time."""
+    """Up to `num_rows` rows of a row group."""
     promised = parquet.metadata.row_group(group).num_rows
-    chosen = np.sort(rng.choice(promised, min(num_rows, promised), replace=False, shuffle=False))
-    taken: list[pa.RecordBatch] = []
-    first = 0
-    for rows in batches(parquet, [group], columns, SAMPLED_AT_ONCE):
-        end = first + rows.num_rows
-        inside = chosen[(first <= chosen) & (chosen < end)] - first
-        taken.append(rows.take(pa.array(inside)))
-        first = end
-    if first != promised:
-        raise pa.ArrowInvalid(f"row group {group}: {first} rows of {promised}")
-    return pa.Table.from_batches(taken)
+    chosen = rng.choice(promised, min(num_rows, promised), replace=False, shuffle=False)
+    return rows_at(parquet, group, columns, np.sort(chosen))
