@@ -13,7 +13,8 @@ from typing import Protocol
 from flows.lookout import Lookout
 from pipeline.engine import Say, get_engine
 from pipeline.guards import NightWatch
-from pipeline.lane import Lane, LaneDevice, LaneFigures, add_times
+from pipeline.lane import Lane, LaneDevice, LaneFigures
+from pipeline.limit import add_times
 from pipeline.plan import Shard
 from pipeline.report import DeviceUse
 from pipeline.run import GetEngine, PreparedRun, lane_setup

@@ -189,7 +189,7 @@ class LanesSection(Section):
     """Threads of a CPU lane, each of which takes a block from decoding to scores; null: as
     `threads`."""
     block_rows: Annotated[int, Field(ge=1)] | None = None
-    """Rows that a CPU decodes at once; null: 16 images (64 by DALI) or 65,536
+    """Rows that a core takes at once; null: 16 images (64 by DALI) or 65,536
     feature rows."""
     queue_depth: Annotated[int, Field(ge=1)] | None = None
     """Blocks that may wait between two stages; null: 2."""

@@ -24,7 +24,7 @@ from pipeline.errors import InputChangedError, VerifyError
 from pipeline.footers import check_pin
 from pipeline.ledger import CommitRecord, Ledger, PartFile
 from pipeline.plan import Plan, Shard
-from pipeline.row_groups import open_parquet, rows_at
+from pipeline.row_groups import PARQUET_ERRORS, open_parquet, rows_at
 from pipeline.storage import Storage
 
 MIN_GROUPS, MAX_GROUPS = 2, 8
@@ -210,7 +210,7 @@ class DriftSampler:
                 return rows_at(parquet, group, self._decoder.columns, places), places + first_row
         except InputChangedError:  # other rows than were scored
             return None
-        except (pa.ArrowException, OSError):  # damaged: its rows are in quarantine
+        except PARQUET_ERRORS:  # damaged: its rows are in quarantine
             return None
 
     def _decode(self, rows: pa.Table) -> tuple[Array, list[int]]:

@@ -15,10 +15,10 @@ from pipeline.errors import StorageError
 from pipeline.footers import check_pins
 from pipeline.history import nights_before, row_of
 from pipeline.interruptions import earlier_attempts, note_end
-from pipeline.lane import LaneFigures, add_times
+from pipeline.lane import LaneFigures
 from pipeline.last_look import Findings, check_before_publication
 from pipeline.ledger import CommitRecord, utc_now
-from pipeline.limit import bottleneck_of, limit_of, sum_of_ceilings
+from pipeline.limit import add_times, bottleneck_of, limit_of, sum_of_ceilings
 from pipeline.plan import input_files
 from pipeline.publish import (
     check_complete,

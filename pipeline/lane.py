@@ -33,7 +33,8 @@ from pipeline.lane_messages import (
     WatchLimits,
 )
 from pipeline.lane_spawn import take_process
-from pipeline.report import NO_TIME, Ceilings, StageTimes
+from pipeline.limit import add_times, ceilings_of_cores
+from pipeline.report import Ceilings, StageTimes
 from pipeline.suspects import Suspects
 from pipeline.watchdog import Watchdog
 
@@ -109,7 +110,8 @@ class Lane:
         self._finished = threading.Event()
         """Set when the process has done what it was given for a run, or has ended."""
         self.num_restarts = 0
-        self.ceilings: Ceilings | None = None
+        self._measured: Ceilings | None = None
+        self._core_threads: int | None = None
         self._lock = threading.RLock()
         self._setup: LaneSetup | None = None
         self._pending: dict[int, tuple[Shard, Future[CommitRecord]]] = {}
@@ -138,7 +140,7 @@ class Lane:
         with self._lock:
             if self.is_ready:
                 self._forget_last_run()
-            self._setup = setup
+            self._setup, self._core_threads = setup, setup.core_threads
             self._send_setup(setup)
 
     @property
@@ -150,7 +152,7 @@ class Lane:
     def _forget_last_run(self) -> None:
         self._closing = False
         self._finished.clear()
-        self.num_restarts, self.ceilings, self._suspects = 0, None, Suspects()
+        self.num_restarts, self._measured, self._suspects = 0, None, Suspects()
         self._past_times, self._times = {}, {}
         self._past_rows_begun = -self._marks.rows_begun
 
@@ -171,9 +173,9 @@ class Lane:
     def _limits(self, setup: LaneSetup) -> WatchLimits:
         """Of the run, by what is known by now of its decoder and its rows."""
         rates = [setup.limits.rows_per_s]
-        if self.ceilings is not None:
-            num_threads = 1 if self.device.gpu else self.device.num_threads
-            rates.append(self.ceilings.decode_per_sec / num_threads)
+        if (ceilings := self.ceilings) is not None:
+            num_threads = 1 if self.device.gpu else self._core_threads or self.device.num_threads
+            rates.append(ceilings.decode_per_sec / num_threads)
         return dataclasses.replace(
             setup.limits, rows_per_s=min(rates), patience=self._suspects.patience
         )
@@ -212,6 +214,13 @@ class Lane:
         """Stage times over all processes that this lane has had."""
         with self._lock:
             return add_times([self._past_times, self._times])
+
+    @property
+    def ceilings(self) -> Ceilings | None:
+        """Its limits; None: not known yet."""
+        if self._core_threads is None:
+            return self._measured
+        return ceilings_of_cores(self.times(), self._core_threads)
 
     @property
     def rows_begun(self) -> int:
@@ -288,11 +297,13 @@ class Lane:
     def _heed(self, message: Message) -> None:
         match message:
             case Measured():
-                self._measured(message.ceilings)
+                self._measured = self._measured or message.ceilings
+                self._tell_watchdog()
             case Cleared():
                 self._suspects.cleared()
             case Progress():
                 self._times = message.times
+                self._tell_watchdog()
             case Committed():
                 self._finish(message.record)
             case Finished():
@@ -302,9 +313,8 @@ class Lane:
             case Failed():
                 self._fail(message.error)
 
-    def _measured(self, ceilings: Ceilings) -> None:
+    def _tell_watchdog(self) -> None:
         with self._lock:
-            self.ceilings = ceilings
             if self._setup is not None and self._watchdog is not None:
                 self._watchdog.limits = self._limits(self._setup)
 
@@ -385,12 +395,3 @@ def modules_ahead(job: Job, device: LaneDevice) -> tuple[str, ...]:
         return ("pipeline.decode_images",)
     decoder = "decode_windows" if lanes.cpu_decoder == "window" else "decode_images"
     return (f"pipeline.{decoder}", OPENVINO)
-
-
-def add_times(several: Iterable[dict[str, StageTimes]]) -> dict[str, StageTimes]:
-    """Sum of stage times, stage by stage, in order of first appearance."""
-    total: dict[str, StageTimes] = {}
-    for times in several:
-        for name, stage in times.items():
-            total[name] = total.get(name, NO_TIME) + stage
-    return total

@@ -164,15 +164,6 @@ def make_lane_decoder(setup: LaneSetup) -> Decoder:
     )
 
 
-def _core_threads(setup: LaneSetup) -> int | None:
-    """Threads that each decode and infer; None where DALI or a GPU has stages of its own."""
-    lanes = setup.job.lanes
-    by_dali = setup.job.input.images is not None and lanes.cpu_decoder == "dali"
-    if setup.engine.manifest.device.kind == "gpu" or by_dali:
-        return None
-    return lanes.engine_threads or setup.num_threads
-
-
 def _score(setup: LaneSetup, inbox: Inbox, send: SendMessage, marks: WorkMarks) -> None:
     job = setup.job
     with ExitStack() as opened:
@@ -187,7 +178,7 @@ def _score(setup: LaneSetup, inbox: Inbox, send: SendMessage, marks: WorkMarks) 
             passthrough=job.input.passthrough,
             owner=setup.attempt,
             queue_depth=job.lanes.queue_depth or QUEUE_DEPTH,
-            core_threads=_core_threads(setup),
+            core_threads=setup.core_threads,
             marks=marks,
             poison=setup.poison,
             max_group_bytes=max_group_bytes(job.limits.max_group_gib, setup.limits.max_rss_bytes),
@@ -218,7 +209,7 @@ def _score(setup: LaneSetup, inbox: Inbox, send: SendMessage, marks: WorkMarks) 
             inbox.end(now=True)  # after an error the reader may be waiting for a shard: let it end
             stopped.set()
             reporter.join()
-        _tell(scoring, send)
+        send(Progress(scoring.times()))
 
 
 class Inbox:
@@ -291,11 +282,4 @@ def _receive(connection: Connection, inbox: Inbox) -> None:
 
 def _report(scoring: ShardScoring, send: SendMessage, stopped: threading.Event) -> None:
     while not stopped.wait(PROGRESS_PERIOD_S):
-        _tell(scoring, send)
-
-
-def _tell(scoring: ShardScoring, send: SendMessage) -> None:
-    times = scoring.times()
-    send(Progress(times))
-    if (ceilings := scoring.ceilings(times)) is not None:
-        send(Measured(ceilings))
+        send(Progress(scoring.times()))

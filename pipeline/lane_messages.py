@@ -94,6 +94,15 @@ class LaneSetup:
     suspects: tuple[Suspect, ...] = ()
     """To be tried alone, in this order, before anything else."""
 
+    @property
+    def core_threads(self) -> int | None:
+        """Threads that each decode and infer; None where DALI or a GPU has stages of its own."""
+        lanes = self.job.lanes
+        by_dali = self.job.input.images is not None and lanes.cpu_decoder == "dali"
+        if self.engine.manifest.device.kind == "gpu" or by_dali:
+            return None
+        return lanes.engine_threads or self.num_threads
+
 
 @dataclass(frozen=True, slots=True)
 class Drain:
@@ -102,7 +111,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The lane's limits, as far as they are known by now."""
+    """The lane has measured its limits, before the first row: stages are side by side."""
 
     ceilings: Ceilings
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.report import Ceilings, Limit, Price, StageTimes
+from pipeline.report import NO_TIME, Ceilings, Limit, Price, StageTimes
 
 if TYPE_CHECKING:
     from pipeline.lane import LaneFigures
@@ -14,6 +14,15 @@ THREADS_OF_THEIR_OWN = ("read", "write")
 """Stages that no ceiling is measured of: they wait for the store more than for the device."""
 NEARLY_ALWAYS = 0.9
 """Share of its time from which on a stage bounds the run: all others wait for it."""
+
+
+def add_times(several: Iterable[dict[str, StageTimes]]) -> dict[str, StageTimes]:
+    """Sum of stage times, stage by stage, in order of first appearance."""
+    total: dict[str, StageTimes] = {}
+    for times in several:
+        for name, stage in times.items():
+            total[name] = total.get(name, NO_TIME) + stage
+    return total
 
 
 def sum_of_ceilings(lanes: Sequence[LaneFigures]) -> Ceilings | None:
@@ -30,6 +39,22 @@ def sum_of_ceilings(lanes: Sequence[LaneFigures]) -> Ceilings | None:
         decode_per_sec=scale * sum(ceilings.decode_per_sec for ceilings in measured),
         engine_per_sec=scale * sum(ceilings.engine_per_sec for ceilings in measured),
         engine_with_copies_per_sec=scale * sum(one.engine_with_copies_per_sec for one in measured),
+    )
+
+
+def ceilings_of_cores(times: Mapping[str, StageTimes], num_threads: int) -> Ceilings | None:
+    """What threads would do that only decoded, or only inferred; None: no row is done yet.
+
+    By CPU seconds: others may take the cores.
+    """
+    decode, infer = times.get("decode"), times.get("infer")
+    if decode is None or infer is None or not (decode.cpu_s and infer.cpu_s):
+        return None
+    infer_per_sec = num_threads * infer.items / infer.cpu_s
+    return Ceilings(
+        decode_per_sec=num_threads * decode.items / decode.cpu_s,
+        engine_per_sec=infer_per_sec,
+        engine_with_copies_per_sec=infer_per_sec,  # a CPU copies nothing
     )
 
 
@@ -61,8 +86,8 @@ def limit_of(
 
     On a device stages work side by side, and the slowest is the limit: decoder and engine were
     measured alone. On a CPU they share the cores: a row costs the sum of the CPU seconds that each
-    stage takes for it, in the run itself. Where decoder and engine wait for reading or writing,
-    that bounds the run; see `waited_for`.
+    stage takes for it, in the run itself (with DALI, decoder and engine were measured alone, too).
+    Where decoder and engine wait for reading or writing, that bounds the run; see `waited_for`.
 
     Args:
         lanes: All of the run, those too that had nothing to score.

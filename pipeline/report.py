@@ -49,7 +49,8 @@ class Ceilings:
 
     Of all lanes together: one that had nothing to score counts as the others do on average. Where
     cores both decode and infer, by the CPU seconds of each over the run: what cores would do that
-    did only that, and that nobody else took.
+    did only that, and that nobody else took. The engine's are with those of threads that no stage
+    owns: OpenVINO's, and where a lane has eight threads or more, those that decode Parquet.
     """
 
     decode_per_sec: float

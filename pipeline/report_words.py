@@ -166,7 +166,7 @@ def limit_sentence(report: RunReport) -> str | None:
     bound_by = plain(limit.bound_by)
     gap = f"the gap cost {usd(limit.gap_usd_per_100k)} per 100,000 rows"
     if limit.reached >= 1:
-        allowed, gap = "its first blocks let expect", "no gap to pay for"
+        allowed, gap = "its own measurements let expect", "no gap to pay for"
     elif limit.bound_by == waited_for(report.stages):
         allowed, bound_by = "the device's work allows", f"{bound_by}, for which the device waited"
     else:

@@ -1,15 +1,15 @@
 """Score blocks on a CPU: each core takes a block from encoded rows to scores, a piece at a time.
 
 On a device, stages work side by side; on a CPU they would only take cores and caches from each
-other. Here a batch's pixels or features are still in the core's cache when its engine reads them,
-and no core waits for another before the last block of a night.
+other. Here pixels or features are still in a cache near the core when its engine reads them, and
+no core waits for another before the last block of a night.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from threading import Lock
@@ -20,7 +20,7 @@ from engines.in_order import map_in_order
 from engines.runner import HostRunner, Outputs
 from pipeline.block_size import BLOCKS_AHEAD
 from pipeline.blocks import Array, BadRow, Block, Decoder, ScoredBlock, pad
-from pipeline.report import NO_TIME, Ceilings, StageTimes
+from pipeline.report import NO_TIME, StageTimes
 from pipeline.row_digest import digest_of
 from pipeline.unanswered import STAGE, run_batch
 from pipeline.work_marks import WorkMarks
@@ -62,7 +62,7 @@ class CoreScoring:
         self._rows_at_once = runner.batch_size * max(1, DECODED_BYTES // runner.input.num_bytes)
         self._lock = Lock()
         self._decode = self._infer = NO_TIME
-        self._began_cpu_s = 0.0
+        self._began_cpu_s = time.process_time()
         self._started: float | None = None
         self._ended: float | None = None
 
@@ -70,7 +70,6 @@ class CoreScoring:
         """Score blocks in order; None among them says that there is none for now."""
         num_ahead = self._num_threads * (1 + BLOCKS_AHEAD)
         with ThreadPoolExecutor(self._num_threads, "core") as pool:
-            self._began_cpu_s = time.process_time()
             self._started = time.perf_counter()
             with closing(map_in_order(pool, self._score_block, blocks, num_ahead)) as scored:
                 for block in scored:
@@ -83,6 +82,7 @@ class CoreScoring:
 
         They wait for decoding and inference together: each has its part of that by what it takes.
         CPU seconds of threads that are nobody's are the engine's: OpenVINO computes in its own.
+        Until the end, those of blocks in work are among them.
 
         Args:
             others_cpu_s: CPU seconds of the stages before and after.
@@ -101,21 +101,6 @@ class CoreScoring:
             "decode": dataclasses.replace(decode, wait_s=decode_idle_s),
             "infer": dataclasses.replace(infer, wait_s=idle_s - decode_idle_s, cpu_s=engine_cpu_s),
         }
-
-    def ceilings(self, times: Mapping[str, StageTimes]) -> Ceilings | None:
-        """What the cores would do if they only decoded, or only inferred, by `times`; None: no row.
-
-        By CPU seconds: others may take the cores.
-        """
-        decode, infer = times["decode"], times["infer"]
-        if not (decode.cpu_s and infer.cpu_s):
-            return None
-        infer_per_sec = self._num_threads * infer.items / infer.cpu_s
-        return Ceilings(
-            decode_per_sec=self._num_threads * decode.items / decode.cpu_s,
-            engine_per_sec=infer_per_sec,
-            engine_with_copies_per_sec=infer_per_sec,  # a CPU copies nothing
-        )
 
     def _score_block(self, block: Block) -> ScoredBlock:
         answers: list[Outputs] = []

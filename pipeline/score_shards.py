@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -169,12 +169,8 @@ class ShardScoring:
         times = {name: stage.times() for name, stage in self._stages.items()}
         if self._cores is None:
             return times
-        both = self._cores.times(sum(stage.cpu_s for stage in times.values()))
-        return {"read": times["read"], **both, "write": times["write"]}
-
-    def ceilings(self, times: Mapping[str, StageTimes]) -> Ceilings | None:
-        """Of decoder and engine by `times`, where cores do both; None: not known."""
-        return self._cores.ceilings(times) if self._cores else None
+        read, write = times["read"], times["write"]
+        return {"read": read, **self._cores.times(read.cpu_s + write.cpu_s), "write": write}
 
 
 def _core_scoring(tools: ScoringTools) -> CoreScoring | None:

@@ -24,7 +24,8 @@ from pipeline.config import Job
 from pipeline.engine import Say, open_store
 from pipeline.errors import ConfigError, Interrupted, LaneError, one_line
 from pipeline.guards import NightWatch
-from pipeline.lane import LaneDevice, LaneFigures, add_times
+from pipeline.lane import LaneDevice, LaneFigures
+from pipeline.limit import add_times
 from pipeline.plan import Plan
 from pipeline.report import DeviceUse
 from pipeline.run import GetEngine, PreparedRun, engine_rate, lane_setup

@@ -67,4 +67,3 @@ def _decoder(setup: LaneSetup) -> Decoder:
 if parent_process() is not None:
     lane_child.make_lane_decoder = _decoder
     lane_child.open_runner = lambda *_: Device()  # type: ignore[assignment]
-    lane_child._core_threads = lambda _: None

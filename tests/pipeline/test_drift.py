@@ -74,9 +74,11 @@ def night(tmp_path: Path) -> Night:
         return Night(job, plan, tools, {record.shard: record for record in scoring})
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 100, 1 << 20])
 def test_sampled_rows_are_found_in_the_parts_by_their_position(
-    night: Night, monkeypatch: pytest.MonkeyPatch
+    night: Night, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
 ) -> None:
+    monkeypatch.setattr("pipeline.row_groups.SAMPLED_BYTES", piece_bytes)
     monkeypatch.setattr(drift_sample, "MAX_GROUPS", NUM_ROWS)
     sampled = night.sample()
     assert sampled is not None

@@ -8,9 +8,23 @@ from dataclasses import dataclass
 import pytest
 
 from pipeline import report_words as words
-from pipeline.lane import LaneDevice, LaneFigures, add_times
-from pipeline.limit import bottleneck_of, limit_of, sum_of_ceilings
-from pipeline.report import Ceilings, Limit, Price, RunReport, StageTimes, report_from_dict
+from pipeline.lane import LaneDevice, LaneFigures
+from pipeline.limit import (
+    add_times,
+    bottleneck_of,
+    ceilings_of_cores,
+    limit_of,
+    sum_of_ceilings,
+)
+from pipeline.report import (
+    NO_TIME,
+    Ceilings,
+    Limit,
+    Price,
+    RunReport,
+    StageTimes,
+    report_from_dict,
+)
 
 CEILINGS = Ceilings(decode_per_sec=1_000, engine_per_sec=600, engine_with_copies_per_sec=500)
 DEVICE = LaneDevice(name="cpu", num_threads=2)
@@ -91,6 +105,15 @@ def test_reading_and_writing_take_their_share_of_the_cores() -> None:
     found = limit(DoneLane(4.0, cpu_s=1.0))
     assert found.per_sec == pytest.approx(1 / (1 / 1_000 + 1 / 500 + 2 * 0.0005))
     assert limit(DoneLane(4.0, cpu_s=5.0)).bound_by == "read"
+
+
+def test_ceilings_of_cores_are_what_they_would_do_that_did_only_that() -> None:
+    decode = StageTimes(busy_s=9.0, wait_s=1.0, items=1_000, cpu_s=4.0)
+    infer = StageTimes(busy_s=9.0, wait_s=1.0, items=900, cpu_s=6.0)
+    found = ceilings_of_cores({"decode": decode, "infer": infer}, num_threads=2)
+    assert found == Ceilings(decode_per_sec=500, engine_per_sec=300, engine_with_copies_per_sec=300)
+    assert ceilings_of_cores({}, num_threads=2) is None
+    assert ceilings_of_cores({"decode": NO_TIME, "infer": NO_TIME}, num_threads=2) is None
 
 
 def test_lanes_side_by_side_add_up() -> None:
@@ -180,7 +203,7 @@ def test_the_report_says_it_and_reads_it_back(a_report: Callable[..., RunReport]
         (
             DoneLane(1.9),
             1,
-            "105.3% of the 500 rows/s that its first blocks let expect, bound by infer; "
+            "105.3% of the 500 rows/s that its own measurements let expect, bound by infer; "
             "no gap to pay for.",
         ),
         (

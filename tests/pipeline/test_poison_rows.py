@@ -175,7 +175,7 @@ def scored_ids(job: Job) -> list[int]:
     ("poison", "expected"),
     [
         ({137: CRASH}, {137: "crashed"}),
-        ({0: CRASH}, {0: "crashed"}),  # in the block that the ceilings are measured with
+        ({0: CRASH}, {0: "crashed"}),
         ({210: HANG}, {210: "hung"}),
         ({399: EAT}, {399: "out_of_memory"}),
         ({16: CRASH, 18: CRASH, 301: HANG}, {16: "crashed", 18: "crashed", 301: "hung"}),

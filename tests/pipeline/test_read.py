@@ -301,7 +301,11 @@ def test_a_sample_comes_from_everywhere_and_is_the_same_each_time(job: Job) -> N
     assert sample != sample_rows(plan, source, ["user_id"], 30, seed=4)["user_id"].to_pylist()
 
 
-def test_a_sample_larger_than_the_input_is_all_of_it(job: Job) -> None:
+@pytest.mark.parametrize("piece_bytes", [1, 100, 1 << 20])
+def test_a_sample_larger_than_the_input_is_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, job: Job, piece_bytes: int
+) -> None:
+    monkeypatch.setattr("pipeline.row_groups.SAMPLED_BYTES", piece_bytes)
     sample = sample_rows(a_plan(job), open_storage(job.input.uri), ["user_id"], 10_000, seed=0)
     assert np.array_equal(np.sort(sample["user_id"].to_numpy()), np.arange(83))
 

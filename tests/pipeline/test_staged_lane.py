@@ -23,6 +23,8 @@ from pipeline.storage import open_storage
 
 pytestmark = pytest.mark.timeout(120)
 NUM_ROWS, SHARD_ROWS = 400, 200
+ENGINE: Any = SimpleNamespace(manifest=SimpleNamespace(device=SimpleNamespace(kind="gpu")))
+"""Of a device: stages are side by side."""
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def a_lane(
         lane.open(
             LaneSetup(
                 job=job,
-                engine=SimpleNamespace(manifest=None),  # type: ignore[arg-type]
+                engine=ENGINE,
                 feature_columns=plan.feature_columns,
                 num_features=plan.num_features,
                 layout=LAYOUT,
