@@ -28,11 +28,11 @@ from pipeline.work_marks import WorkMarks
 DECODED_BYTES = 2 << 20
 """Of the engine's input that a core decodes before it infers; one batch, if that is larger.
 
-Few batches of features at once, as each call waits for Python's lock, whose owner may wait for a
-core: with an MLP 32-256-128-1 and 10 million rows in batches of 2,048, two cores scored 1.39
-million rows/s when each batch was decoded by itself, 1.52 with pieces of 1 MiB, 1.60 of 2 and 1.48
-of 8 (medians of 6 rounds in turns, AMD EPYC with 1 MiB of cache a core; they waited for 6.7, 5.0,
-4.5 and 4.1 % of the time)."""
+Not one batch of features at a time, as each call waits for Python's lock, whose owner may wait for
+a core: with an MLP 32-256-128-1 and 10 million rows in batches of 2,048, two warm cores waited for
+6.7 % of the time when each batch was decoded by itself, and for 5.0, 4.5 and 4.1 % with pieces of
+1, 2 and 8 MiB (medians of 6 rounds in turns, AMD EPYC with 1 MiB of cache a core). In a whole night
+in batches of 4,096 the gain is too small to be told from noise."""
 
 
 class CoreScoring:
