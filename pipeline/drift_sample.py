@@ -173,8 +173,10 @@ class DriftSampler:
         self, shard: Shard, group: int, num_rows: int, rng: np.random.Generator
     ) -> Sampled | None:
         bad = self._parts.quarantined(shard)
-        read = None if bad is None else self._read(shard, group, num_rows, bad, rng)
-        if bad is None or read is None:
+        if bad is None:
+            return None
+        read = self._read(shard, group, num_rows, bad, rng)
+        if read is None:
             return None
         rows, chosen = read
         inputs, cannot = self._decode(rows)
