@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 
 from flows.devices import lane_devices
@@ -84,10 +83,3 @@ def make_crews(job: Job, count: int) -> list[Crew]:
             "many dates at once. Start the command on several machines to score more."
         )
     return [Crew(job, devices[index::count]) for index in range(count)]
-
-
-def wait_all(threads: Sequence[threading.Thread], timeout_s: float) -> None:
-    """Wait for threads to end, all together for so long at most."""
-    deadline = time.monotonic() + timeout_s
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,7 +22,7 @@ from flows.backfills.dates import dates_between, nothing_to_do
 from flows.backfills.summary import BackfillSummary, DateOutcome, Status, plain_summary
 from flows.backfills.turns import Turns
 from flows.cli import EXIT_INTERRUPTED, exit_code_of
-from flows.crews import Crew, make_crews, wait_all
+from flows.crews import Crew, make_crews
 from flows.lanes import Group, LocalLanes, map_in_threads
 from flows.mailing.mail import notify
 from flows.night import Observer, price_of, run_night
@@ -164,21 +165,21 @@ class _Backfill:
                 crew.dismiss()
 
     def _work_at_once(self) -> None:
-        threads = [
-            threading.Thread(target=self._work, args=(crew,), name="backfill", daemon=True)
-            for crew in self._crews
-        ]
-        for thread in threads:
-            thread.start()
+        # No threads that are joined: Python takes one for ended when a signal meets its `join`.
+        pool = ThreadPoolExecutor(len(self._crews), thread_name_prefix="backfill")
+        working = [pool.submit(self._work, crew) for crew in self._crews]
         try:
-            for thread in threads:
-                thread.join()
+            wait(working)
         except BaseException:
             self._stopped.set()
             for crew in self._crews:
                 crew.dismiss(self._job.lanes.grace_s)
-            wait_all(threads, ENDING_S)
+            wait(working, ENDING_S)
             raise
+        finally:
+            pool.shutdown(wait=False)
+        for work in working:
+            work.result()
 
     def _work(self, crew: Crew) -> None:
         """Score one date after the other until none is left."""

@@ -60,3 +60,33 @@ cli.main()
     assert said in ended.stderr
     (line,) = ended.stdout.splitlines()
     assert json.loads(line)["exit_code"] == code
+
+
+@pytest.mark.timeout(120)
+def test_dates_at_work_when_ctrl_c_comes_get_time_to_end(damaged: Path, tmp_path: Path) -> None:
+    script = """
+import os, signal, sys, threading, time
+from flows import cli
+from flows.backfills import backfill
+run_night, both = backfill.run_night, threading.Barrier(2)
+def run_on(night, *arguments, **options):
+    if both.wait() == 0:
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(2 if night.date == "2026-11-04" else 0)
+    return run_night(night, *arguments, **options)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+backfill.run_night = run_on
+cli.main()
+"""
+    sets = ["--set", f"input.uri={tmp_path / 'bad'}", "--set", "lanes.device=cpu"]
+    period = ["--from", DATE, "--to", LAST, "--concurrency", "2"]
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "backfill", str(damaged), *period, "--json", *sets],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    dates = json.loads(ended.stdout)["dates"]
+    assert [date["status"] for date in dates] == ["failed", "failed"], ended.stderr
+    assert ended.returncode == 1
