@@ -167,8 +167,10 @@ def _chunks(file: Any, parquet: pq.ParquetFile, group: int, columns: Sequence[st
     names, paths = set(columns), enumerate(parquet.reader.column_paths)
     wanted = [index for index, path in paths if not names.isdisjoint(_names_above(path))]
     # Asked what an encrypted chunk is like, pyarrow (26.0) ends the process. A reader of no rows
-    # raises, and reads nothing.
-    unread = pq.ParquetFile(file, metadata=parquet.metadata, buffer_size=STREAM_BYTES).reader
+    # raises, and reads nothing: but for `pre_buffer`, which would fetch all chunks.
+    unread = pq.ParquetFile(
+        file, metadata=parquet.metadata, buffer_size=STREAM_BYTES, pre_buffer=False
+    ).reader
     try:
         next(unread.iter_batches(0, [group], wanted, use_threads=False), None)
     except OSError as error:

@@ -53,6 +53,21 @@ def test_a_group_within_the_limit_may_be_read() -> None:
     assert too_large(parquet_bytes(users(1000), 1000), ["user_id", "f0", "f1"], 1 << 20) is None
 
 
+def test_no_byte_of_a_group_is_read_to_find_out_how_large_it_is() -> None:
+    read: list[int] = []
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            read.append(self.tell())
+            return super().read(size)
+
+    file = Watched(parquet_bytes(users(1000), 1000))
+    parquet = open_parquet(file)
+    read.clear()
+    assert why_too_large(file, parquet, 0, ["user_id", "f0", "f1"], 1 << 20) is None
+    assert read == []
+
+
 def test_only_the_columns_of_the_job_count() -> None:
     table = pa.table({"user_id": range(8), "blob": [b"x" * 100_000] * 8, "blob2": [b"y"] * 8})
     data = parquet_bytes(table, 8, use_dictionary=False)
