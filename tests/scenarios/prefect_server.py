@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import free_port
+from tests.ports import free_port
 
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 150.0

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.conftest import free_port
+from tests.ports import free_port
 from tests.processes import SESSION, alive_with, command_of
 
 RAY = str(Path(sys.executable).with_name("ray"))

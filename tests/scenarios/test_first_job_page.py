@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import DATE, free_port
+from tests.conftest import DATE
+from tests.ports import free_port
 from tests.scenarios.prefect_server import ask
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(700, func_only=True)]

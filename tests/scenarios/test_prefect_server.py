@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import DATE, free_port, write_job
+from tests.conftest import DATE, write_job
 from tests.flows.smtp_servers import HOST, Mailbox, smtp_server
+from tests.ports import free_port
 from tests.scenarios.prefect_server import Server, ask
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(700)]
