@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -42,3 +43,24 @@ def map_in_order(
     finally:
         # Those that work already still read their item, which the caller may use again.
         wait([future for future in running if not future.cancel()])
+
+
+def map_ahead(
+    work: Callable[[Item], Result], items: Iterable[Item | None], num_threads: int
+) -> Generator[Result | None]:
+    """The same on threads of its own, as many items ahead as there are threads.
+
+    Args:
+        work: What is done with an item.
+        items: See `map_in_order`.
+        num_threads: 0: in the calling thread, each when its turn comes.
+    """
+    if not num_threads:
+        for item in items:
+            yield None if item is None else work(item)
+        return
+    with (
+        ThreadPoolExecutor(num_threads, "ahead") as pool,
+        closing(map_in_order(pool, work, items, num_threads)) as results,
+    ):
+        yield from results

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from engines.manifest import EngineManifest
@@ -18,6 +18,8 @@ keep its threads busy, small enough that blocks move soon (16 to 256 measured al
 block is a batch of the engine."""
 QUEUE_DEPTH = 2
 """Blocks that may wait between two stages: enough that neither waits for a slow moment."""
+COMMITS_AT_ONCE = 8
+"""Of small shards, where each commit waits for a network."""
 BLOCKS_AHEAD = 2
 """Blocks for each core that are read or done and wait for their turn."""
 BLOCKS_IN_DALI = 2
@@ -48,13 +50,27 @@ def whole_batches(num_rows: int, batch_size: int) -> int:
     return -(-num_rows // batch_size) * batch_size
 
 
+def rows_side_by_side(job: Job, shards: Iterable[Shard]) -> int:
+    """Rows of small shards that a lane may be committing while it gathers another shard.
+
+    As many as may be lost with that one: together no more than a shard is to have (`shard_rows`).
+    """
+    return max(0, job.shard_rows - max((shard.num_rows for shard in shards), default=0))
+
+
 def rows_at_risk(
-    job: Job, engine: EngineManifest, num_threads: int, shards: Iterable[Shard]
+    job: Job,
+    engine: EngineManifest,
+    num_threads: int,
+    shards: Sequence[Shard],
+    *,
+    is_far: bool = False,
 ) -> int:
     """Rows that a lane may have begun and not committed at any moment, at most.
 
-    That is the shard whose parts are being uploaded, and the blocks behind it: those in work, and
-    those that wait in the queues. What is only read is not begun.
+    That is the shard whose parts are being uploaded, where the store is far away also small ones
+    beside it, and the blocks behind it: those in work, and those that wait in the queues. What is
+    only read is not begun.
     """
     on_gpu = engine.device.kind == "gpu"
     kind = decoder_kind(job, on_gpu=on_gpu)
@@ -66,4 +82,5 @@ def rows_at_risk(
     else:
         num_blocks = (job.lanes.engine_threads or num_threads) * (1 + BLOCKS_AHEAD) + depth
     largest = max((shard.num_rows for shard in shards), default=0)
-    return largest + num_blocks * min(block_rows(job, kind, engine.batch_size), largest)
+    beside = min(rows_side_by_side(job, shards), COMMITS_AT_ONCE * largest) if is_far else 0
+    return largest + beside + num_blocks * min(block_rows(job, kind, engine.batch_size), largest)

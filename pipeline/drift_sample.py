@@ -200,7 +200,7 @@ class DriftSampler:
         """Rows of a group that are not bad, and their indices within the shard; None: not now."""
         try:
             check_pin(shard.file, self._source)
-            with self._source.open(shard.file.path) as file:
+            with self._source.open(shard.file.path, shard.file) as file:
                 parquet = open_parquet(file)
                 before = shard.row_groups[: shard.row_groups.index(group)]
                 first_row = sum(parquet.metadata.row_group(each).num_rows for each in before)
@@ -209,7 +209,8 @@ class DriftSampler:
                 places = np.sort(places[~np.isin(places + first_row, bad)])
                 if not len(places):
                     return None
-                return rows_at(parquet, group, self._decoder.columns, places), places + first_row
+                rows = rows_at(file, parquet, group, self._decoder.columns, places)
+                return rows, places + first_row
         except InputChangedError:  # other rows than were scored
             return None
         except PARQUET_ERRORS:  # damaged: its rows are in quarantine

@@ -109,7 +109,7 @@ def _check_same(pinned: PinnedFile | UnreadableFile, now: FileInfo | None, root:
 
 
 def _read_footer(source: Storage, info: FileInfo, schemas: dict[pa.Schema, pa.Schema]) -> Footer:
-    with named(f"{source.uri}/{info.path}"), source.open(info.path) as file:
+    with named(f"{source.uri}/{info.path}"), source.open(info.path, info) as file:
         footer = _footer_bytes(file, info, FOOTER_GUESS_BYTES, source.uri)
     with _one_large_footer if len(footer) > LARGE_FOOTER_BYTES else nullcontext():
         num_rows, sizes, schema = _parse(footer)

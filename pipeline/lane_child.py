@@ -7,10 +7,11 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from multiprocessing.connection import Connection
 
 from engines.errors import CudaError
+from engines.in_order import map_ahead
 from engines.load import open_runner
 from pipeline.block_size import QUEUE_DEPTH, block_rows
 from pipeline.blocks import Decoder
@@ -32,6 +33,7 @@ from pipeline.ledger import CommitRecord, Ledger
 from pipeline.overlap import Awaited
 from pipeline.plan import Shard
 from pipeline.poison import try_suspects
+from pipeline.read import SHARDS_AHEAD
 from pipeline.row_groups import max_group_bytes
 from pipeline.score_shards import (
     ScoringTools,
@@ -178,6 +180,7 @@ def _score(setup: LaneSetup, inbox: Inbox, send: SendMessage, marks: WorkMarks) 
             passthrough=job.input.passthrough,
             owner=setup.attempt,
             queue_depth=job.lanes.queue_depth or QUEUE_DEPTH,
+            rows_side_by_side=setup.rows_side_by_side,
             core_threads=setup.core_threads,
             marks=marks,
             poison=setup.poison,
@@ -198,7 +201,7 @@ def _score(setup: LaneSetup, inbox: Inbox, send: SendMessage, marks: WorkMarks) 
             send(Measured(measure_ceilings(first, tools)))
         given = Awaited(inbox.stream(first))
         shards = pass_over_committed(given, tools.ledger, lambda record: send(Committed(record)))
-        scoring = opened.enter_context(ShardScoring(shards, tools, given))
+        scoring = opened.enter_context(ShardScoring(shards, tools, given, inbox.is_over))
         stopped = threading.Event()
         reporter = threading.Thread(target=_report, args=(scoring, send, stopped), daemon=True)
         reporter.start()
@@ -231,6 +234,10 @@ class Inbox:
             self._is_over.set()
         self._shards.put(None)
 
+    def is_over(self) -> bool:
+        """Whether none is to be begun any more."""
+        return self._is_over.is_set()
+
     def get(self) -> Shard | None:
         """The next one, waited for; None at the end."""
         shard = self._shards.get()
@@ -259,12 +266,18 @@ def pass_over_committed(
         ledger: Of the run.
         on_found: Is told the record of each shard that is left out.
     """
-    for shard in shards:
-        record = None if shard is None else ledger.record_of(shard)
-        if record is None:
-            yield shard
-        else:
-            on_found(record)
+
+    def look(shard: Shard) -> tuple[Shard, CommitRecord | None]:
+        return shard, ledger.record_of(shard)
+
+    num_ahead = SHARDS_AHEAD if ledger.is_far else 0
+    with closing(map_ahead(look, shards, num_ahead)) as looked:
+        for found in looked:
+            shard, record = found or (None, None)
+            if record is None:
+                yield shard
+            else:
+                on_found(record)
 
 
 def _receive(connection: Connection, inbox: Inbox) -> None:

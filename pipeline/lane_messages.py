@@ -93,6 +93,8 @@ class LaneSetup:
     poison: tuple[PoisonRow, ...] = ()
     suspects: tuple[Suspect, ...] = ()
     """To be tried alone, in this order, before anything else."""
+    rows_side_by_side: int = 0
+    """Rows of shards that may be committed side by side; see `block_size.rows_side_by_side`."""
 
     @property
     def core_threads(self) -> int | None:

@@ -164,6 +164,8 @@ class Ledger:
         self.run_id = run_id
         self.folder = run_folder(job, run_id)
         self._output = output
+        self.is_far = output.is_far
+        """See `Storage`."""
 
     def open(self, description: Mapping[str, Any], attempt: Attempt) -> None:
         """Write down what the run is (once) and that this attempt has begun."""

@@ -25,6 +25,7 @@ from pipeline.storage import (
     STAGING_PREFIX,
     SUCCESS,
     FileInfo,
+    Known,
     UnfinishedUpload,
     occupied,
 )
@@ -53,6 +54,8 @@ def _named(
 
 class LocalStorage:
     """A folder of a local file system that supports hard links."""
+
+    is_far = False
 
     def __init__(self, root: str) -> None:
         self.uri = root.rstrip("/") or "/"
@@ -122,7 +125,8 @@ class LocalStorage:
         )
 
     @_named
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, known: Known | None = None) -> BinaryIO:
+        del known  # whoever needs to know looks before and after
         # Arrow's own file: its readers then need no Python, and no lock, for each column chunk.
         return cast("BinaryIO", pa.OSFile(str(self._full(path))))
 

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
-import aiohttp
-import botocore.exceptions as boto
-import s3fs
-from botocore.parsers import ResponseParserError
-
 from pipeline.errors import ConfigError, StorageError
 from pipeline.paths import checked
+from pipeline.patient_s3 import PatientS3, reply_of
 from pipeline.published_names import FIRST, version_of
+from pipeline.read_ahead import AHEAD_BYTES, RangedFile, ReadAhead
 from pipeline.storage import (
     MANIFEST,
     SUCCESS,
     FileInfo,
+    Known,
     UnfinishedUpload,
     occupied,
     s3_endpoint,
 )
-from pipeline.store_errors import Patience, refused, unavailable
+from pipeline.store_errors import Patience, unavailable
 
 DEADLINE_VARIABLE = "NIGHTSCORE_STORE_DEADLINE_S"
 DEFAULT_DEADLINE_S = 60.0
@@ -33,120 +33,22 @@ CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0
 """Silence after which a request counts as lost; to copy a large part takes a store seconds."""
 
-LOST = (
-    boto.ConnectionError,
-    boto.HTTPClientError,
-    boto.IncompleteReadError,
-    boto.FlexibleChecksumError,
-    ResponseParserError,
-    aiohttp.ClientError,
-    asyncio.TimeoutError,
-    ConnectionError,
-)
-"""The answer did not come, not to its end, or damaged."""
-TO_BE_REPEATED = frozenset(
-    {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
-    | {"SlowDown", "OperationAborted"}
-)
-"""Codes of S3 besides those that come with status 408, 429 or 5xx."""
-REFUSALS = frozenset({"NoSuchBucket", "InvalidToken", "TokenRefreshRequired"})
-"""Codes of S3 besides those that s3fs takes for a lack of permission."""
+NUM_CONNECTIONS = 64
+"""More than are ever needed at once: ranges that come ahead, footers, copies. Ten are the rule."""
 PRECONDITION_FAILED = 412
-
-
-def _reply_of(error: BaseException) -> tuple[int, str]:
-    """HTTP status and S3's code of an error, which s3fs translates; 0 and empty without a reply."""
-    reply = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
-    if not isinstance(reply, dict):
-        return 0, ""
-    status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return int(status), str(reply.get("Error", {}).get("Code", ""))
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether the same request may be answered well a moment later."""
-    status, code = _reply_of(error)
-    if status or code:
-        overloaded = status in (408, 429) or (status >= 500 and status != 501)
-        return overloaded or code in TO_BE_REPEATED
-    return isinstance(error, LOST)
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Whether the store does not let us in, or we cannot even ask: no credentials, a wrong URL."""
-    _, code = _reply_of(error)
-    cannot_ask = isinstance(error, (boto.BotoCoreError, ValueError))
-    return isinstance(error, PermissionError) or code in REFUSALS or cannot_ask
+IN_ONE = {"max_concurrency": 1}
+"""Request: s3fs would look first how large an object is, to ask for large ones in parts."""
 
 
 def _no_write(where: str, error: OSError) -> StorageError:
     """For a conditional write that was not made, although nothing is there."""
-    status, _ = _reply_of(error)
+    status, _ = reply_of(error)
     if status != PRECONDITION_FAILED:  # such as 409: others write there, again and again
         return unavailable(where, error)
     return StorageError(
         f"{where}: the store says that it exists, and does not show it; expected a write, or what "
         "is there. Use a store that shows at once what was written."
     )
-
-
-class _WholeBody:
-    """The content of an object, as s3fs reads it."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    async def read(self) -> bytes:
-        return self._content
-
-    def close(self) -> None:
-        return
-
-
-class _PatientS3(s3fs.S3FileSystem):  # type: ignore[misc]
-    """Repeats requests until the store answers, or until its patience ends.
-
-    botocore and s3fs would each repeat some of them, so many times: a damaged body not at all, a
-    server that is not there for half a minute, one that resets connections for a minute and more.
-    """
-
-    retries = 1
-    patience: Patience
-
-    async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        where = f"s3://{kwargs.get('Bucket', '')}/{kwargs.get('Key', kwargs.get('Prefix', ''))}"
-        pauses = None
-        while True:
-            try:
-                reply = await super()._call_s3(method, *args, **kwargs)
-                if method == "get_object":  # what goes wrong with the body is repeated too
-                    reply["Body"] = _WholeBody(await _read_all(reply["Body"]))
-            except Exception as error:
-                if not is_passing(error):
-                    self.patience.answered()
-                    if is_refusal(error):
-                        raise refused(where, error) from error
-                    raise
-                self.patience.failed()
-                pauses = pauses or self.patience.pauses()
-                pause_s = next(pauses, None)
-                if pause_s is None:
-                    raise unavailable(where, error) from error
-            else:
-                self.patience.answered()
-                return reply
-            await asyncio.sleep(pause_s)
-
-    async def _expand_path(self, path: str | list[str], **_: Any) -> list[str]:
-        # Ours are names, not patterns, even with `[` or `*`: what a pattern finds is another's.
-        return [path] if isinstance(path, str) else path
-
-
-async def _read_all(body: Any) -> bytes:
-    try:
-        return cast("bytes", await body.read())
-    finally:
-        body.close()
 
 
 def _deadline_s() -> float:
@@ -168,13 +70,15 @@ class ObjectStorage:
         StoreRefusedError: By any method, at once: no such bucket, no permission, no credentials.
     """
 
+    is_far = True
+
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
         self._root = self.uri.removeprefix("s3://")
         endpoint = s3_endpoint()
         # A listing cache would hide what other processes wrote; a cached instance may have been
         # made by another thread's event loop.
-        self._fs = _PatientS3(
+        self._fs = PatientS3(
             endpoint_url=endpoint,
             use_listings_cache=False,
             skip_instance_cache=True,
@@ -182,64 +86,85 @@ class ObjectStorage:
                 "retries": {"mode": "standard", "total_max_attempts": 1},
                 "connect_timeout": CONNECT_TIMEOUT_S,
                 "read_timeout": READ_TIMEOUT_S,
+                "max_pool_connections": NUM_CONNECTIONS,
                 **({"s3": {"addressing_style": "path"}} if endpoint else {}),
             },
         )
+        self._bucket: str = self._fs.split_path(self._root)[0]
         self._patience = self._fs.patience = Patience(_deadline_s())
+        self._ahead = ReadAhead(AHEAD_BYTES)
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{checked(path, self.uri)}".rstrip("/")
 
+    def _place(self, path: str) -> tuple[str, str]:
+        """Bucket, which may be an access point with `/` in its name, and key."""
+        return self._bucket, self._full(path).removeprefix(self._bucket).lstrip("/")
+
     def list_files(self, prefix: str) -> list[FileInfo]:
-        try:
-            found = self._fs.find(self._full(prefix), detail=True)
-        except FileNotFoundError:
-            return []
-        # Stores and consoles may keep folders as objects; they are no files.
         infos = [
-            self._info(full, entry)
-            for full, entry in found.items()
-            if entry["type"] == "file" and not full.endswith("/")
+            self._info(entry["Key"], entry, entry["Size"])
+            for page in self._pages(prefix)
+            for entry in page.get("Contents", ())
+            # Stores and consoles may keep folders as objects; they are no files.
+            if not entry["Key"].endswith("/")
         ]
         return sorted(infos, key=lambda info: info.path)
 
     def list_folders(self, prefix: str) -> list[str]:
-        try:
-            found = self._fs.ls(self._full(prefix), detail=True)
-        except FileNotFoundError:
-            return []
-        folders = (entry["name"] for entry in found if entry["type"] == "directory")
+        pages = self._pages(prefix, Delimiter="/")
+        folders = (entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ()))
         return sorted(folder.rstrip("/").rpartition("/")[2] for folder in folders)
 
-    def _info(self, full: str, entry: dict[str, Any]) -> FileInfo:
-        relative = full.removeprefix(f"{self._root}/")
+    def _pages(self, prefix: str, **how: str) -> Iterator[dict[str, Any]]:
+        """Replies to a listing of a folder: one request each, also where it is empty."""
+        bucket, folder = self._place(prefix)
+        wanted = {"Bucket": bucket, "Prefix": f"{folder}/".lstrip("/"), **how}
+        page = self._fs.call_s3("list_objects_v2", **wanted)
+        yield page
+        while token := page.get("NextContinuationToken"):
+            page = self._fs.call_s3("list_objects_v2", **wanted, ContinuationToken=token)
+            yield page
+
+    def _info(self, key: str, entry: dict[str, Any], num_bytes: int) -> FileInfo:
         return FileInfo(
-            path=relative,
-            num_bytes=entry["size"],
+            path=f"{self._bucket}/{key}".removeprefix(f"{self._root}/"),
+            num_bytes=num_bytes,
             version=entry["ETag"].strip('"'),
             modified_at=entry["LastModified"].timestamp(),
         )
 
     def info(self, path: str) -> FileInfo | None:
-        full = self._full(path)
+        bucket, key = self._place(path)
         try:
-            entry = self._fs.info(full)
+            entry = self._fs.call_s3("head_object", Bucket=bucket, Key=key)
         except FileNotFoundError:
             return None
-        return self._info(full, entry) if entry["type"] == "file" else None
+        return self._info(key, entry, entry["ContentLength"])
 
-    def open(self, path: str) -> BinaryIO:
-        return cast("BinaryIO", self._fs.open(self._full(path), "rb", cache_type="readahead"))
+    def open(self, path: str, known: Known | None = None) -> BinaryIO:
+        bucket, key = self._place(path)
+        file = known or self.info(path)
+        if file is None:
+            missing = f"s3://{bucket}/{key}"
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), missing)
+        version = file.version
+
+        def fetch(first: int, end: int) -> Future[bytes]:
+            reading = self._fs.read_range(bucket, key, version, first, end)
+            return asyncio.run_coroutine_threadsafe(reading, self._fs.loop)
+
+        return cast("BinaryIO", RangedFile(fetch, file.num_bytes, self._ahead))
 
     def read(self, path: str) -> bytes | None:
         try:
-            return cast("bytes", self._fs.cat_file(self._full(path)))
+            return cast("bytes", self._fs.cat_file(self._full(path), **IN_ONE))
         except FileNotFoundError:
             return None
 
     def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
         full = [self._full(path) for path in paths]
-        contents = self._fs.cat(full, on_error="return") if full else {}
+        contents = self._fs.cat(full, on_error="return", **IN_ONE) if full else {}
         found = [contents[path] for path in full]
         for content in found:
             if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
@@ -279,7 +204,7 @@ class ObjectStorage:
         self._copy((self._full(source), self._full(path)) for path, source in files.items())
 
     def unfinished_uploads(self, prefix: str) -> list[UnfinishedUpload]:
-        bucket, _, root = self._root.partition("/")
+        bucket, root = self._place("")
         found: list[UnfinishedUpload] = []
         wanted = {"Bucket": bucket, "Prefix": f"{root}/{prefix}".strip("/") + "/"}
         page: dict[str, Any] = {"IsTruncated": True}
@@ -299,7 +224,7 @@ class ObjectStorage:
         return found
 
     def abort_upload(self, upload: UnfinishedUpload) -> None:
-        bucket, key, _ = self._fs.split_path(self._full(upload.path))
+        bucket, key = self._place(upload.path)
         with suppress(FileNotFoundError):
             self._fs.call_s3(
                 "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.upload_id

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engines.in_order import map_ahead
 from pipeline.blocks import BadRow, Block
 from pipeline.errors import InputError, one_line
 from pipeline.footers import check_pin
@@ -19,6 +22,7 @@ from pipeline.row_groups import (
     MAX_GROUP_BYTES,
     PARQUET_ERRORS,
     batches,
+    begin_reading,
     open_parquet,
     rows_at,
     why_lost,
@@ -28,86 +32,128 @@ from pipeline.storage import Storage
 from pipeline.store_errors import named
 
 STAGE = "read"
+SHARDS_AHEAD = 8
+"""That are looked for in the ledger, and then opened, side by side where each request waits for a
+network: small files come as fast as large ones. What comes of them is bounded by
+`read_ahead.AHEAD_BYTES`."""
+Reading = Callable[[Shard], AbstractContextManager[object]]
 MAX_SAMPLED_GROUPS = 32
 """Row groups that a sample reads: a whole group is read for a few of its rows."""
 
 
-def read_blocks(
-    shards: Iterable[Shard | None],
-    source: Storage,
-    columns: Sequence[str],
-    block_rows: int,
-    *,
-    max_group_bytes: int = MAX_GROUP_BYTES,
-    use_threads: bool = True,
-) -> Iterator[Block | None]:
-    """Blocks of at most `block_rows` rows, shard after shard, in row order.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Opened:
+    """A shard, and its file, where nothing speaks against reading all row groups together."""
 
-    None among the shards says that there is none for now; it is passed on, so that the stages
-    behind finish what they hold instead of waiting for more.
-
-    A row group that is damaged, or too large, costs its rows: none of them is in a block, and the
-    blocks' shard says so (`Shard.lost`). It is noticed while the shard is read, which then begins
-    anew with another `Shard`: pyarrow may have delivered wrong rows before. A shard that is lost
-    as a whole travels as one row without content, for the columns of its part.
-
-    Args:
-        shards: What is read.
-        source: Where from.
-        columns: Columns of the rows.
-        block_rows: Most rows of a block.
-        max_group_bytes: Row groups that promise more are not read.
-        use_threads: Decode columns on all cores; otherwise in the calling thread.
-
-    Raises:
-        StoreUnavailableError: The bytes of a file cannot be had for now.
-        InputChangedError: A file's size or version is not the planned one.
-        InputError: A file cannot be read, or has other rows than its footer promised.
-    """
-    reader = _ShardReader(
-        source=source,
-        columns=list(columns),
-        block_rows=block_rows,
-        max_group_bytes=max_group_bytes,
-        use_threads=use_threads,
-    )
-    for shard in shards:
-        if shard is None:
-            yield None
-            continue
-        check_pin(shard.file, source)
-        is_whole = yield from reader.at_once(shard)
-        if not is_whole:
-            yield from reader.group_by_group(shard)
-        check_pin(shard.file, source)
+    shard: Shard
+    file: BinaryIO | None = None
+    parquet: pq.ParquetFile | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _ShardReader:
-    """How shards are read; see `read_blocks`."""
+class BlockReader:
+    """Reads shards as blocks of rows."""
 
     source: Storage
-    columns: list[str]
+    """Where from."""
+    columns: Sequence[str]
+    """Of the rows."""
     block_rows: int
-    max_group_bytes: int
-    use_threads: bool
+    """Most rows of a block."""
+    max_group_bytes: int = MAX_GROUP_BYTES
+    """Row groups that promise more are not read."""
+    use_threads: bool = True
+    """Decode columns on all cores; otherwise in the calling thread."""
+    reading: Reading = nullcontext
+    """Entered whenever a shard's file is opened or read, by several threads."""
 
-    def at_once(self, shard: Shard) -> Generator[Block, None, bool]:
+    def blocks(
+        self, shards: Iterable[Shard | None], is_over: Callable[[], bool] = lambda: False
+    ) -> Iterator[Block | None]:
+        """Blocks of at most `block_rows` rows, shard after shard, in row order.
+
+        None among the shards says that there is none for now; it is passed on, so that the stages
+        behind finish what they hold instead of waiting for more.
+
+        A row group that is damaged, or too large, costs its rows: none of them is in a block, and
+        the blocks' shard says so (`Shard.lost`). It is noticed while the shard is read, which then
+        begins anew with another `Shard`: pyarrow may have delivered wrong rows before. A shard that
+        is lost as a whole travels as one row without content, for the columns of its part.
+
+        Args:
+            shards: What is read; far away, several are drawn before the first of them is read.
+            is_over: Says, before each of them, whether no other is to be begun.
+
+        Raises:
+            StoreUnavailableError: The bytes of a file cannot be had for now.
+            InputChangedError: A file's size or version is not the planned one.
+            InputError: A file cannot be read, or has other rows than its footer promised.
+        """
+        files: set[BinaryIO] = set()
+
+        def open_shard(shard: Shard) -> _Opened:
+            opened = self._open(shard)
+            if opened.file is not None:
+                files.add(opened.file)
+            return opened
+
+        num_ahead = SHARDS_AHEAD if self.source.is_far else 0
+        try:
+            with closing(map_ahead(open_shard, shards, num_ahead)) as several:
+                for opened in several:
+                    if is_over():
+                        return
+                    if opened is None:
+                        yield None
+                        continue
+                    yield from self._blocks_of(opened)
+                    if opened.file is not None:
+                        files.remove(opened.file)
+        finally:  # those that were opened ahead, and are not read
+            for file in files:
+                file.close()
+
+    def _open(self, shard: Shard) -> _Opened:
+        self._check_pin(shard)
+        with self.reading(shard), ExitStack() as opening, suppress(*PARQUET_ERRORS):
+            # What is wrong comes out later.
+            if not shard.lost:
+                file = self.source.open(shard.file.path, shard.file)
+                opening.enter_context(file)
+                parquet = open_parquet(file)
+                for group in shard.row_groups:
+                    if why_too_large(file, parquet, group, self.columns, self.max_group_bytes):
+                        return _Opened(shard=shard)
+                begin_reading(file, parquet, shard.row_groups, self.columns)
+                opening.pop_all()
+                return _Opened(shard=shard, file=file, parquet=parquet)
+        return _Opened(shard=shard)
+
+    def _blocks_of(self, opened: _Opened) -> Iterator[Block]:
+        """All blocks of a shard."""
+        with self.reading(opened.shard):
+            is_whole = yield from self._at_once(opened)
+            if not is_whole:
+                yield from self._group_by_group(opened.shard)
+        self._check_pin(opened.shard)
+
+    def _check_pin(self, shard: Shard) -> None:
+        if not self.source.is_far:  # or each request has asked for the planned version
+            check_pin(shard.file, self.source)
+
+    def _at_once(self, opened: _Opened) -> Generator[Block, None, bool]:
         """All row groups together; False: not every row came, so that nothing of it counts.
 
         The last block comes only when it is known to be the last one: a shard is complete with it.
         """
-        if shard.lost:
+        shard = opened.shard
+        if opened.file is None or opened.parquet is None:
             return False
         held: Block | None = None
         num_rows = 0
         try:
-            with self.source.open(shard.file.path) as file:
-                parquet = open_parquet(file)
-                for group in shard.row_groups:
-                    if why_too_large(file, parquet, group, self.columns, self.max_group_bytes):
-                        return False
-                for rows in self._batches(parquet, shard.row_groups):
+            with opened.file:
+                for rows in self._batches(opened.parquet, shard.row_groups):
                     if num_rows + rows.num_rows > shard.num_rows:
                         return False
                     if held is not None:
@@ -121,12 +167,12 @@ class _ShardReader:
         yield held
         return True
 
-    def group_by_group(self, shard: Shard) -> Iterator[Block]:
+    def _group_by_group(self, shard: Shard) -> Iterator[Block]:
         """Find out which row groups are lost, then read the others."""
         where = f"{self.source.uri}/{shard.file.path}"
         check_pin(shard.file, self.source)  # another file is not a damaged one
         try:
-            with named(where), self.source.open(shard.file.path) as file:
+            with named(where), self.source.open(shard.file.path, shard.file) as file:
                 parquet = open_parquet(file)
                 sizes = [parquet.metadata.row_group(group).num_rows for group in shard.row_groups]
                 if sum(sizes) != shard.num_rows:
@@ -148,6 +194,7 @@ class _ShardReader:
                         lost.append(_lost(first_row, num_rows, *why))
                     first_row += num_rows
                 judged = dataclasses.replace(shard, lost=tuple(lost))
+                begin_reading(file, parquet, tuple(good), self.columns)
                 yield from self._rest(parquet, judged, good)
         except PARQUET_ERRORS as error:
             raise InputError(
@@ -171,7 +218,7 @@ class _ShardReader:
 
 def groups_of(shard: Shard, source: Storage) -> list[Shard]:
     """Each row group of a shard that has rows, as if it were a shard of its own."""
-    with source.open(shard.file.path) as file:
+    with source.open(shard.file.path, shard.file) as file:
         metadata = open_parquet(file).metadata
         sizes = [metadata.row_group(group).num_rows for group in shard.row_groups]
     firsts = itertools.accumulate(sizes, initial=shard.first_row)
@@ -221,11 +268,12 @@ def sample_rows(
         if sum(len(table) for table in sampled) >= num_rows:
             break
         try:
-            with named(f"{source.uri}/{pinned.path}"), source.open(pinned.path) as file:
+            where = f"{source.uri}/{pinned.path}"
+            with named(where), source.open(pinned.path, pinned) as file:
                 parquet = open_parquet(file)
                 if too_large := why_too_large(file, parquet, group, columns, max_group_bytes):
                     raise pa.ArrowInvalid(too_large)
-                sampled.append(_some_rows(parquet, group, columns, per_group, rng))
+                sampled.append(_some_rows(file, parquet, group, columns, per_group, rng))
         except PARQUET_ERRORS as error:  # who scores it quarantines it
             damaged = error
     if not sampled:
@@ -244,6 +292,7 @@ def sample_rows(
 
 
 def _some_rows(
+    file: BinaryIO,
     parquet: pq.ParquetFile,
     group: int,
     columns: Sequence[str],
@@ -253,4 +302,4 @@ def _some_rows(
     """Up to `num_rows` rows of a row group."""
     promised = parquet.metadata.row_group(group).num_rows
     chosen = rng.choice(promised, min(num_rows, promised), replace=False, shuffle=False)
-    return rows_at(parquet, group, columns, np.sort(chosen))
+    return rows_at(file, parquet, group, columns, np.sort(chosen))

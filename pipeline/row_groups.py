@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import one_line
+from pipeline.read_ahead import Range, RangedFile
 
 UNREADABLE, TOO_LARGE = "row_group_unreadable", "row_group_too_large"
 """Reasons for quarantine."""
@@ -74,13 +75,35 @@ def batches(
             yield rows
 
 
+def begin_reading(
+    file: Any, parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]
+) -> None:
+    """Have the columns of some row groups fetched, where the file is far away.
+
+    What a damaged footer promises is not: who reads it will see.
+    """
+    if not isinstance(file, RangedFile):
+        return
+    ranges: list[Range] = []
+    for group in groups:
+        with suppress(*PARQUET_ERRORS):
+            chunks = _chunks(file, parquet, group, columns)
+            ranges += [_range_of(chunk, file.num_bytes) for chunk in chunks]
+    file.will_read(ranges)
+
+
 def rows_at(
-    parquet: pq.ParquetFile, group: int, columns: Sequence[str], places: npt.NDArray[np.int64]
+    file: Any,
+    parquet: pq.ParquetFile,
+    group: int,
+    columns: Sequence[str],
+    places: npt.NDArray[np.int64],
 ) -> pa.Table:
     """Some rows of a row group, of which only a piece is decoded at a time.
 
     Args:
-        parquet: The file.
+        file: The file.
+        parquet: The same.
         group: The row group.
         columns: Columns of the rows.
         places: Indices within the group, ascending; at least one.
@@ -88,6 +111,7 @@ def rows_at(
     Raises:
         Exception: One of PARQUET_ERRORS; the group may have other rows than it promises.
     """
+    begin_reading(file, parquet, [group], columns)
     promised = parquet.metadata.row_group(group)
     piece_rows = max(1, SAMPLED_BYTES * promised.num_rows // max(1, promised.total_byte_size))
     found: list[pa.RecordBatch] = []
@@ -145,15 +169,19 @@ def why_lost(
         return UNREADABLE, f"row group {group}: {one_line(error)}"
     if too_large:
         return TOO_LARGE, too_large
-    wrong = _what_is_wrong(parquet, group, columns)
+    wrong = _what_is_wrong(file, parquet, group, columns)
     if wrong:
         _read_bytes(file, _chunks(file, parquet, group, columns))
-        wrong = _what_is_wrong(parquet, group, columns)  # the store may have failed for a moment
+        # The store may have failed for a moment.
+        wrong = _what_is_wrong(file, parquet, group, columns)
     return (UNREADABLE, f"row group {group}: {wrong}") if wrong else None
 
 
-def _what_is_wrong(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> str | None:
+def _what_is_wrong(
+    file: Any, parquet: pq.ParquetFile, group: int, columns: Sequence[str]
+) -> str | None:
     num_rows, promised = 0, parquet.metadata.row_group(group).num_rows
+    begin_reading(file, parquet, [group], columns)
     try:
         for rows in batches(parquet, [group], columns, TRIAL_ROWS):
             num_rows += rows.num_rows
@@ -200,6 +228,14 @@ def _value_bytes(kind: pa.DataType) -> float:
         return 4.0
 
 
+def _range_of(chunk: Any, file_bytes: int) -> Range:
+    """Where a column chunk is, as far as the footer can be believed; (0, 0): nowhere."""
+    places = (chunk.dictionary_page_offset, chunk.data_page_offset)
+    begin = min((place for place in places if place), default=0)
+    end = min(begin + chunk.total_compressed_size, file_bytes)
+    return (begin, end) if 0 <= begin < end else (0, 0)
+
+
 def _read_bytes(file: Any, chunks: Sequence[Any]) -> None:
     """Raise what the store raises. Where the footer tells nonsense there is nothing to be read."""
     file.seek(0, os.SEEK_END)
@@ -207,9 +243,7 @@ def _read_bytes(file: Any, chunks: Sequence[Any]) -> None:
     for chunk in chunks:
         begin = end = 0
         with suppress(*PARQUET_ERRORS):
-            begin = chunk.dictionary_page_offset or chunk.data_page_offset
-            end = min(begin + chunk.total_compressed_size, file_bytes)
-        if 0 <= begin < end:
-            file.seek(begin)
-            for start in range(begin, end, PIECE_BYTES):
-                file.read(min(PIECE_BYTES, end - start))
+            begin, end = _range_of(chunk, file_bytes)
+        file.seek(begin)
+        for start in range(begin, end, PIECE_BYTES):
+            file.read(min(PIECE_BYTES, end - start))

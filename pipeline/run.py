@@ -14,7 +14,7 @@ from typing import Any, Literal
 from engines.build import ResolvedEngine
 from engines.manifest import EngineManifest
 from engines.model import fingerprint_model
-from pipeline.block_size import rows_at_risk
+from pipeline.block_size import rows_at_risk, rows_side_by_side
 from pipeline.config import Job
 from pipeline.engine import check_class_names, check_columns, load_class_names, request_for
 from pipeline.engine_pin import EnginePin, common_of
@@ -176,7 +176,7 @@ def prepare_run(
     )
     run_id = run_id_of(plan, job, pin.key, class_names, version)
     ledger = Ledger(output, job.name, run_id)
-    attempt = _new_attempt(job, plan, resolved, devices, clock)
+    attempt = _new_attempt(job, plan, resolved, devices, clock, output)
     ledger.open(_description(run_id, version, job, plan, resolved), attempt)
     if night.again == "quarantine":
         requeue(ledger, plan, pin, replaces, output)
@@ -218,6 +218,7 @@ def _new_attempt(
     resolved: ResolvedEngine,
     devices: Sequence[LaneDevice],
     clock: RunClock,
+    output: Storage,
 ) -> Attempt:
     manifest = resolved.engine.manifest
     began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(
@@ -232,7 +233,8 @@ def _new_attempt(
         prepared_s=clock.prepared - clock.started,
         build_s=resolved.build_s if resolved.built else 0.0,
         rows_at_risk=sum(
-            rows_at_risk(job, manifest, device.num_threads, plan.shards) for device in devices
+            rows_at_risk(job, manifest, device.num_threads, plan.shards, is_far=output.is_far)
+            for device in devices
         ),
         lanes=" ".join(device.name for device in devices),
     )
@@ -295,6 +297,7 @@ def lane_setup(run: PreparedRun, device: LaneDevice, num_lanes: int) -> LaneSetu
         num_threads=device.num_threads,
         limits=watch_limits(job, run.resolved.engine.manifest, device, num_lanes),
         poison=run.poison,
+        rows_side_by_side=rows_side_by_side(job, plan.shards),
     )
 
 

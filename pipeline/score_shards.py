@@ -6,9 +6,11 @@ On a device decoding and inference are stages of their own; a CPU's cores do bot
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ import pyarrow as pa
 from engines.runner import HostRunner, Runner
 from pipeline.block_size import QUEUE_DEPTH
 from pipeline.blocks import Block, DecodedBlock, Decoder, ScoredBlock
+from pipeline.commits import Commit, Commits
 from pipeline.infer import batches_of, infer_blocks
 from pipeline.lane_messages import PoisonRow
 from pipeline.ledger import CommitRecord, Ledger
@@ -25,7 +28,7 @@ from pipeline.overlap import Awaited, Stage
 from pipeline.part import OutputLayout, build_parts
 from pipeline.plan import Shard
 from pipeline.poison import keep_poison_out, lost_to_reading, nulled
-from pipeline.read import read_blocks
+from pipeline.read import BlockReader, Reading
 from pipeline.report import Ceilings, StageTimes
 from pipeline.row_groups import MAX_GROUP_BYTES
 from pipeline.score_on_cores import CoreScoring
@@ -35,6 +38,8 @@ from pipeline.work_marks import WorkMarks
 READER_SHARES_CORES = 8
 """Cores below which one thread reads fast enough for all: decoding Parquet on several would only
 take them from the engine, and cost a fifth more in all."""
+ANY_NUMBER = 0
+"""Of items in a queue."""
 CEILING_S = 0.1
 """How long each ceiling is measured: long enough for some batches, short against any night."""
 
@@ -59,6 +64,8 @@ class ScoringTools:
     """Row groups that promise more are not read."""
     queue_depth: int = QUEUE_DEPTH
     """Blocks that may wait between two stages."""
+    rows_side_by_side: int = 0
+    """Of shards that may be committed while another is gathered, where the store is far away."""
     core_threads: int | None = None
     """Threads that each take a block from decoding to its scores, with a `HostRunner` and a decoder
     that many threads may use; None: decoder and engine are stages side by side."""
@@ -69,34 +76,44 @@ class ScoringTools:
         return tuple(dict.fromkeys((*self.passthrough, *self.decoder.columns)))
 
     def read(
-        self, shards: Iterable[Shard | None], *, use_threads: bool = True
+        self,
+        shards: Iterable[Shard | None],
+        *,
+        use_threads: bool = True,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> Iterator[Block | None]:
         """Blocks of shards, as the decoder wants them; without row groups that end the process."""
-        return self.read_unmarked(self._marked(shards), use_threads=use_threads)
+        reader = self._reader(use_threads, self._mark_read)
+        return reader.blocks(self._lost(shards), is_over)
 
-    def _marked(self, shards: Iterable[Shard | None]) -> Iterator[Shard | None]:
-        """Shards that know what may not be read of them, each marked while it is read."""
+    @contextmanager
+    def _mark_read(self, shard: Shard) -> Iterator[None]:
+        self.marks.begin(shard.index, 0, shard.num_rows, is_read=True)
+        try:
+            yield
+        finally:
+            self.marks.end(shard.index, 0, is_read=True)
+
+    def _lost(self, shards: Iterable[Shard | None]) -> Iterator[Shard | None]:
+        """Shards that know what may not be read of them."""
         for shard in shards:
-            if shard is None:
-                yield None
-                continue
-            self.marks.begin(shard.index, 0, shard.num_rows, is_read=True)
-            try:
-                yield dataclasses.replace(shard, lost=lost_to_reading(shard, self.poison))
-            finally:
-                self.marks.end(shard.index, 0, is_read=True)
+            lost = () if shard is None else lost_to_reading(shard, self.poison)
+            yield dataclasses.replace(shard, lost=lost) if shard and lost else shard
 
     def read_unmarked(
         self, shards: Iterable[Shard | None], *, use_threads: bool = True
     ) -> Iterator[Block | None]:
         """The same, and nobody will know that these shards were read should the process end."""
-        return read_blocks(
-            shards,
-            self.source,
-            self.columns,
-            self.decoder.block_rows,
+        return self._reader(use_threads).blocks(shards)
+
+    def _reader(self, use_threads: bool, reading: Reading = nullcontext) -> BlockReader:
+        return BlockReader(
+            source=self.source,
+            columns=self.columns,
+            block_rows=self.decoder.block_rows,
             max_group_bytes=self.max_group_bytes,
             use_threads=use_threads,
+            reading=reading,
         )
 
 
@@ -110,6 +127,7 @@ class ShardScoring:
         shards: As they come; None says that there is none for now.
         tools: What they are scored with.
         inbox: What `shards` come from, where they have to be waited for: reading is idle meanwhile.
+        is_over: Whether no other shard is to be begun, of those that were drawn either.
     """
 
     def __init__(
@@ -117,12 +135,14 @@ class ShardScoring:
         shards: Iterable[Shard | None],
         tools: ScoringTools,
         inbox: Awaited[Shard | None] | None = None,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._stages: dict[str, Stage[Any]] = {}
+        self._began_store_cpu_s = store_thread_cpu_s()
         self._cores = _core_scoring(tools)
         self._depth = tools.queue_depth
         use_threads = not 0 < (tools.core_threads or 0) < READER_SHARES_CORES
-        read = tools.read(shards, use_threads=use_threads)
+        read = tools.read(shards, use_threads=use_threads, is_over=is_over)
         blocks = self._stage(
             "read",
             keep_poison_out(read, tools.poison, tools.decoder.columns),
@@ -136,8 +156,13 @@ class ShardScoring:
             decoded = self._stage("decode", _decode(marked, tools), upstream=blocks)
             inferred = _end_marks(infer_blocks(decoded, tools.runner), tools.marks)
             scored = self._stage("infer", inferred, upstream=decoded)
-        self._committed: Stage[CommitRecord] = self._stage(
-            "write", _write(scored, tools), upstream=scored, count=lambda record: record.num_rows
+        self._commits = Commits(tools.ledger, tools.owner, tools.marks, tools.rows_side_by_side)
+        self._committed: Stage[Commit] = self._stage(
+            "write",
+            self._write(scored, tools.layout),
+            upstream=scored,
+            count=lambda commit: commit.num_rows,
+            depth=ANY_NUMBER,  # its bound is that of `Commits`
         )
 
     def _stage(
@@ -147,8 +172,10 @@ class ShardScoring:
         *,
         upstream: Stage[Any] | Awaited[Any] | None = None,
         count: Any = lambda block: block.num_rows,
+        depth: int | None = None,
     ) -> Stage[Any]:
-        stage = Stage(name, items, upstream=upstream, depth=self._depth, count=count)
+        depth = self._depth if depth is None else depth
+        stage = Stage(name, items, upstream=upstream, depth=depth, count=count)
         self._stages[name] = stage
         return stage
 
@@ -160,17 +187,45 @@ class ShardScoring:
             stage.stop()
         for stage in self._stages.values():
             stage.join()
+        self._commits.close()
 
     def __iter__(self) -> Iterator[CommitRecord]:
-        return iter(self._committed)
+        for commit in self._committed:
+            yield commit.record()
+
+    def _write(self, blocks: Iterable[ScoredBlock], layout: OutputLayout) -> Iterator[Commit]:
+        """Gather the blocks of a shard; when all of its rows are there, commit it."""
+        gathered: list[ScoredBlock] = []
+        for block in blocks:
+            if gathered and gathered[-1].shard is not block.shard:  # a damaged shard begins anew
+                gathered = []
+            gathered.append(block)
+            if block.is_last:
+                parts = build_parts(block.shard, gathered, layout)
+                gathered = []
+                yield self._commits.begin(block.shard, parts)
 
     def times(self) -> dict[str, StageTimes]:
         """Busy and waiting time of each stage until now."""
         times = {name: stage.times() for name, stage in self._stages.items()}
+        store_cpu_s = store_thread_cpu_s() - self._began_store_cpu_s
+        read = dataclasses.replace(times["read"], cpu_s=times["read"].cpu_s + store_cpu_s)
         if self._cores is None:
-            return times
-        read, write = times["read"], times["write"]
+            return {**times, "read": read}
+        write = times["write"]
         return {"read": read, **self._cores.times(read.cpu_s + write.cpu_s), "write": write}
+
+
+def store_thread_cpu_s() -> float:
+    """CPU seconds of the thread in which s3fs makes the requests of this process; 0 without one.
+
+    Parts are written there, too; what is read is far more.
+    """
+    asyn = sys.modules.get("fsspec.asyn")
+    thread = asyn.iothread[0] if asyn else None
+    if thread is None or not thread.is_alive():
+        return 0.0
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
 
 
 def _core_scoring(tools: ScoringTools) -> CoreScoring | None:
@@ -227,21 +282,6 @@ def _decode(blocks: Iterable[Block | None], tools: ScoringTools) -> Iterator[Dec
             inputs=inputs,
             bad_rows=bad_rows | dict(block.poison),
         )
-
-
-def _write(blocks: Iterable[ScoredBlock], tools: ScoringTools) -> Iterator[CommitRecord]:
-    """Gather the blocks of a shard; when all of its rows are there, commit it."""
-    gathered: list[ScoredBlock] = []
-    for block in blocks:
-        if gathered and gathered[-1].shard is not block.shard:  # a damaged shard begins anew
-            gathered = []
-        gathered.append(block)
-        if block.is_last:
-            parts = build_parts(block.shard, gathered, tools.layout)
-            gathered = []
-            with tools.marks.pause():  # stages before may have to wait for the store
-                record = tools.ledger.commit(block.shard, parts, tools.owner)
-            yield record
 
 
 def measure_ceilings(shard: Shard, tools: ScoringTools) -> Ceilings:

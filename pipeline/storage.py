@@ -32,6 +32,18 @@ class FileInfo:
     the last of them goes."""
 
 
+class Known(Protocol):
+    """What tells the version of a file."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size."""
+
+    @property
+    def version(self) -> str:
+        """See `FileInfo`."""
+
+
 class Storage(Protocol):
     """A tree of immutable files below one root. Paths are relative to the root, with `/`.
 
@@ -41,6 +53,8 @@ class Storage(Protocol):
     """
 
     uri: str
+    is_far: bool
+    """Whether each request waits for a network: several at once then take no longer than one."""
 
     def list_files(self, prefix: str) -> list[FileInfo]:
         """All files below the folder `prefix`, sorted by path; empty when there is none."""
@@ -51,8 +65,15 @@ class Storage(Protocol):
     def info(self, path: str) -> FileInfo | None:
         """What `path` is now, or None when it does not exist."""
 
-    def open(self, path: str) -> BinaryIO:
-        """A seekable file, for readers that need parts of it."""
+    def open(self, path: str, known: Known | None = None) -> BinaryIO:
+        """A seekable file, for readers that need parts of it.
+
+        Args:
+            path: Which.
+            known: What it was when it was listed. Far away it is not looked at again, and reads
+                raise InputChangedError if it is another version by now: its bytes never come. On
+                a disk whoever reads looks before and after.
+        """
 
     def read(self, path: str) -> bytes | None:
         """The whole content, or None when it does not exist."""

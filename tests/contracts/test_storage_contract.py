@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, InputChangedError, StorageError
 from pipeline.local_storage import LocalStorage, exchange
 from pipeline.object_storage import DEADLINE_VARIABLE, ObjectStorage
 from pipeline.storage import MANIFEST, SUCCESS, Storage, open_storage, probe
@@ -166,6 +166,27 @@ def test_an_open_file_can_be_read_from_anywhere(storage: Storage) -> None:
         assert file.read(4) == bytes([250, 251, 252, 253])
         file.seek(10)
         assert file.read(2) == bytes([10, 11])
+
+
+def test_a_file_that_was_listed_is_read_as_it_was_or_not_at_all(storage: Storage) -> None:
+    storage.create("file", b"as it was")
+    (listed,) = storage.list_files("")
+    with storage.open("file", listed) as file:
+        assert file.read() == b"as it was"
+    storage.delete("file")
+    storage.create("file", b"different")
+    opened = storage.open("file", listed)
+    with opened as file:
+        if storage.is_far:
+            with pytest.raises(InputChangedError, match="gone, or another version"):
+                file.read()
+        else:  # whoever reads it looks before and after
+            assert storage.info("file") != listed
+
+
+def test_a_file_that_is_missing_cannot_be_opened(storage: Storage) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.open("missing")
 
 
 def test_a_deleted_file_is_gone(storage: Storage) -> None:

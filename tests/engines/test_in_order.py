@@ -11,7 +11,7 @@ from contextlib import closing
 
 import pytest
 
-from engines.in_order import map_in_order
+from engines.in_order import map_ahead, map_in_order
 
 THREADS = 4
 pytestmark = pytest.mark.timeout(30)
@@ -172,3 +172,28 @@ def test_no_thread_is_left_with_the_pool() -> None:
             for result, _ in zip(results, range(stop_at), strict=False):
                 assert result is not None
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 5])
+def test_items_are_worked_on_ahead_of_who_asks_for_the_results(num_threads: int) -> None:
+    began: list[int] = []
+
+    def work(item: int) -> int:
+        began.append(item)
+        return 2 * item
+
+    results = map_ahead(work, [0, 1, None, *range(2, 40)], num_threads)
+    assert [next(results) for _ in range(3)] == [0, 2, None]
+    assert sorted(began) == [0, 1], "None: what comes is not asked for yet"
+    assert list(results) == [2 * item for item in range(2, 40)]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_without_threads_each_item_has_its_turn_in_the_calling_thread() -> None:
+    callers = map_ahead(lambda _: threading.current_thread(), range(5), 0)
+    assert set(callers) == {threading.current_thread()}
+
+
+def test_so_many_items_are_worked_on_at_once_as_there_are_threads() -> None:
+    meeting = threading.Barrier(3)
+    assert len(list(map_ahead(lambda _: meeting.wait(10), range(6), 3))) == 6

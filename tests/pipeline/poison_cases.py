@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.decode_features import FeatureDecoder
-from pipeline.read import _ShardReader
+from pipeline.read import BlockReader
 from pipeline.screen_images import ImageScreen
 
 CRASH, HANG, EAT, SLOW = 1001.0, 1002.0, 1003.0, 1004.0
@@ -53,7 +53,7 @@ def _screen(self: ImageScreen, rows: pa.RecordBatch) -> Any:
     return _screen_images(self, rows)
 
 
-def _batches(self: _ShardReader, *args: Any) -> Any:
+def _batches(self: BlockReader, *args: Any) -> Any:
     for rows in _batches_of_groups(self, *args):
         if "f01" in rows.schema.names:
             for value in rows["f01"].to_pylist():
@@ -62,8 +62,8 @@ def _batches(self: _ShardReader, *args: Any) -> Any:
 
 
 _decode_features, _screen_images = FeatureDecoder.decode, ImageScreen.screen
-_batches_of_groups = _ShardReader._batches
+_batches_of_groups = BlockReader._batches
 if parent_process() is not None:  # tests, which import the values only, come to no harm
     FeatureDecoder.decode = _decode  # type: ignore[method-assign]
     ImageScreen.screen = _screen  # type: ignore[method-assign]
-    _ShardReader._batches = _batches  # type: ignore[method-assign]
+    BlockReader._batches = _batches  # type: ignore[method-assign]

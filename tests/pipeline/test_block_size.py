@@ -14,9 +14,10 @@ from device_cases import SlotRunner
 from pipeline_cases import a_job, a_plan, job_data, scoring_tools, users, write_input
 from test_score_on_cores import CoreRunner
 
-from pipeline.block_size import decoder_kind, rows_at_risk
+from pipeline.block_size import decoder_kind, rows_at_risk, rows_side_by_side
 from pipeline.decode_features import FeatureDecoder
 from pipeline.ledger import Ledger
+from pipeline.local_storage import LocalStorage
 from pipeline.score_shards import ShardScoring
 from pipeline.storage import open_storage
 
@@ -87,6 +88,38 @@ def test_rows_begun_and_not_committed_are_never_more_than_those_at_risk(
         ledger.go_on.set()
         assert sum(record.num_rows for record in records.result(20)) == NUM_ROWS
     assert tools.marks.rows_begun == NUM_ROWS
+
+
+def test_small_shards_that_are_committed_side_by_side_are_at_risk_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalStorage, "is_far", True)
+    monkeypatch.setattr(StuckLedger, "num_free", 0)
+    write_input(tmp_path / "in", users(NUM_ROWS), rows_per_group=SHARD_ROWS)
+    lanes = {"shard_rows": SHARD_ROWS, "block_rows": BLOCK_ROWS}
+    job = a_job(job_data(tmp_path), lanes=lanes)
+    plan = a_plan(job)
+    large = a_job(job_data(tmp_path), lanes={**lanes, "shard_rows": 3 * SHARD_ROWS})
+    assert job.input.features is not None
+    ledger = StuckLedger(open_storage(job.output.uri), job.name, "run")
+    tools = scoring_tools(
+        job,
+        plan,
+        CoreRunner(),
+        decoder=FeatureDecoder(job.input.features, plan.feature_columns, 2, BLOCK_ROWS),
+        core_threads=2,
+        ledger=ledger,
+        rows_side_by_side=rows_side_by_side(large, plan.shards),
+    )
+    engine: Any = SimpleNamespace(device=SimpleNamespace(kind="cpu"), batch_size=BLOCK_ROWS)
+    limit = rows_at_risk(large, engine, 2, plan.shards, is_far=True)
+    with ShardScoring(plan.shards, tools) as scoring, ThreadPoolExecutor(1) as pool:
+        records = pool.submit(list, scoring)
+        assert ledger.is_stuck.wait(20)
+        begun = when_nothing_moves(lambda: tools.marks.rows_begun)
+        assert limit - BLOCK_ROWS <= begun <= limit
+        ledger.go_on.set()
+        assert sum(record.num_rows for record in records.result(20)) == NUM_ROWS
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,8 @@ def test_a_file_that_ends_earlier_than_it_was_listed_is_no_damage(tmp_path: Path
 
 def test_a_store_that_fails_is_no_damage(tmp_path: Path) -> None:
     class Broken(LocalStorage):
-        def open(self, path: str) -> object:  # type: ignore[override]
+        def open(self, path: str, known: object = None) -> object:  # type: ignore[override]
+            del known
             raise OSError(5, f"Input/output error: {path}")
 
     (tmp_path / "a.parquet").write_bytes(GOOD)

@@ -15,14 +15,23 @@ from botocore.exceptions import ClientError
 from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
-from pipeline.errors import ConfigError, StorageError, StoreRefusedError, StoreUnavailableError
-from pipeline.object_storage import DEADLINE_VARIABLE, is_passing, is_refusal
+from pipeline.errors import (
+    ConfigError,
+    InputChangedError,
+    StorageError,
+    StoreRefusedError,
+    StoreUnavailableError,
+)
+from pipeline.footers import read_footers
+from pipeline.object_storage import DEADLINE_VARIABLE, ObjectStorage
+from pipeline.patient_s3 import PatientS3, is_passing, is_refusal
 from pipeline.storage import MANIFEST, SUCCESS, Storage, open_storage, probe
 from pipeline.store_errors import refused
 from tests.s3_fault_proxy import ALWAYS, Fault, FaultProxy
 
 DEADLINE_S = 1.5
 CONTENT = b"content of some length"
+ACCESS_POINT = "arn:aws:s3:us-west-2:123456789012:accesspoint/nights"
 
 
 @pytest.fixture
@@ -205,3 +214,96 @@ def test_an_address_that_is_none_and_missing_credentials_are_named_at_once(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "no address")
     with pytest.raises(StoreRefusedError, match="no address"):
         open_storage(s3_folder).read("x")
+
+
+@pytest.mark.parametrize(
+    ("call", "asked"),
+    [
+        ("read", ["GET"]),
+        ("info", ["HEAD"]),
+        ("list", ["GET"]),
+        ("create", ["PUT"]),
+        ("missing", ["GET"]),
+        ("no folder", ["GET"]),
+        ("no info", ["HEAD"]),
+    ],
+)
+def test_it_takes_one_request(
+    s3_proxy: FaultProxy, storage: Storage, call: str, asked: list[str]
+) -> None:
+    calls = CALLS | {
+        "missing": lambda storage: storage.read("missing"),
+        "no folder": lambda storage: storage.list_folders("missing"),
+        "no info": lambda storage: storage.info("missing"),
+    }
+    s3_proxy.log.clear()
+    calls[call](storage)
+    assert [method for method, *_ in s3_proxy.log] == asked
+
+
+def test_an_upload_that_nobody_completed_is_asked_for_until_the_store_answers(
+    s3_proxy: FaultProxy, storage: Storage
+) -> None:
+    s3_proxy.faults = [Fault(kind="500", times=3)]
+    assert storage.unfinished_uploads("") == []
+    assert s3_proxy.faults[0].fired == 3
+
+
+def test_a_store_that_does_not_look_at_conditions_gives_no_other_version_either(
+    s3_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call_s3 = PatientS3._call_s3
+
+    async def careless(self: PatientS3, method: str, *arguments: Any, **options: Any) -> Any:
+        options.pop("IfMatch", None)
+        return await call_s3(self, method, *arguments, **options)
+
+    monkeypatch.setattr(PatientS3, "_call_s3", careless)
+    storage = open_storage(s3_folder)
+    storage.create("file", b"one")
+    (listed,) = storage.list_files("")
+    storage.delete("file")
+    storage.create("file", b"two")
+    with (
+        storage.open("file", listed) as file,
+        pytest.raises(InputChangedError, match="another version"),
+    ):
+        file.read()
+
+
+def test_an_object_that_is_written_again_after_it_was_listed_stops_the_plan(s3_folder: str) -> None:
+    storage = open_storage(s3_folder)
+    storage.create("a.parquet", b"x" * 100)
+    listed = storage.list_files("")
+    storage.delete("a.parquet")
+    with pytest.raises(InputChangedError, match=r"gone, or another version.*Run again"):
+        read_footers(storage, listed)
+    storage.create("a.parquet", b"y" * 100)
+    with pytest.raises(InputChangedError, match=r"gone, or another version.*Run again"):
+        read_footers(storage, listed)
+
+
+def test_a_store_that_answers_with_other_bytes_than_were_asked_for_is_not_believed(
+    s3_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call_s3 = PatientS3._call_s3
+
+    async def careless(self: PatientS3, method: str, *arguments: Any, **options: Any) -> Any:
+        options.pop("Range", None)
+        return await call_s3(self, method, *arguments, **options)
+
+    storage = open_storage(s3_folder)
+    storage.create("file", CONTENT)
+    monkeypatch.setattr(PatientS3, "_call_s3", careless)
+    with storage.open("file") as file:
+        file.seek(4)
+        with pytest.raises(OSError, match="22 bytes instead of 18"):
+            file.read()
+
+
+@pytest.mark.parametrize("root", ["s3://bucket", "s3://bucket/a/b", f"s3://{ACCESS_POINT}/a"])
+def test_an_address_is_a_bucket_and_a_key(root: str) -> None:
+    storage = ObjectStorage(root)
+    bucket, key = storage._place("dt=1/x?versionId=3")
+    assert bucket == (ACCESS_POINT if ACCESS_POINT in root else "bucket")
+    assert f"s3://{bucket}/{key}" == f"{root}/dt=1/x?versionId=3"

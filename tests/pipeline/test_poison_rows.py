@@ -41,7 +41,7 @@ from pipeline.lane_messages import LaneSetup, PoisonRow, WatchLimits
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.poison import keep_poison_out
-from pipeline.read import read_blocks
+from pipeline.read import BlockReader
 from pipeline.run import Night
 from pipeline.storage import open_storage
 from pipeline.verify import verify_published
@@ -295,7 +295,9 @@ def test_poison_is_null_for_the_decoder_and_told_with_its_digest(tmp_path: Path)
     write_input(tmp_path / "in", table, rows_per_group=5)
     job = a_job(images_data(tmp_path))
     (shard,) = a_plan(job).shards
-    blocks = read_blocks([shard], open_storage(job.input.uri), ["user_id", "image"], 2)
+    blocks = BlockReader(
+        source=open_storage(job.input.uri), columns=["user_id", "image"], block_rows=2
+    ).blocks([shard])
     rows = [PoisonRow(shard=0, row=row, reason="hung", message="no answer") for row in (0, 3)]
     kept = list(keep_poison_out(blocks, rows, ["image"]))
     assert [sorted(block.poison) for block in kept if block] == [[0], [1], []]
@@ -317,7 +319,9 @@ def test_features_of_every_type_can_be_kept_out(tmp_path: Path, kind: pa.DataTyp
     job = a_job(job_data(tmp_path))
     plan = a_plan(job)
     tools = scoring_tools(job, plan, runner=None)
-    blocks = read_blocks(plan.shards, open_storage(job.input.uri), tools.columns, 10)
+    blocks = BlockReader(
+        source=open_storage(job.input.uri), columns=tools.columns, block_rows=10
+    ).blocks(plan.shards)
     row = PoisonRow(shard=0, row=4, reason="crashed", message="x")
     (block,) = keep_poison_out(blocks, [row], tools.decoder.columns)
     assert block is not None
@@ -332,7 +336,11 @@ def test_without_poison_blocks_are_passed_on_as_they_are(tmp_path: Path) -> None
     write_input(tmp_path / "in", users(20))
     job = a_job(job_data(tmp_path))
     plan = a_plan(job)
-    blocks = list(read_blocks(plan.shards, open_storage(job.input.uri), ["f0"], 10))
+    blocks = list(
+        BlockReader(source=open_storage(job.input.uri), columns=["f0"], block_rows=10).blocks(
+            plan.shards
+        )
+    )
     other = PoisonRow(shard=99, row=4, reason="crashed", message="x")
     for poison in ([], [other]):
         kept = list(keep_poison_out([*blocks, None], poison, ["f0"]))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +18,15 @@ import pytest
 from hostile_inputs import with_encrypted
 from pipeline_cases import DATE, a_job, a_plan, job_data, users, write_input
 
+from pipeline import read_ahead
 from pipeline.blocks import Block
 from pipeline.config import Job
 from pipeline.errors import InputChangedError, InputError, StoreUnavailableError
 from pipeline.local_storage import LocalStorage
 from pipeline.plan import Plan, Shard
-from pipeline.read import read_blocks, sample_rows
-from pipeline.storage import open_storage
+from pipeline.read import BlockReader, sample_rows
+from pipeline.read_ahead import RangedFile, ReadAhead
+from pipeline.storage import Known, open_storage
 
 
 @pytest.fixture
@@ -30,11 +36,46 @@ def job(tmp_path: Path) -> Job:
     return a_job(job_data(tmp_path))
 
 
+@pytest.fixture(params=[False, True], ids=["near", "far"])
+def _near_and_far(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """A disk, and one that is read as a bucket is."""
+    with ThreadPoolExecutor(4) as pool:
+        if request.param:
+            monkeypatch.setattr(LocalStorage, "is_far", True)
+            monkeypatch.setattr(LocalStorage, "open", ranged(pool))
+            monkeypatch.setattr(read_ahead, "PIECE_BYTES", 300)
+        yield
+
+
+def ranged(pool: ThreadPoolExecutor) -> Callable[..., RangedFile]:
+    """Opens files whose ranges come from other threads, a moment later."""
+
+    def open_file(self: LocalStorage, path: str, known: Known | None = None) -> RangedFile:
+        del known
+        content = Path(self.uri, path).read_bytes()
+
+        def bring(first: int, end: int) -> bytes:
+            time.sleep(0.001)
+            return content[first:end]
+
+        def fetch(first: int, end: int) -> Future[bytes]:
+            return pool.submit(bring, first, end)
+
+        return RangedFile(fetch, len(content), ReadAhead(1_000))
+
+    return open_file
+
+
 def read_all(job: Job, plan: Plan, block_rows: int = 8) -> list[Block]:
-    blocks = read_blocks(plan.shards, open_storage(job.input.uri), ["user_id", "f1"], block_rows)
+    blocks = BlockReader(
+        source=open_storage(job.input.uri), columns=["user_id", "f1"], block_rows=block_rows
+    ).blocks(plan.shards)
     return [block for block in blocks if block is not None]
 
 
+@pytest.mark.usefixtures("_near_and_far")
 @pytest.mark.parametrize("block_rows", [1, 7, 10, 20, 1000])
 def test_every_row_comes_once_and_in_order(job: Job, block_rows: int) -> None:
     blocks = read_all(job, a_plan(job), block_rows)
@@ -51,10 +92,15 @@ def test_only_the_columns_asked_for_are_read(job: Job) -> None:
     assert read_all(job, a_plan(job))[0].rows.schema.names == ["user_id", "f1"]
 
 
+@pytest.mark.usefixtures("_near_and_far")
 def test_none_is_handed_on(job: Job) -> None:
     first, second, *_ = a_plan(job).shards
     source = open_storage(job.input.uri)
-    blocks = list(read_blocks([None, first, None, second], source, ["user_id"], 1000))
+    blocks = list(
+        BlockReader(source=source, columns=["user_id"], block_rows=1000).blocks(
+            [None, first, None, second]
+        )
+    )
     assert [None if block is None else block.shard.index for block in blocks] == [None, 0, None, 1]
 
 
@@ -76,9 +122,71 @@ def test_a_file_that_is_gone_stops_the_run(job: Job) -> None:
         read_all(job, plan)
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_an_object_that_was_written_again_stops_the_run(
+    job: Job, s3_folder: str, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """No look before and after is needed: each request asks for the planned version."""
+    monkeypatch.setattr("pipeline.read_ahead.PIECE_BYTES", 100)
+    monkeypatch.setattr("pipeline.object_storage.AHEAD_BYTES", 100)
+    name = f"dt={DATE}/a.parquet"
+    storage = open_storage(s3_folder)
+    storage.create(name, a_file(job).read_bytes())
+    bucket = a_job({**job.model_dump(), "input": {**job.input.model_dump(), "uri": s3_folder}})
+    reader = BlockReader(source=open_storage(s3_folder), columns=["user_id", "f0"], block_rows=5)
+    blocks = reader.blocks(a_plan(bucket).shards)
+    if when == "meanwhile":
+        next(blocks)
+    storage.delete(name)
+    storage.create(name, a_file(job, "b.parquet").read_bytes())
+    with pytest.raises(InputChangedError, match=r"expected .*version .*Run again"):
+        list(blocks)
+
+
+@pytest.mark.usefixtures("_near_and_far")
+def test_no_shard_is_begun_when_it_is_over_and_none_stays_open(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[Any] = []
+    opened = LocalStorage.open
+
+    def remembering(self: LocalStorage, path: str, known: Known | None = None) -> Any:
+        files.append(opened(self, path, known))
+        return files[-1]
+
+    monkeypatch.setattr(LocalStorage, "open", remembering)
+    shards, over = a_plan(job).shards, threading.Event()
+    reader = BlockReader(source=open_storage(job.input.uri), columns=["user_id"], block_rows=5)
+    blocks = reader.blocks(shards, over.is_set)
+    first = next(blocks)
+    assert first is not None
+    over.set()
+    assert {block.shard.index for block in blocks if block is not None} == {first.shard.index}
+    assert len(shards) > 2
+    assert all(file.closed for file in files)
+
+
+def test_shards_far_away_are_opened_side_by_side(job: Job) -> None:
+    together = threading.Barrier(4)
+
+    class Far(LocalStorage):
+        is_far = True
+
+        def open(self, path: str, known: Known | None = None) -> BinaryIO:
+            together.wait(10)
+            return super().open(path, known)
+
+    shards = a_plan(job).shards[:4]
+    reader = BlockReader(source=Far(job.input.uri), columns=["user_id"], block_rows=100)
+    found = [block for block in reader.blocks(shards) if block is not None]
+    assert [block.shard for block in found] == list(shards)
+
+
 def test_a_file_that_changes_while_it_is_read_stops_the_run(job: Job) -> None:
     plan = a_plan(job)
-    blocks = read_blocks(plan.shards[:1], open_storage(job.input.uri), ["user_id"], 5)
+    blocks = BlockReader(
+        source=open_storage(job.input.uri), columns=["user_id"], block_rows=5
+    ).blocks(plan.shards[:1])
     next(blocks)
     os.utime(a_file(job), ns=(1, 1))
     with pytest.raises(InputChangedError):
@@ -106,7 +214,11 @@ def damage(job: Job, group: int, column: int = 0) -> None:
 def told(job: Job, shard: Shard, **options: Any) -> list[Block]:
     """The blocks that count: those since the shard was begun anew."""
     source = open_storage(job.input.uri)
-    blocks = list(read_blocks([shard], source, ["user_id", "f0"], 4, **options))
+    blocks = list(
+        BlockReader(source=source, columns=["user_id", "f0"], block_rows=4, **options).blocks(
+            [shard]
+        )
+    )
     return [block for block in blocks if block and block.shard is blocks[-1].shard]  # type: ignore[union-attr]
 
 
@@ -119,6 +231,7 @@ def ids_of(blocks: list[Block]) -> dict[int, int]:
     }
 
 
+@pytest.mark.usefixtures("_near_and_far")
 @pytest.mark.parametrize("groups", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)])
 def test_a_damaged_row_group_costs_its_rows_and_no_other(job: Job, groups: tuple[int]) -> None:
     shard = a_plan(job).shards[0]
@@ -137,6 +250,7 @@ def test_a_damaged_row_group_costs_its_rows_and_no_other(job: Job, groups: tuple
         assert "CRC" in why.message
 
 
+@pytest.mark.usefixtures("_near_and_far")
 def test_a_shard_of_damage_only_travels_as_one_row_without_content(job: Job) -> None:
     shard = a_plan(job).shards[0]
     for group in range(3):
@@ -148,6 +262,7 @@ def test_a_shard_of_damage_only_travels_as_one_row_without_content(job: Job) -> 
     assert sum(lost.num_rows for lost in block.shard.lost) == shard.num_rows
 
 
+@pytest.mark.usefixtures("_near_and_far")
 def test_a_row_group_that_promises_too_much_is_not_read(job: Job) -> None:
     write_input(Path(job.input.uri), users(30), name="a.parquet", rows_per_group=14)
     job = a_job(job.model_dump(), lanes={"shard_rows": 30})
@@ -165,6 +280,7 @@ def test_a_row_group_that_promises_too_much_is_not_read(job: Job) -> None:
     assert ids_of(blocks) == {28: 28, 29: 29}
 
 
+@pytest.mark.usefixtures("_near_and_far")
 def test_a_column_that_is_encrypted_costs_the_rows_of_its_file(job: Job) -> None:
     a_file(job).write_bytes(with_encrypted(users(50), 10, "f0"))
     plan, source = a_plan(job), open_storage(job.input.uri)
@@ -188,7 +304,7 @@ def test_what_pyarrow_delivers_beyond_the_promise_is_never_let_out(
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", more)
     source = open_storage(job.input.uri)
-    blocks = list(read_blocks([shard], source, ["user_id"], 4))
+    blocks = list(BlockReader(source=source, columns=["user_id"], block_rows=4).blocks([shard]))
     assert not any(block.is_last for block in blocks if block and not block.shard.lost)
     assert blocks[-1] is not None
     assert [lost.message for lost in blocks[-1].shard.lost] == [
@@ -202,8 +318,8 @@ def test_a_moment_without_the_store_is_no_damage(job: Job) -> None:
     failures = 3
 
     class Shaky(LocalStorage):
-        def open(self, path: str) -> Any:
-            file = super().open(path)
+        def open(self, path: str, known: Known | None = None) -> Any:
+            file = super().open(path, known)
 
             class Failing:
                 closed = False
@@ -226,20 +342,23 @@ def test_a_moment_without_the_store_is_no_damage(job: Job) -> None:
 
             return Failing()
 
-    blocks = list(read_blocks([shard], Shaky(job.input.uri), ["user_id"], 5))
+    blocks = list(
+        BlockReader(source=Shaky(job.input.uri), columns=["user_id"], block_rows=5).blocks([shard])
+    )
     assert blocks[-1] is not None
     assert blocks[-1].shard.lost == ()
     assert blocks[-1].is_last
 
 
+@pytest.mark.usefixtures("_near_and_far")
 def test_a_store_that_cannot_be_read_costs_no_row(job: Job) -> None:
     """What looks like damage is none when the bytes cannot be had at all."""
     plan = a_plan(job)
     damage(job, 1)
 
     class Broken(LocalStorage):
-        def open(self, path: str) -> Any:
-            file = super().open(path)
+        def open(self, path: str, known: Known | None = None) -> Any:
+            file = super().open(path, known)
 
             class Failing:
                 closed = False
@@ -259,7 +378,11 @@ def test_a_store_that_cannot_be_read_costs_no_row(job: Job) -> None:
             return Failing()
 
     with pytest.raises(StoreUnavailableError, match=r"Input/output error.*same command goes on"):
-        list(read_blocks(plan.shards, Broken(job.input.uri), ["user_id"], 5))
+        list(
+            BlockReader(source=Broken(job.input.uri), columns=["user_id"], block_rows=5).blocks(
+                plan.shards
+            )
+        )
 
 
 def test_a_sample_leaves_damaged_groups_out(job: Job) -> None:

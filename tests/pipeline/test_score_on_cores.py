@@ -25,7 +25,7 @@ from pipeline.ledger import CommitRecord
 from pipeline.limit import ceilings_of_cores
 from pipeline.local_storage import LocalStorage
 from pipeline.plan import Plan
-from pipeline.read import read_blocks
+from pipeline.read import BlockReader
 from pipeline.report import Ceilings, StageTimes
 from pipeline.score_on_cores import CoreScoring
 from pipeline.score_shards import ScoringTools, ShardScoring
@@ -216,7 +216,11 @@ def short_job(tmp_path: Path) -> Job:
 
 def blocks_of(job: Job, plan: Plan, block_rows: int) -> list[Block | None]:
     source = LocalStorage(job.input.uri)
-    return list(read_blocks(plan.shards, source, ("user_id", "f0", "f1"), block_rows))
+    return list(
+        BlockReader(source=source, columns=("user_id", "f0", "f1"), block_rows=block_rows).blocks(
+            plan.shards
+        )
+    )
 
 
 def ceilings_of(times: dict[str, StageTimes]) -> Ceilings:

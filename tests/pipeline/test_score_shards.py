@@ -22,7 +22,13 @@ from pipeline.decode_features import FeatureDecoder
 from pipeline.ledger import CommitRecord
 from pipeline.local_storage import LocalStorage
 from pipeline.plan import Plan
-from pipeline.score_shards import ScoringTools, ShardScoring, measure_ceilings
+from pipeline.score_shards import (
+    ScoringTools,
+    ShardScoring,
+    measure_ceilings,
+    store_thread_cpu_s,
+)
+from pipeline.storage import open_storage
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -249,3 +255,18 @@ def test_a_ceiling_is_what_a_known_stage_does(
     ceilings = measure_ceilings(plan.shards[0], scoring_tools(job, plan, Slow()))
     assert 40 < ceilings.engine_per_sec <= 400
     assert 40 < ceilings.engine_with_copies_per_sec <= 400
+
+
+def test_requests_to_a_bucket_count_as_reading_and_not_as_the_engine(
+    job: Job, s3_folder: str
+) -> None:
+    source = open_storage(s3_folder)
+    for path in Path(job.input.uri).rglob("*.parquet"):
+        source.create(str(path.relative_to(job.input.uri)), path.read_bytes())
+    bucket = a_job({**job.model_dump(), "input": {**job.input.model_dump(), "uri": s3_folder}})
+    plan = a_plan(bucket)
+    before_s = store_thread_cpu_s()
+    with ShardScoring(plan.shards, scoring_tools(bucket, plan, SumRunner())) as scoring:
+        assert sum(record.num_rows for record in scoring) == 124
+        took_s = store_thread_cpu_s() - before_s
+        assert scoring.times()["read"].cpu_s >= took_s > 0
