@@ -51,13 +51,17 @@ class _Link:
 
 
 async def _serve(port: int, latency_s: float, bytes_per_s: float) -> None:
+    held: set[asyncio.Task[None] | None] = set()  # asyncio itself holds its tasks weakly
+
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.add(asyncio.current_task())
         there, back = await asyncio.open_connection("127.0.0.1", port)
         link = _Link(latency_s, bytes_per_s)
         with suppress(OSError):
             await asyncio.gather(link.up(reader, back), link.down(there, writer))
         back.close()
         writer.close()
+        held.discard(asyncio.current_task())
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
