@@ -16,8 +16,8 @@ BUCKET_SCRIPT = SCRIPT.with_name("crash_bucket.py")
 NUM_KILLS = int(os.environ.get("TORTURE_KILLS", "200"))
 STEP = 1 if "TORTURE_KILLS" in os.environ else 3
 """Of failing operations every third is enough for CI; all crash points are tried."""
-BUCKET_STEP = 1 if "TORTURE_KILLS" in os.environ else 120
-"""In a bucket a trial takes two seconds, and a night 140 requests."""
+BUCKET_STEP = 1 if "TORTURE_KILLS" in os.environ else 80
+"""In a bucket a trial takes seven seconds, and a night 95 requests."""
 SEED = int(os.environ.get("TORTURE_SEED", "1"))
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(NUM_KILLS + 600)]
