@@ -12,10 +12,8 @@ well. Store and link take CPU time of the same cores. Writes a Markdown table to
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -25,13 +23,13 @@ from typing import Any
 
 import s3fs
 
+from benchmarks.nights import DATE, report_of
 from benchmarks.slow_link import slow_link
 from engines.demo_models import write_ranking_onnx
 from flows.demo_data import write_users
 from tests.object_store import CREDENTIALS, object_store
 
 ROOT = Path(__file__).parents[1]
-DATE = "2026-11-01"
 BUCKET = "night"
 
 
@@ -55,23 +53,10 @@ def night(arm: Arm, folder: Path, address: str) -> dict[str, Any]:
         "model.source": folder / "ranking.onnx",
         "engine.store": folder / "engines",
         "output.uri": arm.target,
-        "limits.max_quarantined": 1.0,
-        "lanes.device": "cpu",
     }
-    options = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
     score = [sys.executable, "-c", "from flows.cli import main; main()"]
-    config = str(ROOT / "configs" / "demo-features.yaml")
-    ended = subprocess.run(
-        [*score, "run", config, "--date", DATE, "--json", "--force", *options],
-        env={**os.environ, "PYTHONPATH": str(arm.code), "AWS_ENDPOINT_URL": address},
-        cwd=arm.code,
-        capture_output=True,
-        text=True,
-    )
-    if ended.returncode != 0:
-        sys.exit(ended.stderr)
-    report: dict[str, Any] = json.loads(ended.stdout)
-    return report
+    environment = {"PYTHONPATH": str(arm.code), "AWS_ENDPOINT_URL": address}
+    return report_of(score, sets, environment, "--force", cwd=arm.code)
 
 
 def line(arm: Arm, reports: list[dict[str, Any]]) -> str:

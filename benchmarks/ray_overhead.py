@@ -13,27 +13,23 @@ comes after the start of the largest night is longer on Ray by more than `TOLERA
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.nights import DATE, report_of
 from flows.demo import make_features_demo
 from flows.devices import num_cores
 from tests.scenarios.ray_nodes import RayNodes
 
-CONFIG = Path(__file__).parents[1] / "configs" / "demo-features.yaml"
 SCORE = Path(sys.executable).with_name("score")
 TOLERANCE = 0.10
 ROWS = (100_000, 1_000_000, 10_000_000)
 RUNNERS = ("local", "ray")
-DATE = "2026-11-01"
 
 
 def night(folder: Path, num_rows: int, runner: str, nodes: RayNodes) -> dict[str, Any]:
@@ -44,24 +40,12 @@ def night(folder: Path, num_rows: int, runner: str, nodes: RayNodes) -> dict[str
         "model.source": folder / str(num_rows) / "ranking.onnx",
         "engine.store": folder / "engines",
         "output.uri": folder / "scores",
-        "limits.max_quarantined": 1.0,
-        "lanes.device": "cpu",
         "lanes.runner": runner,
         "lanes.ray_address": nodes.address,
         "lanes.threads": 1,
         "lanes.count": num_cores(),
     }
-    options = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
-    ended = subprocess.run(
-        [str(SCORE), "run", str(CONFIG), "--date", DATE, "--json", *options],
-        env={**os.environ, **nodes.environment},
-        capture_output=True,
-        text=True,
-    )
-    if ended.returncode != 0:
-        sys.exit(ended.stderr)
-    report: dict[str, Any] = json.loads(ended.stdout)
-    return report
+    return report_of([str(SCORE)], sets, nodes.environment)
 
 
 def say(text: str) -> None:

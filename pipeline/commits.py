@@ -53,9 +53,9 @@ class Commits:
 
     def begin(self, shard: Shard, parts: ShardParts) -> Commit:
         """Commit a shard: on a local disk before this returns, else perhaps after it."""
-        coming: Future[CommitRecord] = Future()
         with self._marks.pause():  # stages before may have to wait for the store
             if self._pool is None:
+                coming: Future[CommitRecord] = Future()
                 coming.set_result(self._ledger.commit(shard, parts, self._owner))
             else:
                 self._count(1, shard.num_rows)

@@ -101,6 +101,14 @@ class ObjectStorage:
         """Bucket, which may be an access point with `/` in its name, and key."""
         return self._bucket, self._full(path).removeprefix(self._bucket).lstrip("/")
 
+    def _folder(self, prefix: str) -> dict[str, str]:
+        """What a listing of a folder is asked for by."""
+        bucket, folder = self._place(prefix)
+        return {"Bucket": bucket, "Prefix": f"{folder}/".lstrip("/")}
+
+    def _path_of(self, key: str) -> str:
+        return f"{self._bucket}/{key}".removeprefix(f"{self._root}/")
+
     def list_files(self, prefix: str) -> list[FileInfo]:
         infos = [
             self._info(entry["Key"], entry, entry["Size"])
@@ -118,8 +126,7 @@ class ObjectStorage:
 
     def _pages(self, prefix: str, **how: str) -> Iterator[dict[str, Any]]:
         """Replies to a listing of a folder: one request each, also where it is empty."""
-        bucket, folder = self._place(prefix)
-        wanted = {"Bucket": bucket, "Prefix": f"{folder}/".lstrip("/"), **how}
+        wanted = {**self._folder(prefix), **how}
         page = self._fs.call_s3("list_objects_v2", **wanted)
         yield page
         while token := page.get("NextContinuationToken"):
@@ -128,7 +135,7 @@ class ObjectStorage:
 
     def _info(self, key: str, entry: dict[str, Any], num_bytes: int) -> FileInfo:
         return FileInfo(
-            path=f"{self._bucket}/{key}".removeprefix(f"{self._root}/"),
+            path=self._path_of(key),
             num_bytes=num_bytes,
             version=entry["ETag"].strip('"'),
             modified_at=entry["LastModified"].timestamp(),
@@ -204,9 +211,8 @@ class ObjectStorage:
         self._copy((self._full(source), self._full(path)) for path, source in files.items())
 
     def unfinished_uploads(self, prefix: str) -> list[UnfinishedUpload]:
-        bucket, root = self._place("")
         found: list[UnfinishedUpload] = []
-        wanted = {"Bucket": bucket, "Prefix": f"{root}/{prefix}".strip("/") + "/"}
+        wanted = self._folder(prefix)
         page: dict[str, Any] = {"IsTruncated": True}
         while page.get("IsTruncated"):
             if found:
@@ -215,7 +221,7 @@ class ObjectStorage:
             page = self._fs.call_s3("list_multipart_uploads", **wanted)
             found += [
                 UnfinishedUpload(
-                    path=upload["Key"].removeprefix(f"{root}/"),
+                    path=self._path_of(upload["Key"]),
                     upload_id=upload["UploadId"],
                     started_at=upload["Initiated"].timestamp(),
                 )

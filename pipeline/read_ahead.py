@@ -13,7 +13,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 PIECE_BYTES = 8 << 20
 """Of one request. Amazon advises 8 to 16 MB for ranges that are fetched side by side; source:
@@ -184,16 +183,6 @@ class RangedFile(io.RawIOBase):
         found = list(self._parts(self._position, end))
         self._position += sum(map(len, found))
         return found[0] if len(found) == 1 else b"".join(found)
-
-    def readall(self) -> bytes:
-        """All that is left."""
-        return self.read()
-
-    def readinto(self, buffer: Any) -> int:
-        """See `io.RawIOBase`."""
-        found = self.read(len(buffer))
-        buffer[: len(found)] = found
-        return len(found)
 
     def close(self) -> None:
         """What was fetched and not read is gone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,22 @@ def damaged(features_job: Path, tmp_path: Path) -> Path:
     return features_job
 
 
+def backfill(
+    script: str, damaged: Path, *options: str, before: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """The command over both dates, as a script runs it; `before` are arguments of the script."""
+    sets = ["--set", f"input.uri={damaged.parent / 'bad'}", "--set", "lanes.device=cpu"]
+    period = ["--from", DATE, "--to", LAST]
+    command = ["backfill", str(damaged), *period, "--json", *sets, *options]
+    return subprocess.run(
+        [sys.executable, "-c", script, *before, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("meets", "options", "code", "said"),
@@ -33,7 +50,7 @@ def damaged(features_job: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_ctrl_c_at_any_moment_leaves_one_object_with_the_exit_code(
-    damaged: Path, tmp_path: Path, meets: str, options: list[str], code: int, said: str
+    damaged: Path, meets: str, options: list[str], code: int, said: str
 ) -> None:
     script = """
 import os, signal, sys
@@ -46,16 +63,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 setattr(getattr(backfill, owner[0]) if owner else backfill, name, ctrl_c)
 cli.main()
 """
-    sets = ["--set", f"input.uri={tmp_path / 'bad'}", "--set", "lanes.device=cpu"]
-    period = ["--from", DATE, "--to", LAST]
-    command = ["backfill", str(damaged), *period, "--json", *sets, *options]
-    ended = subprocess.run(
-        [sys.executable, "-c", script, meets, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    ended = backfill(script, damaged, *options, before=[meets])
     assert ended.returncode == code, ended.stderr
     assert said in ended.stderr
     (line,) = ended.stdout.splitlines()
@@ -63,7 +71,7 @@ cli.main()
 
 
 @pytest.mark.timeout(120)
-def test_dates_at_work_when_ctrl_c_comes_get_time_to_end(damaged: Path, tmp_path: Path) -> None:
+def test_dates_at_work_when_ctrl_c_comes_get_time_to_end(damaged: Path) -> None:
     script = """
 import os, signal, sys, threading, time
 from flows import cli
@@ -78,15 +86,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 backfill.run_night = run_on
 cli.main()
 """
-    sets = ["--set", f"input.uri={tmp_path / 'bad'}", "--set", "lanes.device=cpu"]
-    period = ["--from", DATE, "--to", LAST, "--concurrency", "2"]
-    ended = subprocess.run(
-        [sys.executable, "-c", script, "backfill", str(damaged), *period, "--json", *sets],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    ended = backfill(script, damaged, "--concurrency", "2")
     dates = json.loads(ended.stdout)["dates"]
     assert [date["status"] for date in dates] == ["failed", "failed"], ended.stderr
     assert ended.returncode == 1

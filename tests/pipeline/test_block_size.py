@@ -15,9 +15,11 @@ from pipeline_cases import a_job, a_plan, job_data, scoring_tools, users, write_
 from test_score_on_cores import CoreRunner
 
 from pipeline.block_size import decoder_kind, rows_at_risk, rows_side_by_side
+from pipeline.config import Job
 from pipeline.decode_features import FeatureDecoder
 from pipeline.ledger import Ledger
 from pipeline.local_storage import LocalStorage
+from pipeline.plan import Plan
 from pipeline.score_shards import ShardScoring
 from pipeline.storage import open_storage
 
@@ -54,15 +56,8 @@ def when_nothing_moves(rows_begun: Any) -> int:
     return int(seen)
 
 
-@pytest.mark.parametrize("queue_depth", [1, 2, 4])
-@pytest.mark.parametrize("num_threads", [1, 2, 5, None])
-def test_rows_begun_and_not_committed_are_never_more_than_those_at_risk(
-    tmp_path: Path, num_threads: int | None, queue_depth: int
-) -> None:
-    write_input(tmp_path / "in", users(NUM_ROWS), rows_per_group=SHARD_ROWS)
-    lanes = {"shard_rows": SHARD_ROWS, "block_rows": BLOCK_ROWS, "queue_depth": queue_depth}
-    job = a_job(job_data(tmp_path), lanes=lanes)
-    plan = a_plan(job)
+def rows_begun_when_stuck(job: Job, plan: Plan, num_threads: int | None, **changes: Any) -> int:
+    """Rows that a night has begun when its store does not go on; then all of it is scored."""
     assert job.input.features is not None
     ledger = StuckLedger(open_storage(job.output.uri), job.name, "run")
     runner = SlotRunner((BLOCK_ROWS, 2), "float32") if num_threads is None else CoreRunner()
@@ -72,22 +67,38 @@ def test_rows_begun_and_not_committed_are_never_more_than_those_at_risk(
         runner,
         decoder=FeatureDecoder(job.input.features, plan.feature_columns, 2, BLOCK_ROWS),
         core_threads=num_threads,
-        queue_depth=queue_depth,
         ledger=ledger,
+        **changes,
     )
-    device = SimpleNamespace(kind="cpu" if num_threads else "gpu")
-    engine: Any = SimpleNamespace(device=device, batch_size=BLOCK_ROWS)
-    limit = rows_at_risk(job, engine, num_threads or 64, plan.shards)
     with ShardScoring(plan.shards, tools) as scoring, ThreadPoolExecutor(1) as pool:
         records = pool.submit(list, scoring)
         assert ledger.is_stuck.wait(20)  # a commit that is free may take its time, too
         begun = when_nothing_moves(lambda: tools.marks.rows_begun)
-        in_flight = begun - StuckLedger.num_free * SHARD_ROWS
-        assert SHARD_ROWS < in_flight <= limit
-        assert in_flight >= limit - BLOCK_ROWS, "a bound that says little"
         ledger.go_on.set()
         assert sum(record.num_rows for record in records.result(20)) == NUM_ROWS
     assert tools.marks.rows_begun == NUM_ROWS
+    return begun
+
+
+def an_engine(kind: str) -> Any:
+    return SimpleNamespace(device=SimpleNamespace(kind=kind), batch_size=BLOCK_ROWS)
+
+
+@pytest.mark.parametrize("queue_depth", [1, 2, 4])
+@pytest.mark.parametrize("num_threads", [1, 2, 5, None])
+def test_rows_begun_and_not_committed_are_never_more_than_those_at_risk(
+    tmp_path: Path, num_threads: int | None, queue_depth: int
+) -> None:
+    write_input(tmp_path / "in", users(NUM_ROWS), rows_per_group=SHARD_ROWS)
+    lanes = {"shard_rows": SHARD_ROWS, "block_rows": BLOCK_ROWS, "queue_depth": queue_depth}
+    job = a_job(job_data(tmp_path), lanes=lanes)
+    plan = a_plan(job)
+    engine = an_engine("cpu" if num_threads else "gpu")
+    limit = rows_at_risk(job, engine, num_threads or 64, plan.shards)
+    begun = rows_begun_when_stuck(job, plan, num_threads, queue_depth=queue_depth)
+    in_flight = begun - StuckLedger.num_free * SHARD_ROWS
+    assert SHARD_ROWS < in_flight <= limit
+    assert in_flight >= limit - BLOCK_ROWS, "a bound that says little"
 
 
 def test_small_shards_that_are_committed_side_by_side_are_at_risk_together(
@@ -100,26 +111,10 @@ def test_small_shards_that_are_committed_side_by_side_are_at_risk_together(
     job = a_job(job_data(tmp_path), lanes=lanes)
     plan = a_plan(job)
     large = a_job(job_data(tmp_path), lanes={**lanes, "shard_rows": 3 * SHARD_ROWS})
-    assert job.input.features is not None
-    ledger = StuckLedger(open_storage(job.output.uri), job.name, "run")
-    tools = scoring_tools(
-        job,
-        plan,
-        CoreRunner(),
-        decoder=FeatureDecoder(job.input.features, plan.feature_columns, 2, BLOCK_ROWS),
-        core_threads=2,
-        ledger=ledger,
-        rows_side_by_side=rows_side_by_side(large, plan.shards),
-    )
-    engine: Any = SimpleNamespace(device=SimpleNamespace(kind="cpu"), batch_size=BLOCK_ROWS)
-    limit = rows_at_risk(large, engine, 2, plan.shards, is_far=True)
-    with ShardScoring(plan.shards, tools) as scoring, ThreadPoolExecutor(1) as pool:
-        records = pool.submit(list, scoring)
-        assert ledger.is_stuck.wait(20)
-        begun = when_nothing_moves(lambda: tools.marks.rows_begun)
-        assert limit - BLOCK_ROWS <= begun <= limit
-        ledger.go_on.set()
-        assert sum(record.num_rows for record in records.result(20)) == NUM_ROWS
+    limit = rows_at_risk(large, an_engine("cpu"), 2, plan.shards, is_far=True)
+    beside = rows_side_by_side(large, plan.shards)
+    begun = rows_begun_when_stuck(job, plan, 2, rows_side_by_side=beside)
+    assert limit - BLOCK_ROWS <= begun <= limit
 
 
 @pytest.mark.parametrize(

@@ -249,16 +249,21 @@ def test_an_upload_that_nobody_completed_is_asked_for_until_the_store_answers(
     assert s3_proxy.faults[0].fired == 3
 
 
-def test_a_store_that_does_not_look_at_conditions_gives_no_other_version_either(
-    s3_folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def forget(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the store did not know an option of its requests."""
     call_s3 = PatientS3._call_s3
 
     async def careless(self: PatientS3, method: str, *arguments: Any, **options: Any) -> Any:
-        options.pop("IfMatch", None)
+        options.pop(option, None)
         return await call_s3(self, method, *arguments, **options)
 
     monkeypatch.setattr(PatientS3, "_call_s3", careless)
+
+
+def test_a_store_that_does_not_look_at_conditions_gives_no_other_version_either(
+    s3_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget("IfMatch", monkeypatch)
     storage = open_storage(s3_folder)
     storage.create("file", b"one")
     (listed,) = storage.list_files("")
@@ -286,15 +291,9 @@ def test_an_object_that_is_written_again_after_it_was_listed_stops_the_plan(s3_f
 def test_a_store_that_answers_with_other_bytes_than_were_asked_for_is_not_believed(
     s3_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call_s3 = PatientS3._call_s3
-
-    async def careless(self: PatientS3, method: str, *arguments: Any, **options: Any) -> Any:
-        options.pop("Range", None)
-        return await call_s3(self, method, *arguments, **options)
-
     storage = open_storage(s3_folder)
     storage.create("file", CONTENT)
-    monkeypatch.setattr(PatientS3, "_call_s3", careless)
+    forget("Range", monkeypatch)
     with storage.open("file") as file:
         file.seek(4)
         with pytest.raises(OSError, match="22 bytes instead of 18"):
@@ -307,3 +306,6 @@ def test_an_address_is_a_bucket_and_a_key(root: str) -> None:
     bucket, key = storage._place("dt=1/x?versionId=3")
     assert bucket == (ACCESS_POINT if ACCESS_POINT in root else "bucket")
     assert f"s3://{bucket}/{key}" == f"{root}/dt=1/x?versionId=3"
+    assert storage._path_of(key) == "dt=1/x?versionId=3"
+    listed = storage._folder("")
+    assert f"s3://{listed['Bucket']}/{listed['Prefix']}" == f"{root}/"
